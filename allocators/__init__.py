@@ -1,0 +1,1 @@
+"""Policy: which pages belong to which sequence. Standard library only: no tensors, no clocks."""

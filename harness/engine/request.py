@@ -1,0 +1,79 @@
+"""What a user asks of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. `temperature` 0 is greedy.
+
+    top_k 0 and top_p 1.0 switch the respective filter off. `seed` fixes the request's own
+    random stream: its tokens do not depend on the batch it runs in.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and what is wanted of it.
+
+    request_id: position in the workload, from 0.
+    arrival_s: scheduled arrival, seconds from the run's start; where `after_request` is set,
+        seconds after that request's end instead (think time of a chat).
+    prompt_ids: tokens of the prompt, at least one.
+    max_tokens: bound on the output tokens, at least one.
+    forced_ids: output tokens fed back in place of the model's own choices; the model's
+        choices are recorded all the same.
+    forced_len: output length without forced ids; end-of-sequence is ignored.
+        With neither, the output ends at `eos_ids` or `max_tokens`.
+    shared_prefix_id, shared_prefix_len: requests of the same id declare that their first
+        `shared_prefix_len` tokens are the same.
+    session_id: requests of one chat or agent session, or -1.
+    """
+
+    request_id: int
+    arrival_s: float
+    prompt_ids: Sequence[int]
+    max_tokens: int
+    forced_ids: Sequence[int] | None = None
+    forced_len: int | None = None
+    eos_ids: frozenset[int] = frozenset()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    shared_prefix_id: int = -1
+    shared_prefix_len: int = 0
+    session_id: int = -1
+    after_request: int | None = None
+
+    @property
+    def max_len(self) -> int:
+        """Tokens the sequence can reach: the KV of the last output token is never written."""
+        return len(self.prompt_ids) + self.max_tokens - 1
+
+    @property
+    def true_output_len(self) -> int | None:
+        """Output tokens where they are known beforehand, else None."""
+        if self.forced_ids is not None:
+            return len(self.forced_ids)
+        return self.forced_len
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests in order of `request_id`, and how they are let in.
+
+    closed_loop: number of requests kept in the system (arrival times are then ignored), or
+        None for an open loop.
+    description: one line for tables and figures, with what is synthetic said to be so.
+    """
+
+    name: str
+    requests: tuple[Request, ...]
+    description: str
+    closed_loop: int | None = None
