@@ -1,0 +1,139 @@
+"""The engine loop: continuous batching over any executor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from allocators.base import Usage
+from harness.engine.arrivals import RequestSource
+from harness.engine.clock import Clock
+from harness.engine.executor import Executor
+from harness.engine.plan import StepOutcome
+from harness.engine.request import Request, Workload
+from harness.engine.scheduler import ScheduledStep, Scheduler
+from harness.engine.sequence import Sequence
+
+
+class Recorder(Protocol):
+    """Watches a run; what it does takes no part in any decision."""
+
+    def step(
+        self, step: ScheduledStep, outcome: StepOutcome, start_s: float, usage: Usage
+    ) -> None:
+        """A step is done; memory is as it was while it ran."""
+
+    def finished(self, sequence: Sequence) -> None: ...
+
+    def refused(self, request: Request, released_s: float, reason: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What no request may exceed, whatever the strategy.
+
+    pool_tokens: slots of the pool. max_positions: positions the model was made for.
+    """
+
+    pool_tokens: int
+    page_size: int
+    max_positions: int
+
+    def reason_to_refuse(self, request: Request) -> str | None:
+        """Why `request` can never be served, with the sizes, or None."""
+        needed = -(-request.max_len // self.page_size) * self.page_size
+        if needed > self.pool_tokens:
+            return (
+                f"needs up to {needed} token slots (prompt {len(request.prompt_ids)} + output "
+                f"{request.max_tokens}), the pool has {self.pool_tokens}: raise kv.pool_tokens or "
+                "kv.memory_fraction, or lower workload.max_len"
+            )
+        if request.max_len + 1 > self.max_positions:
+            return (
+                f"prompt {len(request.prompt_ids)} + output {request.max_tokens} exceed the "
+                f"model's {self.max_positions} positions: lower workload.max_len or "
+                "workload.length_scale"
+            )
+        return None
+
+
+class Engine:
+    """Runs a workload to its end. Scheduler and allocator are the same under every executor."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        clock: Clock,
+        recorder: Recorder,
+        limits: Limits,
+        usage: UsageReader,
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._clock = clock
+        self._recorder = recorder
+        self._limits = limits
+        self._usage = usage
+        self._next_seq_id = 0
+
+    def run(self, workload: Workload) -> None:
+        """Serve every request of `workload` that can be served."""
+        source = RequestSource(workload)
+        while True:
+            self._admit_arrivals(source)
+            start_s = self._clock.now_s()
+            step = self._scheduler.schedule(start_s)
+            if step.is_empty:
+                if not self._wait_or_reject(source, step):
+                    return
+                continue
+            outcome = self._executor.execute(step.plan)
+            self._clock.advance(outcome.duration_s)
+            now_s = self._clock.now_s()
+            self._scheduler.commit(step, outcome, now_s)
+            self._recorder.step(step, outcome, start_s, self._usage.usage())
+            for sequence in self._scheduler.retire(step):
+                self._recorder.finished(sequence)
+                source.note_end(sequence.request, now_s)
+
+    def _admit_arrivals(self, source: RequestSource) -> None:
+        while arrived := source.take_arrived(self._clock.now_s()):
+            for request, released_s in arrived:
+                reason = self._limits.reason_to_refuse(request)
+                if reason is None:
+                    self._scheduler.add(Sequence(self._next_seq_id, request, released_s))
+                    self._next_seq_id += 1
+                else:
+                    self._refuse(source, request, released_s, reason)
+
+    def _wait_or_reject(self, source: RequestSource, step: ScheduledStep) -> bool:
+        """Nothing ran. Wait for an arrival, or give up on a head that an idle pool cannot place."""
+        if step.refusal is not None:
+            if not self._scheduler.drop_prefix_holders():
+                head = self._scheduler.reject_head()
+                reason = (
+                    f"asked for {head.asked_len} tokens, which the strategy cannot place even in "
+                    f"an idle pool of {self._limits.pool_tokens}: raise kv.pool_tokens, or choose "
+                    "allocator.fit or allocator.expected with less round-up"
+                )
+                self._refuse(source, head.request, head.released_s, reason)
+            return True
+        next_arrival_s = source.next_arrival_s()
+        if math.isinf(next_arrival_s):
+            return False
+        self._clock.wait_until(next_arrival_s)
+        return True
+
+    def _refuse(
+        self, source: RequestSource, request: Request, released_s: float, reason: str
+    ) -> None:
+        self._recorder.refused(request, released_s, reason)
+        source.note_end(request, self._clock.now_s())
+
+
+class UsageReader(Protocol):
+    """The part of an allocator that measurement reads."""
+
+    def usage(self) -> Usage: ...

@@ -1,0 +1,157 @@
+"""What a model is, and how big, without building it.
+
+Standard library and PyYAML only for the built-in families: a simulated run asks for a shape
+and must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import yaml
+
+DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder with random weights, or a checkpoint.
+
+    family: the architecture's `model_type` in transformers ("llama", "qwen2", "opt", ...).
+    config: arguments of that architecture's transformers config.
+    path: a checkpoint's folder or hub id; `family` and `config` are then not used.
+    dtype: float32, bfloat16, float16, or "auto" (what the checkpoint was stored in).
+    initializer_range: standard deviation of random weights. At 0.02, transformers' usual
+        value, greedy output falls into a cycle and equality of tokens proves little.
+    """
+
+    name: str = "small"
+    family: str = "llama"
+    config: dict[str, Any] = field(default_factory=dict)
+    path: str | None = None
+    dtype: str = "float32"
+    initializer_range: float = 0.06
+    weight_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPE_BYTES and not (self.path and self.dtype == "auto"):
+            choices = ", ".join(DTYPE_BYTES)
+            raise ValueError(f"model.dtype={self.dtype!r}: choose one of {choices}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The figures of a decoder that memory and time depend on.
+
+    max_positions: longest sequence the model can read, prompt and output together.
+    num_parameters: weights as stored; tied embeddings count once.
+    """
+
+    num_layers: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    dtype_bytes: int
+    num_parameters: int
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one token in all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights in the model's own dtype."""
+        return self.num_parameters * self.dtype_bytes
+
+
+def model_presets() -> tuple[str, ...]:
+    """Names that `model=` takes."""
+    folder = importlib.resources.files("conf") / "model"
+    return tuple(
+        sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    )
+
+
+def model_preset(name: str, **changes: Any) -> ModelConfig:
+    """The preset conf/model/NAME.yaml with `changes` to its fields.
+
+    Raises ValueError with the nearest names where there is no such preset.
+    """
+    if name not in (names := model_presets()):
+        near = get_close_matches(name, names, n=3) or names
+        raise ValueError(f"model={name!r} is not known: did you mean {', '.join(near)}?")
+    text = (importlib.resources.files("conf") / "model" / f"{name}.yaml").read_text()
+    return ModelConfig(**{**yaml.safe_load(text), **changes})
+
+
+def model_shape(config: ModelConfig) -> ModelShape:
+    """The shape of `config`, with no weights built.
+
+    Families other than llama and opt, and checkpoints, ask transformers (a checkpoint's
+    parameters are counted without memory behind them).
+    """
+    if config.path is None and config.family in _FORMULAS:
+        return _FORMULAS[config.family](config.config, DTYPE_BYTES[config.dtype])
+    from harness.engine.models import shape_from_transformers
+
+    return shape_from_transformers(config)
+
+
+def _llama(c: Mapping[str, Any], dtype_bytes: int) -> ModelShape:
+    hidden, layers, inner = c["hidden_size"], c["num_hidden_layers"], c["intermediate_size"]
+    heads, vocab = c["num_attention_heads"], c["vocab_size"]
+    kv_heads = c.get("num_key_value_heads") or heads
+    head_dim = c.get("head_dim") or hidden // heads
+    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+    if c.get("attention_bias", False):
+        attention += head_dim * (heads + 2 * kv_heads) + hidden
+    mlp = 3 * hidden * inner + (2 * inner + hidden if c.get("mlp_bias", False) else 0)
+    embeddings = vocab * hidden * (1 if c.get("tie_word_embeddings", False) else 2)
+    return ModelShape(
+        num_layers=layers,
+        num_q_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        hidden_size=hidden,
+        vocab_size=vocab,
+        max_positions=c.get("max_position_embeddings", 2048),
+        dtype_bytes=dtype_bytes,
+        num_parameters=layers * (attention + mlp + 2 * hidden) + embeddings + hidden,
+    )
+
+
+def _opt(c: Mapping[str, Any], dtype_bytes: int) -> ModelShape:
+    hidden, layers, inner = c["hidden_size"], c["num_hidden_layers"], c["ffn_dim"]
+    heads, vocab, positions = (
+        c["num_attention_heads"],
+        c["vocab_size"],
+        c["max_position_embeddings"],
+    )
+    projected = c.get("word_embed_proj_dim") or hidden
+    attention = 4 * (hidden * hidden + hidden)
+    mlp = 2 * hidden * inner + inner + hidden
+    embeddings = vocab * projected + (positions + 2) * hidden
+    if projected != hidden:
+        embeddings += 2 * projected * hidden
+    return ModelShape(
+        num_layers=layers,
+        num_q_heads=heads,
+        num_kv_heads=heads,
+        head_dim=hidden // heads,
+        hidden_size=hidden,
+        vocab_size=vocab,
+        max_positions=positions,
+        dtype_bytes=dtype_bytes,
+        num_parameters=layers * (attention + mlp + 4 * hidden) + embeddings + 2 * hidden,
+    )
+
+
+_FORMULAS = {"llama": _llama, "opt": _opt}

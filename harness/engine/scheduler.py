@@ -1,0 +1,360 @@
+"""First come, first served, under a token budget and the memory an allocator can give."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from allocators.base import Allocation, KVCacheAllocator, PageCopy
+from harness.engine.length_estimate import LengthEstimator
+from harness.engine.plan import Chunk, StepOutcome, StepPlan, TableUpdate
+from harness.engine.sequence import Sequence
+
+Schedule = Literal["mixed_chunked", "mixed_unchunked"]
+
+
+class Refusal(NamedTuple):
+    """Why the head of the queue was not given memory in a step.
+
+    full: fewer pages are available than it needs. withheld: it would fit, but for the
+    watermark. stranded: what it needs before any round-up is free, yet not where the strategy
+    could use it (external fragmentation).
+    """
+
+    request_id: int
+    kind: Literal["full", "withheld", "stranded"]
+
+
+class Extent(NamedTuple):
+    """A sequence that was just given memory.
+
+    final_len: positions it will compute, None if unknown. asked_len: tokens the allocator was
+    asked to provide for. computed_len: leading tokens it found computed.
+    """
+
+    seq_id: int
+    computed_len: int
+    final_len: int | None
+    asked_len: int
+
+
+@dataclass(slots=True)
+class ScheduledStep:
+    """A plan for the device and what led to it. `sequences` is parallel to `plan.chunks`."""
+
+    plan: StepPlan
+    sequences: list[Sequence]
+    admitted: list[Extent]
+    preempted: list[Sequence]
+    refusal: Refusal | None
+    num_running: int
+    num_waiting: int
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.plan.chunks
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """schedule: `mixed_chunked` splits prompts over steps (Sarathi-Serve, section 4.2);
+    `mixed_unchunked` computes a prompt whole, beside decodes (PagedAttention, section 6.1).
+    token_budget: tokens a step computes at most; with `mixed_unchunked` a longer prompt gets
+    a step to itself. watermark: share of the pool an admission leaves available for the
+    growth of running sequences.
+    """
+
+    schedule: Schedule = "mixed_chunked"
+    token_budget: int = 512
+    max_num_seqs: int = 256
+    watermark: float = 0.01
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A step being put together."""
+
+    budget: int
+    chunks: list[Chunk] = field(default_factory=list)
+    sequences: list[Sequence] = field(default_factory=list)
+    updates: list[TableUpdate] = field(default_factory=list)
+    copies: list[PageCopy] = field(default_factory=list)
+    admitted: list[Extent] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+    refusal: Refusal | None = None
+    num_prefills: int = 0
+
+
+class Scheduler:
+    """Decides which sequences run, and asks the allocator for their memory."""
+
+    def __init__(
+        self, allocator: KVCacheAllocator, config: SchedulerConfig, estimator: LengthEstimator
+    ) -> None:
+        self._allocator = allocator
+        self._config = config
+        self._estimator = estimator
+        self._watermark_pages = int(config.watermark * allocator.pool.num_pages)
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._freed_seq_ids: list[int] = []
+        self._prefix_holders: dict[int, int] = {}
+        self._held_extents: list[tuple[Extent, TableUpdate]] = []
+        self._next_holder_id = -1
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._waiting) + len(self._running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence behind all others."""
+        self._waiting.append(sequence)
+
+    def schedule(self, now_s: float) -> ScheduledStep:
+        """Plan one step: running sequences first, then as much of the queue as fits."""
+        draft = _Draft(self._config.token_budget)
+        self._schedule_running(draft)
+        if not draft.preempted:
+            self._admit_waiting(draft, now_s)
+        plan = StepPlan(
+            tuple(draft.chunks),
+            tuple(draft.updates),
+            tuple(self._freed_seq_ids),
+            tuple(draft.copies),
+        )
+        self._freed_seq_ids.clear()
+        return ScheduledStep(
+            plan,
+            draft.sequences,
+            draft.admitted,
+            draft.preempted,
+            draft.refusal,
+            len(self._running),
+            len(self._waiting),
+        )
+
+    def commit(self, step: ScheduledStep, outcome: StepOutcome, now_s: float) -> None:
+        """Take the step's results in: tokens are computed, publishable, and sampled ones appended."""
+        sampled = iter(outcome.token_ids)
+        margins = iter(outcome.margins)
+        for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
+            end = chunk.start + len(chunk.token_ids)
+            sequence.num_computed_tokens = end
+            sequence.recomputed_tokens += max(
+                0, min(end, sequence.furthest_computed) - chunk.start
+            )
+            sequence.furthest_computed = max(sequence.furthest_computed, end)
+            self._allocator.commit(sequence.seq_id, chunk.token_ids)
+            if chunk.samples:
+                chosen_id = next(sampled)
+                sequence.chosen_ids.append(chosen_id)
+                sequence.margins.append(next(margins, 0.0))
+                sequence.accept(chosen_id, now_s)
+
+    def retire(self, step: ScheduledStep) -> list[Sequence]:
+        """Give back the memory of finished sequences and return them; keep declared prefixes."""
+        if self._allocator.shares_declared_prefix:
+            for sequence in step.sequences:
+                self._hold_prefix(sequence)
+        finished = [sequence for sequence in step.sequences if sequence.finished]
+        if finished:
+            for sequence in finished:
+                self._free(sequence.seq_id)
+            self._running = [sequence for sequence in self._running if not sequence.finished]
+        return finished
+
+    def take_held(self) -> list[tuple[Extent, TableUpdate]]:
+        """Prefixes held for reuse since the last call: live memory that never runs."""
+        held, self._held_extents = self._held_extents, []
+        return held
+
+    def reject_head(self) -> Sequence:
+        """Take the head off the queue for good; called when even an idle pool cannot place it."""
+        return self._waiting.popleft()
+
+    def drop_prefix_holders(self) -> bool:
+        """Give back the memory of held prefixes; False when none was held."""
+        dropped = bool(self._prefix_holders)
+        for holder_id in self._prefix_holders.values():
+            self._free(holder_id)
+        self._prefix_holders.clear()
+        return dropped
+
+    def _schedule_running(self, draft: _Draft) -> None:
+        index = 0
+        while index < len(self._running) and draft.budget > 0:
+            sequence = self._running[index]
+            if self._make_room(sequence, draft):
+                self._add_chunk(sequence, draft)
+                index += 1
+
+    def _make_room(self, sequence: Sequence, draft: _Draft) -> bool:
+        """Room for the sequence's tokens, at the cost of the latest; False if it went itself."""
+        missing = len(sequence.token_ids) - sequence.num_slots
+        if missing <= 0:
+            return True
+        while (allocation := self._allocator.append(sequence.seq_id, missing)) is None:
+            if len(self._running) == 1 and self.drop_prefix_holders():
+                continue
+            victim = self._running.pop()
+            self._preempt(victim, draft)
+            if victim is sequence:
+                return False
+        sequence.num_slots += missing
+        self._note_changes(sequence, allocation, draft)
+        return True
+
+    def _admit_waiting(self, draft: _Draft, now_s: float) -> None:
+        config = self._config
+        while self._waiting and draft.budget > 0 and len(self._running) < config.max_num_seqs:
+            sequence = self._waiting[0]
+            if config.schedule == "mixed_unchunked" and not self._fits_whole(sequence, draft):
+                return
+            allocation = self._allocate(sequence)
+            if allocation is None:
+                sequence.waits_for_room = True
+                draft.refusal = self._explain_refusal(sequence)
+                return
+            self._waiting.popleft()
+            self._running.append(sequence)
+            sequence.num_slots = len(sequence.token_ids)
+            sequence.num_computed_tokens = allocation.num_cached_tokens
+            if sequence.admissions == 0:
+                sequence.first_scheduled_s = now_s
+                sequence.num_cached_tokens = allocation.num_cached_tokens
+            sequence.admissions += 1
+            draft.admitted.append(
+                Extent(
+                    sequence.seq_id,
+                    allocation.num_cached_tokens,
+                    sequence.final_len,
+                    sequence.asked_len,
+                )
+            )
+            self._note_changes(sequence, allocation, draft)
+            self._add_chunk(sequence, draft)
+
+    def _fits_whole(self, sequence: Sequence, draft: _Draft) -> bool:
+        length = len(sequence.token_ids)
+        oversized = length > self._config.token_budget
+        return length <= draft.budget or (oversized and draft.num_prefills == 0)
+
+    def _allocate(self, sequence: Sequence) -> Allocation | None:
+        """Ask for a sequence's memory, by fork where its declared prefix is held."""
+        request = sequence.request
+        expected_len = self._expected_len(sequence)
+        sequence.asked_len = max(len(sequence.token_ids), expected_len)
+        holder_id = self._prefix_holders.get(request.shared_prefix_id)
+        if holder_id is not None and request.shared_prefix_len < sequence.num_prompt_tokens:
+            return self._fork_prefix(sequence, holder_id, expected_len)
+        return self._allocator.allocate(
+            sequence.seq_id,
+            sequence.token_ids,
+            request.max_len,
+            expected_len,
+            keep_free=self._keep_free(),
+        )
+
+    def _fork_prefix(
+        self, sequence: Sequence, holder_id: int, expected_len: int
+    ) -> Allocation | None:
+        allocator, seq_id = self._allocator, sequence.seq_id
+        prefix_len = sequence.request.shared_prefix_len
+        forked = allocator.fork(holder_id, seq_id, sequence.request.max_len, expected_len)
+        if forked is None:
+            return None
+        grown = allocator.append(seq_id, len(sequence.token_ids) - prefix_len)
+        usage = allocator.usage()
+        if grown is None or usage.free + usage.cached < self._keep_free():
+            allocator.free(seq_id)
+            return None
+        return Allocation(prefix_len, forked.copies + grown.copies, 0)
+
+    def _expected_len(self, sequence: Sequence) -> int:
+        if sequence.admissions == 0:
+            return self._estimator.expected_len(sequence.request)
+        return self._estimator.revised_len(sequence.request, len(sequence.token_ids))
+
+    def _keep_free(self) -> int:
+        """The watermark protects running sequences; without any, it would only block the queue."""
+        return self._watermark_pages if self._running and self._allocator.grows_on_demand else 0
+
+    def _explain_refusal(self, sequence: Sequence) -> Refusal:
+        request_id = sequence.request.request_id
+        usage = self._allocator.usage()
+        available = usage.free + usage.cached
+        needed = self._allocator.pages_needed(sequence.token_ids, self._expected_len(sequence))
+        if sequence.request.shared_prefix_id in self._prefix_holders:
+            needed -= sequence.request.shared_prefix_len // self._allocator.page_size
+        if needed > available:
+            return Refusal(request_id, "full")
+        if needed + self._keep_free() > available:
+            return Refusal(request_id, "withheld")
+        return Refusal(request_id, "stranded")
+
+    def _preempt(self, victim: Sequence, draft: _Draft) -> None:
+        self._free(victim.seq_id)
+        victim.preempt()
+        self._waiting.appendleft(victim)
+        draft.preempted.append(victim)
+
+    def _hold_prefix(self, sequence: Sequence) -> None:
+        """Keep a declared prefix alive, by a fork cut to its length, once it is computed."""
+        request = sequence.request
+        prefix_len = request.shared_prefix_len
+        if (
+            request.shared_prefix_id < 0
+            or request.shared_prefix_id in self._prefix_holders
+            or not 0 < prefix_len <= sequence.num_computed_tokens
+        ):
+            return
+        holder_id = self._next_holder_id
+        allocation = self._allocator.fork(sequence.seq_id, holder_id, prefix_len, 0)
+        if allocation is None or allocation.copies:
+            if allocation is not None:
+                self._allocator.free(holder_id)
+            return
+        self._allocator.truncate(holder_id, prefix_len)
+        self._next_holder_id -= 1
+        self._prefix_holders[request.shared_prefix_id] = holder_id
+        table = tuple(self._allocator.block_table(holder_id))
+        self._held_extents.append(
+            (
+                Extent(holder_id, prefix_len, prefix_len, prefix_len),
+                TableUpdate(holder_id, 0, table),
+            )
+        )
+
+    def _free(self, seq_id: int) -> None:
+        self._allocator.free(seq_id)
+        self._freed_seq_ids.append(seq_id)
+
+    def _note_changes(self, sequence: Sequence, allocation: Allocation, draft: _Draft) -> None:
+        first = allocation.first_changed
+        table = self._allocator.block_table(sequence.seq_id)
+        if first < len(table):
+            draft.updates.append(TableUpdate(sequence.seq_id, first, tuple(table[first:])))
+        if allocation.copies:
+            draft.copies.extend(allocation.copies)
+
+    def _add_chunk(self, sequence: Sequence, draft: _Draft) -> None:
+        start = sequence.num_computed_tokens
+        length = len(sequence.token_ids)
+        end = length
+        if self._config.schedule == "mixed_chunked":
+            end = min(length, start + draft.budget)
+        num_tokens = end - start
+        draft.budget -= num_tokens
+        draft.num_prefills += num_tokens > 1
+        draft.chunks.append(
+            Chunk(
+                sequence.seq_id,
+                start,
+                sequence.token_ids[start:end],
+                end == length,
+                sequence.request.sampling,
+                length - sequence.num_prompt_tokens,
+            )
+        )
+        draft.sequences.append(sequence)
