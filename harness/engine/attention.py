@@ -1,0 +1,128 @@
+"""One attention function for every Hugging Face decoder.
+
+Registered under `ATTENTION_NAME` in transformers' AttentionInterface, and on purpose not in
+its AttentionMaskInterface: an unknown name skips building masks, a known one would run a
+host-synchronising check every step. All state of a step travels in the `kv_step` keyword.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+ATTENTION_NAME = "kvarena"
+
+
+class AttentionRefusedError(ValueError):
+    """A layer asks for something that paged attention does not compute."""
+
+
+class AttentionKernels(Protocol):
+    """The kernel functions a step runs on; `kernels.backend.load` returns one."""
+
+    def store_kv(
+        self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor, /
+    ) -> None: ...
+
+    def paged_attention(self, *args: Any, **kwargs: Any) -> Tensor: ...
+
+    def contiguous_attention(self, *args: Any, **kwargs: Any) -> Tensor: ...
+
+
+@dataclass(slots=True)
+class AttentionStep:
+    """What attention has to know about one ragged batch of S sequences and T tokens.
+
+    caches: (key_cache, value_cache) of each layer, (num_slots, kv_heads, head_dim).
+    block_table: (S, pages) int32; None where `start_slots` says where each sequence's
+        contiguous KV begins, (S,) int64.
+    query_start_loc: (S + 1,) int32. seq_lens: (S,) int32, keys visible to the last query.
+    slot_mapping: (T,) int64, where each new token's KV goes.
+    """
+
+    kernels: AttentionKernels | None
+    caches: Sequence[tuple[Tensor, Tensor]]
+    page_size: int
+    query_start_loc: Tensor
+    seq_lens: Tensor
+    slot_mapping: Tensor
+    block_table: Tensor | None = None
+    start_slots: Tensor | None = None
+    called_layers: list[int] = field(default_factory=list)
+    kv_shapes: list[tuple[int, int]] = field(default_factory=list)
+
+    @classmethod
+    def probe(cls) -> AttentionStep:
+        """A step without KV: attention returns zeros and notes which layers called it."""
+        nothing = torch.empty(0)
+        return cls(None, (), 1, nothing, nothing, nothing)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Write the new KV, then attend. query (T, Hq, D), key and value (T, Hkv, D)."""
+        if self.kernels is None:
+            self.called_layers.append(layer)
+            self.kv_shapes.append((key.shape[1], key.shape[2]))
+            return torch.zeros_like(query)
+        key_cache, value_cache = self.caches[layer]
+        self.kernels.store_kv(key, value, key_cache, value_cache, self.slot_mapping)
+        bounds = (self.query_start_loc, self.seq_lens)
+        options = {"scale": scale, "window": window, "softcap": softcap, "out": out}
+        if self.start_slots is not None:
+            return self.kernels.contiguous_attention(
+                query, key_cache, value_cache, self.start_slots, *bounds, **options
+            )
+        return self.kernels.paged_attention(
+            query, key_cache, value_cache, self.block_table, self.page_size, *bounds, **options
+        )
+
+
+def kv_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    kv_step: AttentionStep,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature: (1, H, T, D) in, (1, T, H, D) out."""
+    if s_aux is not None:
+        raise AttentionRefusedError("attention sinks (s_aux) are not supported")
+    if query.shape[-1] != value.shape[-1]:
+        raise AttentionRefusedError(
+            f"key and value head sizes differ: {query.shape[-1]} and {value.shape[-1]}"
+        )
+    out = kv_step.attend(
+        module.layer_idx,  # type: ignore[arg-type]
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        softcap=softcap,
+    )
+    return out[None], None
+
+
+AttentionInterface.register(ATTENTION_NAME, kv_attention)

@@ -1,0 +1,117 @@
+"""Lowers a step plan to the flat arrays that kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.engine.plan import Chunk, TableUpdate
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """A ragged batch of S sequences and T tokens, in plan order.
+
+    input_ids, positions, slot_mapping: (T,). query_start_loc: (S + 1,). seq_lens: (S,), start
+    plus tokens of this step. block_table: (S, pages), just wide enough for `seq_lens`.
+    sample_rows: indices into T of the tokens whose logits are wanted. max_query_len: longest
+    chunk.
+    """
+
+    input_ids: Int64
+    positions: Int64
+    slot_mapping: Int64
+    query_start_loc: Int32
+    seq_lens: Int32
+    block_table: Int32
+    sample_rows: Int64
+    max_query_len: int
+
+
+class BatchBuilder:
+    """Keeps each sequence's block table in a row of its own and builds batches from plans."""
+
+    def __init__(self, max_seqs: int, max_len: int, page_size: int) -> None:
+        self.page_size = page_size
+        self.max_seqs = max_seqs
+        self.table: Int32 = np.full((max_seqs, -(-max_len // page_size)), -1, dtype=np.int32)
+        self._row_of: dict[int, int] = {}
+        self._free_rows = list(range(max_seqs - 1, -1, -1))
+
+    def free(self, seq_ids: Iterable[int]) -> None:
+        """Give the rows of `seq_ids` back; ids that never had a table are ignored."""
+        for seq_id in seq_ids:
+            row = self._row_of.pop(seq_id, None)
+            if row is not None:
+                self.table[row] = -1
+                self._free_rows.append(row)
+
+    def update(self, updates: Iterable[TableUpdate]) -> None:
+        """Write block-table entries; those past `max_len` are never read and are dropped."""
+        width = self.table.shape[1]
+        for seq_id, first, page_ids in updates:
+            row = self._row_of.get(seq_id)
+            if row is None:
+                row = self._new_row(seq_id)
+            end = min(first + len(page_ids), width)
+            if end > first:
+                self.table[row, first:end] = page_ids[: end - first]
+
+    def build(self, chunks: tuple[Chunk, ...]) -> Batch:
+        """The batch for `chunks`, of which there is at least one.
+
+        Raises ValueError where a token to be computed has no page.
+        """
+        rows = np.array([self._row_of[chunk.seq_id] for chunk in chunks], dtype=np.int64)
+        starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
+        lens = np.array([len(chunk.token_ids) for chunk in chunks], dtype=np.int64)
+        bounds = np.zeros(len(chunks) + 1, dtype=np.int64)
+        np.cumsum(lens, out=bounds[1:])
+        total = int(bounds[-1])
+        token_ids = chain.from_iterable(chunk.token_ids for chunk in chunks)
+        positions = np.arange(total) + np.repeat(starts - bounds[:-1], lens)
+        token_rows = np.repeat(rows, lens)
+        page_index, offsets = np.divmod(positions, self.page_size)
+        pages = self.table[token_rows, page_index].astype(np.int64)
+        if pages.min() < 0:
+            self._raise_unmapped(chunks, pages, bounds, positions)
+        seq_lens = starts + lens
+        width = -(-int(seq_lens.max()) // self.page_size)
+        samples = np.array([chunk.samples for chunk in chunks], dtype=bool)
+        return Batch(
+            input_ids=np.fromiter(token_ids, dtype=np.int64, count=total),
+            positions=positions,
+            slot_mapping=pages * self.page_size + offsets,
+            query_start_loc=bounds.astype(np.int32),
+            seq_lens=seq_lens.astype(np.int32),
+            block_table=self.table[rows, :width],
+            sample_rows=bounds[1:][samples] - 1,
+            max_query_len=int(lens.max()),
+        )
+
+    def _new_row(self, seq_id: int) -> int:
+        if not self._free_rows:
+            raise ValueError(
+                f"sequence {seq_id} needs a block-table row, but all {self.max_seqs} are taken: "
+                "raise engine.max_num_seqs"
+            )
+        row = self._free_rows.pop()
+        self._row_of[seq_id] = row
+        return row
+
+    @staticmethod
+    def _raise_unmapped(
+        chunks: tuple[Chunk, ...], pages: Int64, bounds: Int64, positions: Int64
+    ) -> None:
+        token = int(np.argmin(pages))
+        seq_id = chunks[int(np.searchsorted(bounds, token, side="right")) - 1].seq_id
+        raise ValueError(
+            f"sequence {seq_id} has no page for position {positions[token]}: the allocator's "
+            "block table is shorter than the tokens it was asked to hold"
+        )

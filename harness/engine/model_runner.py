@@ -1,0 +1,58 @@
+"""Runs one forward pass of a decoder over a ragged batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from harness.engine.attention import AttentionStep
+from harness.engine.batch import Batch
+from harness.engine.kv_pool import KVPool
+
+
+class ModelRunner:
+    """A model, its KV pool and the kernels that connect them.
+
+    attention: "paged" reads through block tables, "contiguous" from each sequence's first
+    slot on, which asks for an allocator that hands out consecutive pages.
+    """
+
+    def __init__(self, model: Any, pool: KVPool, kernels: Any, attention: str = "paged") -> None:
+        if attention not in ("paged", "contiguous"):
+            raise ValueError(f"attention={attention!r}: choose paged or contiguous")
+        self.model = model
+        self.pool = pool
+        self.kernels = kernels
+        self.attention = attention
+        self.device = pool.storage.device
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (sample rows, vocabulary); the KV of all tokens is written on the way."""
+        logits: Tensor = self.model(
+            input_ids=self._put(batch.input_ids)[None],
+            position_ids=self._put(batch.positions)[None],
+            use_cache=False,
+            logits_to_keep=self._put(batch.sample_rows),
+            kv_step=self._attention_step(batch),
+        ).logits
+        return logits[0]
+
+    def _attention_step(self, batch: Batch) -> AttentionStep:
+        contiguous = self.attention == "contiguous"
+        table = self._put(batch.block_table)
+        return AttentionStep(
+            kernels=self.kernels,
+            caches=self.pool.caches,
+            page_size=self.pool.page_size,
+            query_start_loc=self._put(batch.query_start_loc),
+            seq_lens=self._put(batch.seq_lens),
+            slot_mapping=self._put(batch.slot_mapping),
+            block_table=None if contiguous else table,
+            start_slots=table[:, 0].long() * self.pool.page_size if contiguous else None,
+        )
+
+    def _put(self, array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)

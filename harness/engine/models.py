@@ -1,0 +1,171 @@
+"""Builds decoders: random weights from a preset's shape, or a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from harness.engine.attention import ATTENTION_NAME, AttentionRefusedError, AttentionStep
+from harness.engine.model_shape import DTYPE_BYTES, ModelConfig, ModelShape, model_shape
+
+
+class UnsupportedModelError(ValueError):
+    """The architecture cannot run on paged KV through the registered attention function."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A decoder in evaluation mode whose attention goes through `harness.engine.attention`.
+
+    tokenizer: a transformers tokenizer where the checkpoint has one, else None.
+    """
+
+    model: Any
+    tokenizer: Any | None
+    shape: ModelShape
+
+
+def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> LoadedModel:
+    """Build `config` on `device`.
+
+    Random weights depend on `weight_seed`, the shape and the device type only; the caller's
+    random state is left as it was. Raises UnsupportedModelError where a probe forward does
+    not call our attention exactly once a layer.
+    """
+    device = torch.device(device)
+    tokenizer = None
+    if config.path is not None:
+        model, tokenizer = _from_checkpoint(config, device)
+    else:
+        model = _from_seed(config, device)
+    model.eval().requires_grad_(False)
+    shape = _shape_of(model.config, model.dtype.itemsize, model.num_parameters())
+    _bind_attention(model, shape)
+    return LoadedModel(model=model, tokenizer=tokenizer, shape=shape)
+
+
+def shape_from_transformers(config: ModelConfig) -> ModelShape:
+    """`model_shape` for whatever has no formula: a model without memory behind its weights."""
+    if config.path is not None:
+        hf_config = _checkpoint_config(config)
+        dtype = _checkpoint_dtype(config, hf_config)
+    else:
+        hf_config = _random_config(config)
+        dtype = getattr(torch, config.dtype)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(hf_config, dtype=dtype)
+    model.tie_weights()
+    return _shape_of(hf_config, dtype.itemsize, model.num_parameters())
+
+
+def _shape_of(hf_config: Any, dtype_bytes: int, num_parameters: int) -> ModelShape:
+    text = hf_config.get_text_config()
+    heads = text.num_attention_heads
+    max_positions = getattr(text, "max_position_embeddings", None)
+    if max_positions is None:
+        max_positions = getattr(text, "n_positions", 2048)
+    return ModelShape(
+        num_layers=text.num_hidden_layers,
+        num_q_heads=heads,
+        num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        max_positions=max_positions,
+        dtype_bytes=dtype_bytes,
+        num_parameters=num_parameters,
+    )
+
+
+def _random_config(config: ModelConfig) -> Any:
+    try:
+        hf_config = transformers.AutoConfig.for_model(config.family, **config.config)
+    except ValueError as error:
+        raise ValueError(f"model.family={config.family!r} is not known to transformers") from error
+    text = hf_config.get_text_config()
+    for name in ("initializer_range", "init_std"):
+        if hasattr(text, name):
+            setattr(text, name, config.initializer_range)
+    return hf_config
+
+
+def _from_seed(config: ModelConfig, device: torch.device) -> Any:
+    hf_config = _random_config(config)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), device:
+        torch.manual_seed(config.weight_seed)
+        return transformers.AutoModelForCausalLM.from_config(
+            hf_config, dtype=getattr(torch, config.dtype)
+        )
+
+
+def _checkpoint_config(config: ModelConfig) -> Any:
+    if not config.path:
+        raise ValueError("model=hub needs a checkpoint: add model.path=DIR_OR_ID")
+    return transformers.AutoConfig.from_pretrained(config.path)
+
+
+def _checkpoint_dtype(config: ModelConfig, hf_config: Any) -> torch.dtype:
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)  # type: ignore[no-any-return]
+    stored = getattr(hf_config, "dtype", None)
+    return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+def _from_checkpoint(config: ModelConfig, device: torch.device) -> tuple[Any, Any | None]:
+    hf_config = _checkpoint_config(config)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        config.path, config=hf_config, dtype=_checkpoint_dtype(config, hf_config)
+    )
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(config.path)
+    except (OSError, ValueError, KeyError):  # weights alone are enough for token-id workloads
+        tokenizer = None
+    return model.to(device), tokenizer
+
+
+def _bind_attention(model: Any, shape: ModelShape) -> None:
+    """Route the model's attention to ours and prove with two tokens that it arrives there."""
+    architecture = type(model).__name__
+    advice = (
+        "choose an architecture that dispatches through transformers' AttentionInterface, "
+        "such as llama, qwen2, mistral, gemma2, gpt2 or opt"
+    )
+    probe = AttentionStep.probe()
+    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    positions = torch.arange(2, device=model.device)[None]
+    try:
+        model.set_attn_implementation(ATTENTION_NAME)
+        with torch.inference_mode():
+            model(input_ids=ids, position_ids=positions, use_cache=False, kv_step=probe)
+    except (TypeError, ValueError, AttentionRefusedError) as error:
+        raise UnsupportedModelError(
+            f"{architecture} cannot run on this engine ({error}): {advice}"
+        ) from error
+    calls = sorted(probe.called_layers)
+    if calls != list(range(shape.num_layers)):
+        raise UnsupportedModelError(
+            f"{architecture} has {shape.num_layers} layers but sent {len(calls)} of them through "
+            f"the registered attention function, so its KV would bypass the pool: {advice}"
+        )
+    kv_shapes = set(probe.kv_shapes)
+    if kv_shapes != {(shape.num_kv_heads, shape.head_dim)}:
+        raise UnsupportedModelError(
+            f"{architecture} writes KV of (heads, head_dim) {sorted(kv_shapes)}, but the pool holds "
+            f"{(shape.num_kv_heads, shape.head_dim)} for every layer: {advice}"
+        )
+
+
+__all__ = [
+    "DTYPE_BYTES",
+    "LoadedModel",
+    "ModelConfig",
+    "ModelShape",
+    "UnsupportedModelError",
+    "load_model",
+    "model_shape",
+    "shape_from_transformers",
+]

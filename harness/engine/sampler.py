@@ -1,0 +1,96 @@
+"""Chooses the next tokens.
+
+A request's random stream is a function of its seed and the position in its output, and of
+nothing else: one uniform number a token, by inverting the cumulative distribution. So the
+same request gives the same tokens in any batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from harness.engine.request import SamplingParams
+
+
+class Sampled(NamedTuple):
+    """One token a row, and how far its best logit is ahead of the second best."""
+
+    token_ids: list[int]
+    margins: list[float]
+
+
+def sample(
+    logits: Tensor, params: Sequence[SamplingParams], output_positions: Sequence[int]
+) -> Sampled:
+    """Choose a token for each row of `logits` (rows, vocabulary).
+
+    Greedy rows take the best logit, the first index where several are equal. Others divide by
+    the temperature, keep the `top_k` best, then the smallest set of best tokens whose
+    probability reaches `top_p`, and draw.
+    """
+    if logits.shape[0] == 0:
+        return Sampled([], [])
+    margins, best = _margins(logits)
+    tokens = best.tolist()
+    drawn = [row for row, p in enumerate(params) if p.temperature > 0]
+    if drawn:
+        chosen = [params[row] for row in drawn]
+        uniforms = uniform([p.seed for p in chosen], [output_positions[row] for row in drawn])
+        rows = logits[torch.tensor(drawn, device=logits.device)]
+        for row, token in zip(drawn, _draw(rows, chosen, uniforms), strict=True):
+            tokens[row] = token
+    return Sampled(tokens, margins.tolist())
+
+
+def uniform(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Numbers in [0, 1), each a hash of (seed, position): SplitMix64 (Steele et al., 2014)."""
+    mask = 2**64 - 1
+    state = np.array([seed & mask for seed in seeds], dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        state = _splitmix(state) ^ np.array(positions, dtype=np.uint64)
+        bits = _splitmix(state) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53
+
+
+def _splitmix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _margins(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Best less second-best logit of each row, and the index of the best."""
+    best = logits.argmax(dim=-1, keepdim=True)
+    top = logits.gather(-1, best)
+    second = logits.scatter(-1, best, float("-inf")).amax(dim=-1, keepdim=True)
+    return (top - second).float().squeeze(-1), best.squeeze(-1)
+
+
+def _draw(
+    logits: Tensor, params: Sequence[SamplingParams], uniforms: npt.NDArray[np.float64]
+) -> list[int]:
+    device, vocab = logits.device, logits.shape[-1]
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
+
+    scaled = logits.double() / column([p.temperature for p in params])
+    ordered, index = scaled.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(vocab, device=device)
+    ordered.masked_fill_(rank >= column([p.top_k or vocab for p in params]), float("-inf"))
+    probability = ordered.softmax(dim=-1)
+    before = probability.cumsum(dim=-1) - probability
+    # The best token always stays, so top_p 0 means greedy.
+    dropped = (before >= column([p.top_p for p in params])) & (rank > 0)
+    cumulative = probability.masked_fill_(dropped, 0.0).cumsum(dim=-1)
+    threshold = torch.from_numpy(uniforms).to(device)[:, None] * cumulative[:, -1:]
+    place = torch.searchsorted(cumulative, threshold, right=True)
+    last = (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
+    return index.gather(-1, torch.minimum(place, last)).squeeze(-1).tolist()  # type: ignore[no-any-return]
