@@ -1,0 +1,99 @@
+"""What a generator is given beside the config, and how it builds a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from harness.engine.request import Request, SamplingParams
+from harness.workloads.config import WorkloadConfig
+from harness.workloads.limits import Limits
+from harness.workloads.streams import Stream, TokenSource, rng
+
+
+class TextTokenizer(Protocol):
+    """Turns text into token ids: a Hugging Face tokenizer or the built-in byte tokenizer."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The run's side of a workload: nothing here depends on the allocator.
+
+    tokens: where random token ids come from. tokenizer: None for the built-in one.
+    eos_ids: end a request whose output is free.
+    """
+
+    seed: int
+    tokens: TokenSource
+    tokenizer: TextTokenizer | None = None
+    eos_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a request stands: its arrival, its session, what it declares as shared."""
+
+    arrival_s: float = 0.0
+    session_id: int = -1
+    after_request: int | None = None
+    shared_prefix_id: int = -1
+    shared_prefix_len: int = 0
+
+
+@dataclass(slots=True)
+class RequestBuilder:
+    """Makes requests of one workload, numbering them from 0."""
+
+    config: WorkloadConfig
+    context: Context
+    limits: Limits
+    requests: list[Request] = field(default_factory=list)
+
+    @property
+    def next_id(self) -> int:
+        return len(self.requests)
+
+    def random_tokens(self, prompt_len: int, output_len: int) -> tuple[list[int], list[int]]:
+        """The next request's own prompt and output tokens."""
+        source, index = self.context.tokens, self.next_id
+        prompt = source.draw(Stream.TOKENS, index, prompt_len)
+        return prompt.tolist(), source.draw(Stream.OUTPUT, index, output_len).tolist()
+
+    def add(
+        self,
+        prompt_ids: tuple[int, ...],
+        output_ids: list[int],
+        place: Place,
+    ) -> Request:
+        """Append a request whose true output would be `output_ids`, cut to the bounds.
+
+        Scaled lengths were rounded one by one, so that a prompt may overstep by a token or two.
+        """
+        config, request_id = self.config, self.next_id
+        prompt_ids = prompt_ids[: self.limits.max_len - 1]
+        output_len = self.limits.cut_output(len(prompt_ids), len(output_ids))
+        request = Request(
+            request_id=request_id,
+            arrival_s=place.arrival_s,
+            prompt_ids=prompt_ids,
+            max_tokens=self.limits.max_tokens(len(prompt_ids)),
+            forced_ids=tuple(output_ids[:output_len]) if config.output == "forced_ids" else None,
+            forced_len=output_len if config.output == "forced_length" else None,
+            eos_ids=self.context.eos_ids if config.output == "free" else frozenset(),
+            sampling=self._sampling(request_id),
+            shared_prefix_id=place.shared_prefix_id,
+            shared_prefix_len=min(place.shared_prefix_len, len(prompt_ids)),
+            session_id=place.session_id,
+            after_request=place.after_request,
+        )
+        self.requests.append(request)
+        return request
+
+    def _sampling(self, request_id: int) -> SamplingParams:
+        config = self.config
+        if config.temperature == 0:
+            return SamplingParams()
+        seed = int(rng(self.context.seed, Stream.SAMPLING, request_id).integers(2**31))
+        return SamplingParams(config.temperature, config.top_k, config.top_p, seed)

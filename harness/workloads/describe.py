@@ -1,0 +1,46 @@
+"""Workloads in words, for tables and captions."""
+
+from __future__ import annotations
+
+from harness.workloads.config import WorkloadConfig
+
+
+def sharing_in_words(config: WorkloadConfig) -> str:
+    """What requests share; empty where nothing is."""
+    head = f"a system prompt of {config.shared_len} tokens on {config.shared_fraction:.0%}"
+    match config.sharing:
+        case "system_prompt":
+            return head
+        case "chat":
+            chat = f"chats of up to {config.turns} turns, {config.think_s:g} s apart"
+            return f"{chat}, {head}" if config.shared_len else chat
+        case _:
+            return ""
+
+
+def bounds_in_words(config: WorkloadConfig, max_len: int | None) -> str:
+    """Bounds and scale."""
+    words = [] if max_len is None else [f"prompt + output < {max_len}"]
+    if config.max_output_len is not None:
+        words.append(f"output <= {config.max_output_len}")
+    if config.length_scale != 1:
+        words.append(f"then all lengths x {config.length_scale:g}")
+    return ", ".join(words)
+
+
+def arrivals_in_words(config: WorkloadConfig) -> str:
+    """The arrival process."""
+    match config.arrivals:
+        case "all_at_once":
+            return "all at once"
+        case "closed_loop":
+            return f"closed loop of {config.concurrency}"
+        case "constant":
+            return f"constant {config.rate:g}/s"
+        case "poisson":
+            return f"Poisson {config.rate:g}/s"
+        case "gamma":
+            return f"gamma {config.rate:g}/s, burstiness {config.burstiness:g}"
+        case _:
+            fast = "" if config.speed_up == 1 else f", {config.speed_up:g} x as fast"
+            return f"times of the trace{fast}"

@@ -1,0 +1,46 @@
+"""Length scaling and the bounds a request states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.workloads.config import WorkloadConfig
+from harness.workloads.streams import Ints
+
+
+def scale_lengths(lengths: Ints, scale: float) -> Ints:
+    """Every length times `scale`, rounded half to even, at least 1."""
+    scaled: Ints = np.maximum(np.rint(lengths * scale), 1).astype(np.int64)
+    return scaled
+
+
+def scale_length(length: int, scale: float) -> int:
+    """One length times `scale`, rounded half to even, at least 1."""
+    return max(1, round(length * scale))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Serving bounds in tokens, after scaling: on prompt + output, and on the output."""
+
+    max_len: int
+    max_output_len: int
+
+    @classmethod
+    def scaled(cls, config: WorkloadConfig, max_len: int) -> Limits:
+        """The config's bounds after length_scale; `max_len` is given before it."""
+        bound = max(2, scale_length(max_len, config.length_scale))
+        longest = bound - 1
+        if config.max_output_len is not None:
+            longest = min(longest, scale_length(config.max_output_len, config.length_scale))
+        return cls(bound, longest)
+
+    def cut_output(self, prompt_len: int, output_len: int) -> int:
+        """The output that still fits beside the prompt: rounding may have added a token."""
+        return max(1, min(output_len, self.max_output_len, self.max_len - prompt_len))
+
+    def max_tokens(self, prompt_len: int) -> int:
+        """What a request asks for, not knowing its output: all that it may get."""
+        return max(1, min(self.max_output_len, self.max_len - prompt_len))

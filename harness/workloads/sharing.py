@@ -1,0 +1,99 @@
+"""What requests have in common: a system prompt, or the history of a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from harness.workloads.config import WorkloadConfig
+from harness.workloads.context import Context, Place, RequestBuilder
+from harness.workloads.lengths import Pairs
+from harness.workloads.limits import scale_length, scale_lengths
+from harness.workloads.streams import Bools, Floats, Stream
+
+SHARED_PREFIX_ID = 0
+
+
+class SystemPrompt:
+    """The tokens that a share of the requests (or chat sessions) begins with."""
+
+    def __init__(self, config: WorkloadConfig, context: Context) -> None:
+        self.fraction = config.shared_fraction
+        length = shared_len(config)
+        length = scale_length(length, config.length_scale) if length else 0
+        self.ids: tuple[int, ...] = tuple(
+            context.tokens.draw(Stream.SHARED_PREFIX, 0, length).tolist()
+        )
+
+    def head(self, variate: float) -> tuple[int, ...]:
+        """The system prompt where `variate` falls into the share, else nothing."""
+        return self.ids if variate < self.fraction else ()
+
+    def declared(self, place: Place, head: tuple[int, ...]) -> Place:
+        """`place`, declaring `head` as shared where there is one."""
+        if not head:
+            return place
+        return replace(place, shared_prefix_id=SHARED_PREFIX_ID, shared_prefix_len=len(head))
+
+
+def shared_len(config: WorkloadConfig) -> int:
+    """Tokens of the system prompt before scaling, 0 without one."""
+    return 0 if config.sharing == "none" else config.shared_len
+
+
+def fitting_mask(config: WorkloadConfig, max_len: int, pairs: Pairs) -> Bools:
+    """Which samples keep system prompt + prompt + output below `max_len`, before scaling."""
+    shared = (pairs.variates < config.shared_fraction) * shared_len(config)
+    mask: Bools = pairs.prompts + pairs.outputs + shared < max_len
+    return mask
+
+
+def add_single_requests(
+    builder: RequestBuilder, pairs: Pairs, arrivals: Floats, system: SystemPrompt
+) -> None:
+    """One request a sample, after the system prompt where the sample shares it."""
+    for prompt_len, output_len, variate, arrival in _scaled(builder.config, pairs, arrivals):
+        head = system.head(variate)
+        own, output = builder.random_tokens(prompt_len, output_len)
+        place = system.declared(Place(arrival_s=arrival), head)
+        builder.add((*head, *own), output, place)
+
+
+def add_chat_sessions(
+    builder: RequestBuilder, pairs: Pairs, arrivals: Floats, system: SystemPrompt, count: int
+) -> None:
+    """Sessions of up to `turns` turns, one after the other, until there are `count` requests.
+
+    Turn t's prompt is turn t-1's prompt, its forced output, and new user text; it arrives
+    `think_s` after turn t-1 ended. Every turn takes the next sample of lengths. A session
+    ends early when its next turn would not stay below the bound; that sample then opens the
+    next session.
+    """
+    samples = _scaled(builder.config, pairs, arrivals)
+    starts = iter(arrivals.tolist())
+    sample = next(samples, None)
+    session = 0
+    while sample is not None and builder.next_id < count:
+        head = system.head(sample[2])
+        history = head
+        place = Place(arrival_s=next(starts), session_id=session)
+        for turn in range(builder.config.turns):
+            if sample is None or builder.next_id == count:
+                break
+            prompt_len, output_len = sample[0], sample[1]
+            if turn and len(history) + prompt_len + output_len >= builder.limits.max_len:
+                break
+            text, output = builder.random_tokens(prompt_len, output_len)
+            request = builder.add((*history, *text), output, system.declared(place, head))
+            history = (*request.prompt_ids, *(request.forced_ids or ()))
+            place = Place(builder.config.think_s, session, after_request=request.request_id)
+            sample = next(samples, None)
+        session += 1
+
+
+def _scaled(
+    config: WorkloadConfig, pairs: Pairs, arrivals: Floats
+) -> Iterator[tuple[int, int, float, float]]:
+    prompts = scale_lengths(pairs.prompts, config.length_scale).tolist()
+    outputs = scale_lengths(pairs.outputs, config.length_scale).tolist()
+    return zip(prompts, outputs, pairs.variates.tolist(), arrivals.tolist(), strict=True)
