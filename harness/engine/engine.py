@@ -10,9 +10,9 @@ from allocators.base import Usage
 from harness.engine.arrivals import RequestSource
 from harness.engine.clock import Clock
 from harness.engine.executor import Executor
-from harness.engine.plan import StepOutcome
+from harness.engine.plan import StepOutcome, TableUpdate
 from harness.engine.request import Request, Workload
-from harness.engine.scheduler import ScheduledStep, Scheduler
+from harness.engine.scheduler import Extent, ScheduledStep, Scheduler
 from harness.engine.sequence import Sequence
 
 
@@ -20,9 +20,15 @@ class Recorder(Protocol):
     """Watches a run; what it does takes no part in any decision."""
 
     def step(
-        self, step: ScheduledStep, outcome: StepOutcome, start_s: float, usage: Usage
+        self,
+        step: ScheduledStep,
+        outcome: StepOutcome,
+        start_s: float,
+        now_s: float,
+        usage: Usage,
+        held: list[tuple[Extent, TableUpdate]],
     ) -> None:
-        """A step is done; memory is as it was while it ran."""
+        """A step is done; memory is as it was while it ran. `held` became live before it."""
 
     def finished(self, sequence: Sequence) -> None: ...
 
@@ -81,6 +87,7 @@ class Engine:
     def run(self, workload: Workload) -> None:
         """Serve every request of `workload` that can be served."""
         source = RequestSource(workload)
+        held: list[tuple[Extent, TableUpdate]] = []
         while True:
             self._admit_arrivals(source)
             start_s = self._clock.now_s()
@@ -93,10 +100,11 @@ class Engine:
             self._clock.advance(outcome.duration_s)
             now_s = self._clock.now_s()
             self._scheduler.commit(step, outcome, now_s)
-            self._recorder.step(step, outcome, start_s, self._usage.usage())
+            self._recorder.step(step, outcome, start_s, now_s, self._usage.usage(), held)
             for sequence in self._scheduler.retire(step):
                 self._recorder.finished(sequence)
                 source.note_end(sequence.request, now_s)
+            held = self._scheduler.take_held()
 
     def _admit_arrivals(self, source: RequestSource) -> None:
         while arrived := source.take_arrived(self._clock.now_s()):
@@ -110,6 +118,8 @@ class Engine:
 
     def _wait_or_reject(self, source: RequestSource, step: ScheduledStep) -> bool:
         """Nothing ran. Wait for an arrival, or give up on a head that an idle pool cannot place."""
+        if step.preempted:
+            return True
         if step.refusal is not None:
             if not self._scheduler.drop_prefix_holders():
                 head = self._scheduler.reject_head()

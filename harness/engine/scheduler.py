@@ -120,10 +120,11 @@ class Scheduler:
         plan = StepPlan(
             tuple(draft.chunks),
             tuple(draft.updates),
-            tuple(self._freed_seq_ids),
+            tuple(self._freed_seq_ids) if draft.chunks else (),
             tuple(draft.copies),
         )
-        self._freed_seq_ids.clear()
+        if draft.chunks:  # an empty plan is not carried out: its frees belong to the next one
+            self._freed_seq_ids.clear()
         return ScheduledStep(
             plan,
             draft.sequences,

@@ -1,0 +1,83 @@
+"""An allocator with a stopwatch: the host time a strategy costs, by its own calls alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter_ns
+
+from allocators.base import Allocation, KVCacheAllocator, Usage
+
+
+class MeteredAllocator(KVCacheAllocator):
+    """Passes every call on to `inner` and adds up the time spent there in `host_ns`."""
+
+    name = "metered"
+
+    def __init__(self, inner: KVCacheAllocator) -> None:
+        super().__init__(inner.pool)
+        self.inner = inner
+        self.host_ns = 0
+        self._commits = type(inner).commit is not KVCacheAllocator.commit
+
+    @property
+    def grows_on_demand(self) -> bool:  # type: ignore[override]
+        return self.inner.grows_on_demand
+
+    @property
+    def shares_declared_prefix(self) -> bool:  # type: ignore[override]
+        return self.inner.shares_declared_prefix
+
+    def allocate(
+        self,
+        seq_id: int,
+        token_ids: Sequence[int],
+        max_len: int,
+        expected_len: int,
+        keep_free: int = 0,
+    ) -> Allocation | None:
+        begin = perf_counter_ns()
+        allocation = self.inner.allocate(seq_id, token_ids, max_len, expected_len, keep_free)
+        self.host_ns += perf_counter_ns() - begin
+        return allocation
+
+    def append(self, seq_id: int, num_tokens: int = 1) -> Allocation | None:
+        begin = perf_counter_ns()
+        allocation = self.inner.append(seq_id, num_tokens)
+        self.host_ns += perf_counter_ns() - begin
+        return allocation
+
+    def fork(
+        self, parent_id: int, child_id: int, max_len: int, expected_len: int
+    ) -> Allocation | None:
+        begin = perf_counter_ns()
+        allocation = self.inner.fork(parent_id, child_id, max_len, expected_len)
+        self.host_ns += perf_counter_ns() - begin
+        return allocation
+
+    def commit(self, seq_id: int, token_ids: Sequence[int]) -> None:
+        if self._commits:
+            begin = perf_counter_ns()
+            self.inner.commit(seq_id, token_ids)
+            self.host_ns += perf_counter_ns() - begin
+
+    def truncate(self, seq_id: int, new_len: int) -> None:
+        begin = perf_counter_ns()
+        self.inner.truncate(seq_id, new_len)
+        self.host_ns += perf_counter_ns() - begin
+
+    def free(self, seq_id: int) -> None:
+        begin = perf_counter_ns()
+        self.inner.free(seq_id)
+        self.host_ns += perf_counter_ns() - begin
+
+    def block_table(self, seq_id: int) -> Sequence[int]:
+        return self.inner.block_table(seq_id)
+
+    def usage(self) -> Usage:
+        return self.inner.usage()
+
+    def pages_needed(self, token_ids: Sequence[int], expected_len: int) -> int:
+        return self.inner.pages_needed(token_ids, expected_len)
+
+    def check_integrity(self) -> None:
+        self.inner.check_integrity()

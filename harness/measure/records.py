@@ -1,0 +1,89 @@
+"""Raw observations of a run: one record a step, one a request. Metrics come later, from these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import pandas as pd
+
+from harness.measure.ledger import LedgerEntry
+
+Status = Literal["finished", "refused"]
+
+
+class StepRecord(NamedTuple):
+    """One engine step. `refusal` is empty unless the queue's head was refused memory."""
+
+    step: int
+    start_s: float
+    duration_s: float
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_running: int
+    num_waiting: int
+    num_preempted: int
+    copied_pages: int
+    allocator_us: float
+    refusal: str
+
+
+class RequestRecord(NamedTuple):
+    """One request. Times are seconds from the run's start; `arrival_s` is the scheduled one."""
+
+    request_id: int
+    session_id: int
+    status: Status
+    reason: str
+    arrival_s: float
+    first_scheduled_s: float
+    first_token_s: float
+    finish_s: float
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+    num_preemptions: int
+    recomputed_tokens: int
+    waited_for_room: bool
+    itl_ms: list[float]
+    chosen_ids: list[int]
+    margins: list[float]
+
+
+def refused_record(
+    request_id: int, session_id: int, num_prompt_tokens: int, arrival_s: float, reason: str
+) -> RequestRecord:
+    """The row of a request that was never served."""
+    return RequestRecord(
+        request_id=request_id,
+        session_id=session_id,
+        status="refused",
+        reason=reason,
+        arrival_s=arrival_s,
+        first_scheduled_s=math.nan,
+        first_token_s=math.nan,
+        finish_s=math.nan,
+        num_prompt_tokens=num_prompt_tokens,
+        num_output_tokens=0,
+        num_cached_tokens=0,
+        num_preemptions=0,
+        recomputed_tokens=0,
+        waited_for_room=False,
+        itl_ms=[],
+        chosen_ids=[],
+        margins=[],
+    )
+
+
+def steps_frame(steps: Iterable[StepRecord], entries: Iterable[LedgerEntry]) -> pd.DataFrame:
+    """Step records with the ledger's classes beside them, one row a step."""
+    left = pd.DataFrame(steps, columns=list(StepRecord._fields))
+    right = pd.DataFrame(entries, columns=list(LedgerEntry._fields))
+    return pd.concat([left, right], axis=1)
+
+
+def requests_frame(requests: Iterable[RequestRecord]) -> pd.DataFrame:
+    """Request records by request_id."""
+    frame = pd.DataFrame(requests, columns=list(RequestRecord._fields))
+    return frame.sort_values("request_id", ignore_index=True)
