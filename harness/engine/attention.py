@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,18 @@ class AttentionKernels(Protocol):
     def contiguous_attention(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
+class AttentionCall(NamedTuple):
+    """What a layer asked of attention in a probe."""
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
 @dataclass(slots=True)
 class AttentionStep:
     """What attention has to know about one ragged batch of S sequences and T tokens.
@@ -53,12 +65,11 @@ class AttentionStep:
     slot_mapping: Tensor
     block_table: Tensor | None = None
     start_slots: Tensor | None = None
-    called_layers: list[int] = field(default_factory=list)
-    kv_shapes: list[tuple[int, int]] = field(default_factory=list)
+    calls: list[AttentionCall] = field(default_factory=list)
 
     @classmethod
     def probe(cls) -> AttentionStep:
-        """A step without KV: attention returns zeros and notes which layers called it."""
+        """A step without KV that notes its calls: each token is a sequence of length one."""
         nothing = torch.empty(0)
         return cls(None, (), 1, nothing, nothing, nothing)
 
@@ -76,9 +87,9 @@ class AttentionStep:
     ) -> Tensor:
         """Write the new KV, then attend. query (T, Hq, D), key and value (T, Hkv, D)."""
         if self.kernels is None:
-            self.called_layers.append(layer)
-            self.kv_shapes.append((key.shape[1], key.shape[2]))
-            return torch.zeros_like(query)
+            copies = (query.clone(), key.clone(), value.clone())
+            self.calls.append(AttentionCall(layer, *copies, scale, window, softcap))
+            return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
         key_cache, value_cache = self.caches[layer]
         self.kernels.store_kv(key, value, key_cache, value_cache, self.slot_mapping)
         bounds = (self.query_start_loc, self.seq_lens)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.engine.attention import AttentionStep
 from harness.engine.batch import Batch
+from harness.engine.fused import fuse
 from harness.engine.kv_pool import KVPool
 
 
@@ -17,10 +18,19 @@ class ModelRunner:
     """A model, its KV pool and the kernels that connect them.
 
     attention: "paged" reads through block tables, "contiguous" from each sequence's first
-    slot on, which asks for an allocator that hands out consecutive pages.
+    slot on, which asks for an allocator that hands out consecutive pages. fused: use
+    `harness.engine.fused` where the model allows it; `lean` says whether it did.
     """
 
-    def __init__(self, model: Any, pool: KVPool, kernels: Any, attention: str = "paged") -> None:
+    def __init__(
+        self,
+        model: Any,
+        pool: KVPool,
+        kernels: Any,
+        *,
+        attention: str = "paged",
+        fused: bool = True,
+    ) -> None:
         if attention not in ("paged", "contiguous"):
             raise ValueError(f"attention={attention!r}: choose paged or contiguous")
         self.model = model
@@ -28,15 +38,20 @@ class ModelRunner:
         self.kernels = kernels
         self.attention = attention
         self.device = pool.storage.device
+        self.lean = fuse(model) if fused else None
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (sample rows, vocabulary); the KV of all tokens is written on the way."""
+        ids, positions = self._put(batch.input_ids), self._put(batch.positions)
+        rows, step = self._put(batch.sample_rows), self._attention_step(batch)
+        if self.lean is not None:
+            return self.lean(ids, positions, rows, step)
         logits: Tensor = self.model(
-            input_ids=self._put(batch.input_ids)[None],
-            position_ids=self._put(batch.positions)[None],
+            input_ids=ids[None],
+            position_ids=positions[None],
             use_cache=False,
-            logits_to_keep=self._put(batch.sample_rows),
-            kv_step=self._attention_step(batch),
+            logits_to_keep=rows,
+            kv_step=step,
         ).logits
         return logits[0]
 

@@ -64,9 +64,6 @@ def shape_from_transformers(config: ModelConfig) -> ModelShape:
 def _shape_of(hf_config: Any, dtype_bytes: int, num_parameters: int) -> ModelShape:
     text = hf_config.get_text_config()
     heads = text.num_attention_heads
-    max_positions = getattr(text, "max_position_embeddings", None)
-    if max_positions is None:
-        max_positions = getattr(text, "n_positions", 2048)
     return ModelShape(
         num_layers=text.num_hidden_layers,
         num_q_heads=heads,
@@ -74,7 +71,7 @@ def _shape_of(hf_config: Any, dtype_bytes: int, num_parameters: int) -> ModelSha
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
-        max_positions=max_positions,
+        max_positions=getattr(text, "max_position_embeddings", 2048),
         dtype_bytes=dtype_bytes,
         num_parameters=num_parameters,
     )
@@ -145,17 +142,17 @@ def _bind_attention(model: Any, shape: ModelShape) -> None:
         raise UnsupportedModelError(
             f"{architecture} cannot run on this engine ({error}): {advice}"
         ) from error
-    calls = sorted(probe.called_layers)
+    calls = sorted(call.layer for call in probe.calls)
     if calls != list(range(shape.num_layers)):
         raise UnsupportedModelError(
             f"{architecture} has {shape.num_layers} layers but sent {len(calls)} of them through "
             f"the registered attention function, so its KV would bypass the pool: {advice}"
         )
-    kv_shapes = set(probe.kv_shapes)
+    kv_shapes = {tuple(call.key.shape[1:]) for call in probe.calls}
     if kv_shapes != {(shape.num_kv_heads, shape.head_dim)}:
         raise UnsupportedModelError(
-            f"{architecture} writes KV of (heads, head_dim) {sorted(kv_shapes)}, but the pool holds "
-            f"{(shape.num_kv_heads, shape.head_dim)} for every layer: {advice}"
+            f"{architecture} writes KV of (heads, head_dim) {sorted(kv_shapes)}, but the pool "
+            f"holds {(shape.num_kv_heads, shape.head_dim)} for every layer: {advice}"
         )
 
 

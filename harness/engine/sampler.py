@@ -93,4 +93,4 @@ def _draw(
     threshold = torch.from_numpy(uniforms).to(device)[:, None] * cumulative[:, -1:]
     place = torch.searchsorted(cumulative, threshold, right=True)
     last = (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
-    return index.gather(-1, torch.minimum(place, last)).squeeze(-1).tolist()  # type: ignore[no-any-return]
+    return index.gather(-1, torch.minimum(place, last)).squeeze(-1).tolist()

@@ -20,7 +20,8 @@ class TorchExecutor:
 
     num_pages, page_size: the KV pool. max_seqs: sequences with a block table at one time.
     max_len: tokens of the longest sequence. kernels: a name that `kernels.backend.load`
-    knows, or "auto". poison: fill the pool with NaN first (for tests).
+    knows, or "auto". fused: take the lean forward pass where the model allows it. poison:
+    fill the pool with NaN first (for tests).
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class TorchExecutor:
         max_len: int,
         attention: str = "paged",
         kernels: str = "auto",
+        fused: bool = True,
         poison: bool = False,
     ) -> None:
         self.model = loaded.model
@@ -47,7 +49,14 @@ class TorchExecutor:
             poison=poison,
         )
         self.batches = BatchBuilder(max_seqs, max_len, page_size)
-        self.runner = ModelRunner(self.model, self.pool, self.kernels, attention)
+        self.runner = ModelRunner(
+            self.model, self.pool, self.kernels, attention=attention, fused=fused
+        )
+
+    @property
+    def fused(self) -> bool:
+        """The lean forward pass is in use."""
+        return self.runner.lean is not None
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutcome:
