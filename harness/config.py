@@ -1,0 +1,216 @@
+"""The configuration of a run, as typed dataclasses. Nothing below this file sees a DictConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from harness.engine.length_estimate import Estimate
+from harness.engine.model_shape import ModelConfig
+from harness.engine.scheduler import Schedule
+from harness.workloads.config import WorkloadConfig
+
+
+class ConfigError(ValueError):
+    """A key or value that a user typed is wrong. The message is one line and names the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllocatorConfig:
+    """name: a discovered strategy, or FILE.py:CLASS. expected: what it is told of lengths.
+    expected_bias, expected_spread: of `predicted`. options: the strategy's own.
+    """
+
+    name: str = "paged"
+    expected: Estimate = "none"
+    expected_bias: float = 1.0
+    expected_spread: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class KVConfig:
+    """The pool: of `pool_tokens`, else `pool_demand` times the mean length of a finished
+    request, else `memory_fraction` of the device less weights and activations.
+    """
+
+    page_size: int = 16
+    pool_tokens: int | None = None
+    pool_demand: float | None = None
+    memory_fraction: float | None = None
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """See `SchedulerConfig`. fused: lean forward pass where the model's modules allow it.
+    """
+
+    schedule: Schedule = "mixed_chunked"
+    token_budget: int = 512
+    max_num_seqs: int = 256
+    watermark: float = 0.01
+    preemption: Literal["recompute"] = "recompute"
+    fused: bool = True
+
+    def __post_init__(self) -> None:
+        if self.token_budget < 1 or self.max_num_seqs < 1:
+            raise ConfigError(
+                f"engine.token_budget={self.token_budget}, engine.max_num_seqs="
+                f"{self.max_num_seqs}: both must be at least 1"
+            )
+        if not 0 <= self.watermark < 1:
+            raise ConfigError(f"engine.watermark={self.watermark}: must be in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """kind: auto takes a CUDA GPU where there is one. threads: torch's; None leaves its own.
+    imagined_memory_gib: on a CPU, the device that kv.memory_fraction is a fraction of.
+    """
+
+    kind: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    imagined_memory_gib: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorConfig:
+    """kind: torch runs the model; simulated takes step_ms of virtual time a step."""
+
+    kind: Literal["torch", "simulated"] = "torch"
+    step_ms: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """kind: paged (one kernel for all), contiguous (the same without a table; contiguous
+    strategies only), auto. backend: kernels to use, auto by device.
+    """
+
+    kind: Literal["paged", "contiguous", "auto"] = "paged"
+    backend: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureConfig:
+    """memory_map: keep the pool's history page by page, sampled every memory_map_period_s.
+    slo_*: bounds for goodput; None for no bound.
+    """
+
+    memory_map: bool = False
+    memory_map_period_s: float = 0.0
+    slo_ttft_ms: float | None = None
+    slo_tpot_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrackingConfig:
+    """kind: none, jsonl or wandb. project, entity: of W&B."""
+
+    kind: Literal["none", "jsonl", "wandb"] = "jsonl"
+    project: str = "kvarena"
+    entity: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One run: `repetitions` of one configuration at seeds seed, seed + 1, ..."""
+
+    seed: int = 0
+    repetitions: int = 1
+    allocator: AllocatorConfig = field(default_factory=AllocatorConfig)
+    kv: KVConfig = field(default_factory=KVConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+
+    def __post_init__(self) -> None:
+        if self.repetitions < 1:
+            raise ConfigError(f"repetitions={self.repetitions}: must be at least 1")
+        if self.kv.page_size < 1:
+            raise ConfigError(f"kv.page_size={self.kv.page_size}: must be at least 1")
+        if self.attention.kind == "contiguous" and self.allocator.name != "contiguous":
+            raise ConfigError(
+                f"attention=contiguous reads sequences without a table, which allocator="
+                f"{self.allocator.name} cannot promise: use attention=paged or "
+                "allocator=contiguous"
+            )
+
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Build dataclass `cls` from nested plain mappings.
+
+    Raises ConfigError for an unknown key (with the nearest names) or a value of a wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = [key for key in values if key not in hints]
+    if unknown:
+        raise ConfigError(unknown_name(f"{prefix}{unknown[0]}", [prefix + h for h in hints], "key"))
+    arguments = {
+        key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()
+    }
+    try:
+        return cls(**arguments)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def to_mapping(config: object) -> dict[str, Any]:
+    """The inverse of `from_mapping`: nested plain dicts."""
+    return dataclasses.asdict(config)  # type: ignore[call-overload, no-any-return]
+
+
+def unknown_name(name: str, known: typing.Iterable[str], what: str) -> str:
+    """A one-line message with the nearest known names, or all of them if few."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f"unknown {what} {name!r}: did you mean {' or '.join(near)}?"
+    shown = ", ".join(names[:20])
+    return f"unknown {what} {name!r}: choose one of {shown}"
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}={value!r}: expected a group of keys")
+        return from_mapping(typing.cast(type, hint), value, f"{key}.")
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise ConfigError(f"{key}: " + unknown_name(str(value), map(str, choices), "value"))
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        return _convert(hint, value, key)
+    if hint in (int, float, str, bool):
+        return _convert_scalar(hint, value, key)
+    return value
+
+
+def _convert_scalar(kind: type, value: Any, key: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{key}={value!r}: expected {kind.__name__}")

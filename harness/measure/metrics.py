@@ -1,0 +1,302 @@
+"""Metrics of one run, computed from its records. docs/metrics.md has the formulas."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pandas as pd
+
+from harness.measure.ledger import CLASSES
+from harness.measure.statistics import Floats, weighted_mean
+
+MEMORY_BOUND_SHARE = 0.5
+"""A run saturated for less of its time than this says nothing about allocation."""
+
+STEADY_SHARE_OF_PEAK = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFacts:
+    """What a run's pool was. bytes_per_token: KV bytes of one token over all layers."""
+
+    num_pages: int
+    page_size: int
+    bytes_per_token: int
+
+    @property
+    def num_slots(self) -> int:
+        return self.num_pages * self.page_size
+
+    @property
+    def gib(self) -> float:
+        return self.num_slots * self.bytes_per_token / 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLevel:
+    """Bounds that a request must keep to count for goodput; infinity switches one off."""
+
+    ttft_ms: float = math.inf
+    tpot_ms: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """One run's figures. Times in ms unless named otherwise; shares between 0 and 1."""
+
+    # requests
+    num_requests: int
+    num_finished: int
+    num_refused: int
+    num_single_token: int
+    prompt_tokens: int
+    output_tokens: int
+    # time
+    duration_s: float
+    last_arrival_s: float
+    drain_s: float
+    busy_share: float
+    requests_per_s: float
+    output_tokens_per_s: float
+    output_tokens_per_s_per_gib: float
+    steady_output_tokens_per_s: float
+    steady_from_s: float
+    steady_to_s: float
+    normalised_latency_ms: float
+    normalised_latency_p50_ms: float
+    normalised_latency_p99_ms: float
+    normalised_latency_token_weighted_ms: float
+    ttft_ms: float
+    ttft_p50_ms: float
+    ttft_p90_ms: float
+    ttft_p95_ms: float
+    ttft_p99_ms: float
+    tpot_ms: float
+    tpot_p50_ms: float
+    tpot_p90_ms: float
+    tpot_p95_ms: float
+    tpot_p99_ms: float
+    itl_ms: float
+    itl_p50_ms: float
+    itl_p90_ms: float
+    itl_p95_ms: float
+    itl_p99_ms: float
+    e2e_ms: float
+    e2e_p50_ms: float
+    e2e_p90_ms: float
+    e2e_p95_ms: float
+    e2e_p99_ms: float
+    queue_delay_ms: float
+    queue_delay_p99_ms: float
+    goodput_requests_per_s: float
+    batched_requests: float
+    # memory
+    pool_pages: int
+    pool_tokens: int
+    pool_bytes: int
+    utilisation: float
+    token_share: float
+    reserved_share: float
+    over_reserved_share: float
+    size_class_share: float
+    tail_share: float
+    cached_share: float
+    withheld_share: float
+    stranded_share: float
+    free_share: float
+    dead_window_share: float
+    token_of_mapped: float
+    idle_slot_s_per_token: float
+    sharing_saved: float
+    saturated_share: float
+    memory_bound: bool
+    paper_token_share: float
+    paper_reservation_share: float
+    paper_internal_share: float
+    paper_external_share: float
+    # what the strategy did
+    prefix_hit_rate: float
+    cached_tokens: int
+    preemptions: int
+    recomputed_tokens: int
+    copied_pages: int
+    copied_bytes: int
+    allocator_us_per_step: float
+    num_steps: int
+
+
+METRIC_NAMES = tuple(field.name for field in fields(Metrics))
+
+
+def compute_metrics(
+    steps: pd.DataFrame, requests: pd.DataFrame, pool: PoolFacts, slo: ServiceLevel
+) -> Metrics:
+    """All metrics of one run. A run without a finished request has NaN where a mean would be."""
+    done = requests[requests["status"] == "finished"]
+    values: dict[str, float] = {
+        "num_requests": len(requests),
+        "num_finished": len(done),
+        "num_refused": len(requests) - len(done),
+        "num_single_token": int((done["num_output_tokens"] == 1).sum()),
+        "prompt_tokens": int(done["num_prompt_tokens"].sum()),
+        "output_tokens": int(done["num_output_tokens"].sum()),
+    }
+    values |= _throughput(steps, requests, done, pool)
+    values |= _latency(done, slo, values["duration_s"])
+    values |= _memory(steps, pool, values["output_tokens"])
+    values |= _strategy(steps, done, pool)
+    return Metrics(**values)  # type: ignore[arg-type]
+
+
+def _throughput(
+    steps: pd.DataFrame, requests: pd.DataFrame, done: pd.DataFrame, pool: PoolFacts
+) -> dict[str, float]:
+    begin = float(requests["arrival_s"].min()) if len(requests) else 0.0
+    end = float(done["finish_s"].max()) if len(done) else math.nan
+    duration = end - begin
+    last_arrival = float(requests["arrival_s"].max()) - begin if len(requests) else math.nan
+    tokens = int(done["num_output_tokens"].sum())
+    rate = _ratio(tokens, duration)
+    steady_from, steady_to, steady_rate = _steady_window(steps, done)
+    return {
+        "duration_s": duration,
+        "last_arrival_s": last_arrival,
+        "drain_s": duration - last_arrival,
+        "busy_share": _ratio(float(steps["duration_s"].sum()), duration),
+        "requests_per_s": _ratio(len(done), duration),
+        "output_tokens_per_s": rate,
+        "output_tokens_per_s_per_gib": _ratio(rate, pool.gib),
+        "steady_output_tokens_per_s": steady_rate,
+        "steady_from_s": steady_from,
+        "steady_to_s": steady_to,
+        "batched_requests": weighted_mean(_column(steps, "num_running"), _column(steps, "duration_s")),
+    }
+
+
+def _steady_window(steps: pd.DataFrame, done: pd.DataFrame) -> tuple[float, float, float]:
+    """Longest stretch with at least 0.8 of the peak number of running requests, and its rate.
+
+    Tokens are counted by the step that produced them.
+    """
+    if not len(steps):
+        return math.nan, math.nan, math.nan
+    running = _column(steps, "num_running")
+    start = _column(steps, "start_s")
+    end = start + _column(steps, "duration_s")
+    in_window = np.concatenate(([False], running >= STEADY_SHARE_OF_PEAK * running.max(), [False]))
+    edges = np.flatnonzero(np.diff(in_window.astype(np.int8)))
+    begins, ends = edges[::2], edges[1::2] - 1
+    longest = int(np.argmax(end[ends] - start[begins]))
+    first, last = begins[longest], ends[longest]
+    window_s = float(end[last] - start[first])
+    token_times = _token_times(done)
+    tokens = int(((token_times > start[first]) & (token_times <= end[last])).sum())
+    return float(start[first]), float(end[last]), _ratio(tokens, window_s)
+
+
+def _token_times(done: pd.DataFrame) -> Floats:
+    """When each output token of each finished request appeared."""
+    times = [np.zeros(0)]
+    for first_s, gaps_ms in zip(done["first_token_s"], done["itl_ms"], strict=True):
+        times.append(first_s + np.concatenate(([0.0], np.cumsum(gaps_ms) / 1e3)))
+    return np.concatenate(times)
+
+
+def _latency(done: pd.DataFrame, slo: ServiceLevel, duration_s: float) -> dict[str, float]:
+    arrival = _column(done, "arrival_s")
+    tokens = _column(done, "num_output_tokens")
+    ttft = 1e3 * (_column(done, "first_token_s") - arrival)
+    e2e = 1e3 * (_column(done, "finish_s") - arrival)
+    queue = 1e3 * (_column(done, "first_scheduled_s") - arrival)
+    several = tokens > 1
+    tpot_each = np.full(len(tokens), 0.0)
+    tpot_each[several] = (e2e - ttft)[several] / (tokens[several] - 1)
+    itl = np.concatenate([np.zeros(0), *map(np.asarray, done["itl_ms"])])
+    normalised = e2e / tokens
+    good = (ttft <= slo.ttft_ms) & (tpot_each <= slo.tpot_ms)
+    return {
+        "normalised_latency_ms": _mean(normalised),
+        "normalised_latency_p50_ms": _percentile(normalised, 50),
+        "normalised_latency_p99_ms": _percentile(normalised, 99),
+        "normalised_latency_token_weighted_ms": _ratio(float(e2e.sum()), float(tokens.sum())),
+        **_distribution("ttft", ttft),
+        **_distribution("tpot", tpot_each[several]),
+        **_distribution("itl", itl),
+        **_distribution("e2e", e2e),
+        "queue_delay_ms": _mean(queue),
+        "queue_delay_p99_ms": _percentile(queue, 99),
+        "goodput_requests_per_s": _ratio(int(good.sum()), duration_s),
+    }
+
+
+def _memory(steps: pd.DataFrame, pool: PoolFacts, output_tokens: float) -> dict[str, float]:
+    weights = _column(steps, "duration_s")
+    slots = pool.num_slots
+    share = {name: weighted_mean(_column(steps, name), weights) / slots for name in CLASSES}
+    saturated = (steps["refusal"] != "").to_numpy()
+    pressed = weights * saturated
+    paper = {name: weighted_mean(_column(steps, name), pressed) / slots for name in CLASSES}
+    saturated_share = _ratio(float(pressed.sum()), float(weights.sum()))
+    mapped = weighted_mean(_column(steps, "mapped_pages"), weights)
+    logical = weighted_mean(_column(steps, "logical_pages"), weights)
+    idle_slot_s = float(np.dot(slots - _column(steps, "token"), weights))
+    return {
+        "pool_pages": pool.num_pages,
+        "pool_tokens": slots,
+        "pool_bytes": slots * pool.bytes_per_token,
+        "utilisation": share["token"],
+        **{f"{name}_share": value for name, value in share.items()},
+        "dead_window_share": weighted_mean(_column(steps, "dead_window"), weights) / slots,
+        "token_of_mapped": _ratio(share["token"] * pool.num_pages, mapped),
+        "idle_slot_s_per_token": _ratio(idle_slot_s, output_tokens),
+        "sharing_saved": 1 - _ratio(mapped, logical),
+        "saturated_share": saturated_share,
+        "memory_bound": bool(saturated_share >= MEMORY_BOUND_SHARE),
+        "paper_token_share": paper["token"],
+        "paper_reservation_share": paper["reserved"],
+        "paper_internal_share": paper["over_reserved"],
+        "paper_external_share": sum(
+            paper[name]
+            for name in ("size_class", "tail", "cached", "withheld", "stranded", "free")
+        ),
+    }
+
+
+def _strategy(steps: pd.DataFrame, done: pd.DataFrame, pool: PoolFacts) -> dict[str, float]:
+    copied_pages = int(steps["copied_pages"].sum())
+    cached_tokens = int(done["num_cached_tokens"].sum())
+    return {
+        "prefix_hit_rate": _ratio(cached_tokens, int(done["num_prompt_tokens"].sum())),
+        "cached_tokens": cached_tokens,
+        "preemptions": int(steps["num_preempted"].sum()),
+        "recomputed_tokens": int(done["recomputed_tokens"].sum()),
+        "copied_pages": copied_pages,
+        "copied_bytes": copied_pages * pool.page_size * pool.bytes_per_token,
+        "allocator_us_per_step": _mean(_column(steps, "allocator_us")),
+        "num_steps": len(steps),
+    }
+
+
+def _distribution(name: str, values: Floats) -> dict[str, float]:
+    return {
+        f"{name}_ms": _mean(values),
+        **{f"{name}_p{p}_ms": _percentile(values, p) for p in (50, 90, 95, 99)},
+    }
+
+
+def _column(frame: pd.DataFrame, name: str) -> Floats:
+    return frame[name].to_numpy(dtype=np.float64)
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _percentile(values: Floats, percent: int) -> float:
+    return float(np.percentile(values, percent)) if len(values) else math.nan
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator and denominator > 0 else math.nan

@@ -1,0 +1,98 @@
+"""Puts a run together from its config: allocator, scheduler, executor, clock, recorder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from allocators import discovery
+from allocators.page_pool import PagePool
+from harness.config import ConfigError, RunConfig
+from harness.engine.clock import Clock, VirtualClock, WallClock
+from harness.engine.engine import Engine, Limits
+from harness.engine.executor import Executor
+from harness.engine.length_estimate import LengthEstimator
+from harness.engine.model_shape import ModelShape
+from harness.engine.request import Workload
+from harness.engine.scheduler import Scheduler, SchedulerConfig
+from harness.engine.simulated_executor import SimulatedExecutor
+from harness.measure.ledger import Ledger
+from harness.measure.memory_map import MemoryMap
+from harness.measure.metered_allocator import MeteredAllocator
+from harness.measure.recorder import RunRecorder
+
+
+class Device(Protocol):
+    """What a worker keeps between runs: the model, and the memory it runs in."""
+
+    shape: ModelShape
+    tokenizer: Any | None
+    memory_bytes: int | None
+
+    def executor(self, config: RunConfig, num_pages: int, max_len: int) -> Executor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRun:
+    """Ready to go: `engine.run(workload)`, then read `recorder`."""
+
+    engine: Engine
+    executor: Executor
+    recorder: RunRecorder
+    memory_map: MemoryMap | None
+    allocator: MeteredAllocator
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedDevice:
+    """No device at all: a shape, and memory that is imagined."""
+
+    shape: ModelShape
+    memory_bytes: int | None
+    tokenizer: Any | None = None
+
+    def executor(self, config: RunConfig, num_pages: int, max_len: int) -> Executor:
+        return SimulatedExecutor(config.executor.step_ms / 1e3)
+
+
+def prepare(
+    config: RunConfig, workload: Workload, num_pages: int, device: Device, seed: int
+) -> PreparedRun:
+    """Fresh allocator, scheduler, ledger, clock and executor for one repetition."""
+    pool = PagePool(num_pages, config.kv.page_size)
+    allocator = MeteredAllocator(build_allocator(config, pool))
+    scheduler_config = SchedulerConfig(
+        config.engine.schedule,
+        config.engine.token_budget,
+        config.engine.max_num_seqs,
+        config.engine.watermark,
+    )
+    estimator = LengthEstimator(
+        config.allocator.expected,
+        config.allocator.expected_bias,
+        config.allocator.expected_spread,
+        seed,
+    )
+    scheduler = Scheduler(allocator, scheduler_config, estimator)
+    max_len = max((request.max_len for request in workload.requests), default=1)
+    max_len = min(max_len, num_pages * config.kv.page_size)
+    executor = device.executor(config, num_pages, max_len)
+    memory_map = MemoryMap(config.measure.memory_map_period_s) if config.measure.memory_map else None
+    recorder = RunRecorder(
+        Ledger(num_pages, config.kv.page_size),
+        allocator,
+        deferred=any(request.true_output_len is None for request in workload.requests),
+        memory_map=memory_map,
+    )
+    limits = Limits(num_pages * config.kv.page_size, config.kv.page_size, device.shape.max_positions)
+    clock: Clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
+    engine = Engine(scheduler, executor, clock, recorder, limits, allocator)
+    return PreparedRun(engine, executor, recorder, memory_map, allocator)
+
+
+def build_allocator(config: RunConfig, pool: PagePool) -> Any:
+    """The strategy that `config.allocator` names, with its options."""
+    try:
+        return discovery.build(config.allocator.name, pool, **config.allocator.options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error

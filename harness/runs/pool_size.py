@@ -1,0 +1,69 @@
+"""How many pages the KV pool has."""
+
+from __future__ import annotations
+
+from harness.config import ConfigError, RunConfig
+from harness.engine.model_shape import ModelShape
+from harness.engine.request import Workload
+
+DEFAULT_MEMORY_FRACTION = 0.9
+DEFAULT_POOL_DEMAND = 16.0
+
+
+def pool_pages(
+    config: RunConfig, shape: ModelShape, workload: Workload, device_bytes: int | None
+) -> int:
+    """Pages of the pool, by the first of kv.pool_tokens, kv.pool_demand, kv.memory_fraction.
+
+    device_bytes: memory of the device, real or imagined; None on a CPU where none was
+    imagined. kv.pool_demand is a multiple of the mean length that the workload's requests
+    reach. Raises ConfigError where nothing is left for a single page.
+    """
+    kv = config.kv
+    if kv.pool_tokens is not None:
+        tokens = kv.pool_tokens
+        source = f"kv.pool_tokens={tokens}"
+    elif kv.memory_fraction is None and (kv.pool_demand is not None or device_bytes is None):
+        demand = kv.pool_demand or DEFAULT_POOL_DEMAND
+        tokens = round(demand * mean_final_len(workload))
+        source = f"kv.pool_demand={demand}"
+    else:
+        if device_bytes is None:
+            raise ConfigError(
+                f"kv.memory_fraction={kv.memory_fraction} needs a device memory: on a CPU give "
+                "device.imagined_memory_gib, or size the pool by kv.pool_tokens or kv.pool_demand"
+            )
+        fraction = kv.memory_fraction or DEFAULT_MEMORY_FRACTION
+        left = fraction * device_bytes - shape.weight_bytes - activation_bytes(config, shape)
+        tokens = int(left // shape.kv_bytes_per_token)
+        source = (
+            f"kv.memory_fraction={fraction} of {device_bytes / 2**30:.2f} GiB less "
+            f"{shape.weight_bytes / 2**30:.2f} GiB of weights and activations"
+        )
+    pages = tokens // kv.page_size
+    if pages < 1:
+        raise ConfigError(
+            f"{source} leaves {max(tokens, 0)} token slots, less than one page of "
+            f"{kv.page_size}: raise it or lower kv.page_size"
+        )
+    return pages
+
+
+def mean_final_len(workload: Workload) -> float:
+    """Mean tokens of KV a request holds when it ends."""
+    lengths = []
+    for request in workload.requests:
+        output_len = request.true_output_len or request.max_tokens
+        lengths.append(len(request.prompt_ids) + output_len - 1)
+    return sum(lengths) / max(1, len(lengths))
+
+
+def activation_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """An upper estimate of a step's activations: the widest layers at a full token budget.
+
+    Residual, attention and MLP intermediates of one layer (they are reused by the next) at
+    `engine.token_budget` tokens, and logits of `engine.max_num_seqs` rows in fp32.
+    """
+    per_token = (8 * shape.hidden_size + 8 * shape.hidden_size) * shape.dtype_bytes
+    logits = min(config.engine.max_num_seqs, config.engine.token_budget) * shape.vocab_size * 4
+    return config.engine.token_budget * per_token + logits

@@ -1,0 +1,98 @@
+"""The device that a model runs on, kept warm between the runs of one worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+import torch
+
+from harness.config import ConfigError, DeviceConfig, RunConfig
+from harness.engine.executor import Executor
+from harness.engine.model_shape import ModelConfig, ModelShape
+from harness.engine.models import LoadedModel, load_model
+from harness.engine.plan import Chunk, StepPlan, TableUpdate
+from harness.engine.request import SamplingParams
+from harness.engine.torch_executor import TorchExecutor
+
+
+def resolve_device(config: DeviceConfig) -> str:
+    """`cpu` or `cuda`. Asked for a GPU that is not there, it says so and falls back to nothing."""
+    has_cuda = torch.cuda.is_available()
+    if config.kind == "cuda" and not has_cuda:
+        raise ConfigError(
+            "device=cuda: torch sees no CUDA GPU here (torch.cuda.is_available() is False): "
+            "use device=cpu or device=auto, or install a CUDA build of torch and its driver"
+        )
+    if config.kind == "auto":
+        return "cuda" if has_cuda else "cpu"
+    return config.kind
+
+
+class TorchDevice:
+    """A loaded model on its device; every run gets a pool and an executor of its own."""
+
+    def __init__(self, model: ModelConfig, device: DeviceConfig) -> None:
+        self.kind = resolve_device(device)
+        if device.threads is not None:
+            torch.set_num_threads(device.threads)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        self._loaded: LoadedModel = load_model(model, self.kind)
+        self.shape: ModelShape = self._loaded.shape
+        self.tokenizer: Any | None = self._loaded.tokenizer
+        self.memory_bytes = self._memory_bytes(device)
+        self._warm: set[tuple[str, str, bool]] = set()
+
+    @property
+    def threads(self) -> int:
+        return torch.get_num_threads()
+
+    def executor(self, config: RunConfig, num_pages: int, max_len: int) -> Executor:
+        """A fresh executor with a pool of `num_pages`; what compiles lazily has been compiled."""
+        key = (config.attention.kind, config.attention.backend, config.engine.fused)
+        if key not in self._warm:
+            warm = self._build(config, num_pages=8, max_len=64)
+            _warm_up(warm, config.kv.page_size)
+            warm.close()
+            self._warm.add(key)
+        return self._build(config, num_pages, max_len)
+
+    def peak_memory_bytes(self) -> int:
+        """Peak bytes allocated on the GPU; on a CPU, bytes resident in this process now."""
+        if self.kind == "cuda":
+            return int(torch.cuda.max_memory_allocated())
+        return int(psutil.Process().memory_info().rss)
+
+    def _build(self, config: RunConfig, num_pages: int, max_len: int) -> TorchExecutor:
+        kind = config.attention.kind
+        if kind == "auto":
+            kind = "contiguous" if config.allocator.name == "contiguous" else "paged"
+        return TorchExecutor(
+            self._loaded,
+            num_pages=num_pages,
+            page_size=config.kv.page_size,
+            max_seqs=config.engine.max_num_seqs,
+            max_len=max_len,
+            attention=kind,
+            kernels=config.attention.backend,
+            fused=config.engine.fused,
+        )
+
+    def _memory_bytes(self, device: DeviceConfig) -> int | None:
+        if self.kind == "cuda":
+            return int(torch.cuda.get_device_properties(0).total_memory)
+        if device.imagined_memory_gib is None:
+            return None
+        return int(device.imagined_memory_gib * 2**30)
+
+
+def _warm_up(executor: TorchExecutor, page_size: int) -> None:
+    """A prefill and decodes of two sequences, so that nothing compiles inside a run."""
+    greedy = SamplingParams()
+    prompt = (1,) * min(4, page_size * 4)
+    prefill = tuple(Chunk(seq, 0, prompt, True, greedy, 0) for seq in (0, 1))
+    tables = tuple(TableUpdate(seq, 0, (4 * seq, 4 * seq + 1, 4 * seq + 2, 4 * seq + 3)) for seq in (0, 1))
+    executor.execute(StepPlan(prefill, tables))
+    if len(prompt) + 1 <= 4 * page_size:
+        decode = tuple(Chunk(seq, len(prompt), (1,), True, greedy, 1) for seq in (0, 1))
+        executor.execute(StepPlan(decode))
