@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.cpu_decode import decode_rows
+from kernels.cpu_decode import KVPages, decode_rows
 from kernels.cpu_prefill import Workspace, chunk_attention
 
 _LONGEST_ROWWISE_CHUNK = 2
@@ -94,17 +94,11 @@ def _attention(
     out32 = out if in_place else torch.empty(query.shape)
     bounds = query_start_loc.to(torch.int32).contiguous().numpy()
     lens = seq_lens.to(torch.int32).contiguous().numpy()
-    num_kv_heads = key_cache.shape[1]
-
+    kv = KVPages(_raw(key_cache), _raw(value_cache), table, starts, page_size, key_cache.shape[1])
     longer = decode_rows(
         _use_torch_threads(),
         query32.numpy(),
-        _raw(key_cache),
-        _raw(value_cache),
-        table,
-        starts,
-        page_size,
-        num_kv_heads,
+        kv,
         bounds,
         lens,
         _LONGEST_ROWWISE_CHUNK,

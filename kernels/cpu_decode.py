@@ -12,7 +12,7 @@ file of the function that is called.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -26,6 +26,38 @@ _FLAGS = {"reassoc", "contract", "nsz", "arcp", "afn"}
 
 _LOG2_E = np.float32(1.4426950408889634)
 _LOWEST = np.float32(-1e30)
+_U = np.uint64
+"""Loop counters and indices are unsigned: for signed ones numba tests every access for a negative
+index that counts from the end, and the loop no longer vectorises (five times slower)."""
+
+
+class KVPages(NamedTuple):
+    """A layer's keys and values and where the sequences lie in them.
+
+    keys, values: flattened caches, float32 or 16-bit patterns as `_widen` takes them.
+    table: int32 (num_seqs, max_pages), read unless page_size is 0; then sequence i lies at the
+        slots from starts[i] on.
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    table: np.ndarray
+    starts: np.ndarray
+    page_size: int
+    num_kv_heads: int
+
+
+class Pieces(NamedTuple):
+    """Unnormalised results of rows that a cut divides: at most two a worker, its first and last.
+
+    row: int64 (workers, 2), -1 for none. acc: (workers, 2, heads, dim); peak and total:
+    (workers, 2, heads), as `_attend` leaves them.
+    """
+
+    row: np.ndarray
+    acc: np.ndarray
+    peak: np.ndarray
+    total: np.ndarray
 
 
 def _jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -87,185 +119,155 @@ def _exp2(x):  # type: ignore[no-untyped-def]
 
 
 @_jit()
-def _fill_slots(slots, start, n, seq, table, starts, page_size):  # type: ignore[no-untyped-def]
+def _fill_slots(slots, start, n, seq, kv):  # type: ignore[no-untyped-def]
     """Slots of the tokens start .. start + n - 1 of a sequence."""
-    if page_size == 0:
+    if kv.page_size == 0:
         for t in range(n):
-            slots[t] = starts[seq] + start + t
+            slots[t] = kv.starts[seq] + start + t
         return
     t = 0
     while t < n:
-        page, offset = divmod(start + t, page_size)
-        base = np.int64(table[seq, page]) * page_size + offset
-        run = min(page_size - offset, n - t)
+        page, offset = divmod(start + t, kv.page_size)
+        base = np.int64(kv.table[seq, page]) * kv.page_size + offset
+        run = min(kv.page_size - offset, n - t)
         for j in range(run):
             slots[t + j] = base + j
         t += run
 
 
 @_jit()
-def _tile_logits(q, keys, slots, n, num_kv_heads, dim, logits, peak):  # type: ignore[no-untyped-def]
-    """logits[h, t] = q[h] . key[t]; peak[h] = max(peak[h], logits[h])."""
-    group = q.shape[0] // num_kv_heads
-    for t in range(n):
-        for kv_head in range(num_kv_heads):
-            base = slots[t] * num_kv_heads * dim + kv_head * dim
+def _tile_logits(q, keys, slots, n, num_kv_heads, logits, peak):  # type: ignore[no-untyped-def]
+    """logits[h, t] = q[h] . key[t]; peak[h] = max(peak[h], logits[h]).
+
+    Two queries of a group share each load of the key.
+    """
+    dim, kv_heads = _U(q.shape[1]), _U(num_kv_heads)
+    group = _U(q.shape[0]) // kv_heads
+    for t in range(_U(n)):
+        for kv_head in range(kv_heads):
+            k = (_U(slots[t]) * kv_heads + kv_head) * dim
             h = kv_head * group
-            for _ in range(group // 2):
+            for _ in range(group // _U(2)):
+                g = h + _U(1)
                 a = np.float32(0.0)
                 b = np.float32(0.0)
                 for d in range(dim):
-                    k = _widen(keys[base + d])
-                    a += q[h, d] * k
-                    b += q[h + 1, d] * k
+                    key = _widen(keys[k + d])
+                    a += q[h, d] * key
+                    b += q[g, d] * key
                 logits[h, t] = a
-                logits[h + 1, t] = b
+                logits[g, t] = b
                 peak[h] = a if a > peak[h] else peak[h]
-                peak[h + 1] = b if b > peak[h + 1] else peak[h + 1]
-                h += 2
-            if group % 2:
+                peak[g] = b if b > peak[g] else peak[g]
+                h = g + _U(1)
+            if group % _U(2) == _U(1):
                 a = np.float32(0.0)
                 for d in range(dim):
-                    a += q[h, d] * _widen(keys[base + d])
+                    a += q[h, d] * _widen(keys[k + d])
                 logits[h, t] = a
                 peak[h] = a if a > peak[h] else peak[h]
 
 
 @_jit()
-def _tile_values(weights, values, slots, n, num_kv_heads, dim, acc):  # type: ignore[no-untyped-def]
-    """acc[h] += sum over t of weights[h, t] * value[t]."""
-    num_heads = acc.shape[0]
-    group = num_heads // num_kv_heads
-    row = num_kv_heads * dim
-    t = 0
-    while t + 4 <= n:
-        s0, s1, s2, s3 = slots[t] * row, slots[t + 1] * row, slots[t + 2] * row, slots[t + 3] * row
-        for h in range(num_heads):
-            head = h // group * dim
-            w0, w1, w2, w3 = (
-                weights[h, t],
-                weights[h, t + 1],
-                weights[h, t + 2],
-                weights[h, t + 3],
-            )
+def _tile_values(weights, values, slots, n, num_kv_heads, acc):  # type: ignore[no-untyped-def]
+    """acc[h] += sum over t of weights[h, t] * value[t], four tokens at a time."""
+    heads, dim, kv_heads = _U(acc.shape[0]), _U(acc.shape[1]), _U(num_kv_heads)
+    group, row = heads // kv_heads, kv_heads * dim
+    fours = _U(n) // _U(4)
+    for four in range(fours):
+        t = four * _U(4)
+        t1, t2, t3 = t + _U(1), t + _U(2), t + _U(3)
+        v0, v1 = _U(slots[t]) * row, _U(slots[t1]) * row
+        v2, v3 = _U(slots[t2]) * row, _U(slots[t3]) * row
+        for h in range(heads):
+            o = h // group * dim
+            w0, w1, w2, w3 = weights[h, t], weights[h, t1], weights[h, t2], weights[h, t3]
             for d in range(dim):
-                acc[h, d] += (
-                    w0 * _widen(values[s0 + head + d])
-                    + w1 * _widen(values[s1 + head + d])
-                    + w2 * _widen(values[s2 + head + d])
-                    + w3 * _widen(values[s3 + head + d])
-                )
-        t += 4
-    while t < n:
-        s0 = slots[t] * row
-        for h in range(num_heads):
-            head = h // group * dim
+                near = w0 * _widen(values[v0 + o + d]) + w1 * _widen(values[v1 + o + d])
+                far = w2 * _widen(values[v2 + o + d]) + w3 * _widen(values[v3 + o + d])
+                acc[h, d] += near + far
+    for t in range(fours * _U(4), _U(n)):
+        v0 = _U(slots[t]) * row
+        for h in range(heads):
+            o = h // group * dim
+            w0 = weights[h, t]
             for d in range(dim):
-                acc[h, d] += weights[h, t] * _widen(values[s0 + head + d])
-        t += 1
+                acc[h, d] += w0 * _widen(values[v0 + o + d])
 
 
 @_jit()
-def _attend(  # type: ignore[no-untyped-def]
-    q,
-    keys,
-    values,
-    seq,
-    start,
-    stop,
-    table,
-    starts,
-    page_size,
-    num_kv_heads,
-    softcap,
-    acc,
-    peak,
-    total,
-):
+def _cap(logits, n, softcap, peak):  # type: ignore[no-untyped-def]
+    """Replace plain logits by capped base-2 ones and raise `peak` to their maximum."""
+    double = np.float32(2.0) * _LOG2_E / softcap
+    for h in range(_U(logits.shape[0])):
+        high = peak[h]
+        for t in range(_U(n)):
+            e = _exp2(-abs(logits[h, t] * double))
+            tanh = (np.float32(1.0) - e) / (np.float32(1.0) + e)
+            logits[h, t] = softcap * _LOG2_E * (-tanh if logits[h, t] < 0 else tanh)
+            high = logits[h, t] if logits[h, t] > high else high
+        peak[h] = high
+
+
+@_jit()
+def _attend(q, kv, seq, start, stop, softcap, acc, peak, total):  # type: ignore[no-untyped-def]
     """Unnormalised attention of one query row over the tokens start .. stop - 1.
 
     q (num_heads, dim) is scaled to base-2 logits (to plain ones under softcap). On return
     acc = sum of 2^(logit - peak) * value and total = sum of 2^(logit - peak), for every head.
     """
-    num_heads, dim = q.shape
+    heads, dim = _U(q.shape[0]), _U(q.shape[1])
     slots = np.empty(TILE, np.int64)
-    logits = np.empty((num_heads, TILE), np.float32)
-    new_peak = np.empty(num_heads, np.float32)
+    logits = np.empty((q.shape[0], TILE), np.float32)
+    plain_peak = np.empty(q.shape[0], np.float32)
+    new_peak = np.empty(q.shape[0], np.float32)
     acc[:] = 0
     total[:] = 0
     peak[:] = _LOWEST
     for first in range(start, stop, TILE):
         n = min(TILE, stop - first)
-        _fill_slots(slots, first, n, seq, table, starts, page_size)
+        _fill_slots(slots, first, n, seq, kv)
         new_peak[:] = peak
-        _tile_logits(q, keys, slots, n, num_kv_heads, dim, logits, new_peak)
-        if softcap != 0:
-            double = np.float32(2.0) * _LOG2_E / softcap
-            for h in range(num_heads):
-                high = peak[h]
-                for t in range(n):
-                    e = _exp2(-abs(logits[h, t] * double))
-                    tanh = (np.float32(1.0) - e) / (np.float32(1.0) + e)
-                    x = softcap * _LOG2_E * (tanh if logits[h, t] > 0 else -tanh)
-                    logits[h, t] = x
-                    high = x if x > high else high
-                new_peak[h] = high
-        for h in range(num_heads):
+        if softcap == 0:
+            _tile_logits(q, kv.keys, slots, n, kv.num_kv_heads, logits, new_peak)
+        else:
+            _tile_logits(q, kv.keys, slots, n, kv.num_kv_heads, logits, plain_peak)
+            _cap(logits, n, softcap, new_peak)
+        for h in range(heads):
             high = new_peak[h]
+            shrink = _exp2(peak[h] - high)
             added = np.float32(0.0)
-            for t in range(n):
+            for t in range(_U(n)):
                 w = _exp2(logits[h, t] - high)
                 logits[h, t] = w
                 added += w
-            if high > peak[h]:
-                shrink = _exp2(peak[h] - high)
+            if shrink < 1:
                 for d in range(dim):
                     acc[h, d] *= shrink
-                total[h] *= shrink
-                peak[h] = high
-            total[h] += added
-        _tile_values(logits, values, slots, n, num_kv_heads, dim, acc)
+            total[h] = total[h] * shrink + added
+            peak[h] = high
+        _tile_values(logits, kv.values, slots, n, kv.num_kv_heads, acc)
 
 
 @_jit()
-def _work(  # type: ignore[no-untyped-def]
-    worker,
-    num_workers,
-    query,
-    keys,
-    values,
-    table,
-    starts,
-    page_size,
-    num_kv_heads,
-    rows,
-    ends,
-    scale,
-    softcap,
-    out,
-    piece_row,
-    piece_acc,
-    piece_peak,
-    piece_total,
-):
+def _work(worker, workers, query, kv, rows, ends, scale, softcap, out, pieces):  # type: ignore[no-untyped-def]
     """One thread's share of the concatenated KV tokens of all rows.
 
     rows[r] = (token, sequence, first visible position, one past the last); ends = running sum of
-    their lengths. A row wholly inside the share goes to `out`, the pieces at its two ends to
-    piece_*[worker].
+    their lengths. A row wholly inside the share goes to `out`, other parts to pieces[worker].
     """
-    num_heads, dim = query.shape[1], query.shape[2]
     all_tokens = ends[-1]
-    low = all_tokens * worker // num_workers
-    high = all_tokens * (worker + 1) // num_workers
-    piece_row[worker, 0] = -1
-    piece_row[worker, 1] = -1
+    low = all_tokens * worker // workers
+    high = all_tokens * (worker + 1) // workers
+    pieces.row[worker, 0] = -1
+    pieces.row[worker, 1] = -1
     if low == high:
         return
-    q = np.empty((num_heads, dim), np.float32)
-    acc = np.empty((num_heads, dim), np.float32)
-    peak = np.empty(num_heads, np.float32)
-    total = np.empty(num_heads, np.float32)
+    heads, dim = query.shape[1], query.shape[2]
+    q = np.empty((heads, dim), np.float32)
+    acc = np.empty((heads, dim), np.float32)
+    peak = np.empty(heads, np.float32)
+    total = np.empty(heads, np.float32)
     factor = np.float32(scale) if softcap != 0 else np.float32(scale) * _LOG2_E
     r = np.searchsorted(ends, low, side="right")
     while low < high:
@@ -273,81 +275,52 @@ def _work(  # type: ignore[no-untyped-def]
         length = rows[r, 3] - first
         begin = ends[r] - length
         stop = min(high, ends[r])
-        for h in range(num_heads):
-            for d in range(dim):
-                q[h, d] = query[token, h, d] * factor
-        _attend(
-            q,
-            keys,
-            values,
-            seq,
-            first + low - begin,
-            first + stop - begin,
-            table,
-            starts,
-            page_size,
-            num_kv_heads,
-            softcap,
-            acc,
-            peak,
-            total,
-        )
+        q[:] = query[token] * factor
+        _attend(q, kv, seq, first + low - begin, first + stop - begin, softcap, acc, peak, total)
         if stop - low == length:
-            for h in range(num_heads):
-                for d in range(dim):
-                    out[token, h, d] = acc[h, d] / total[h]
+            for h in range(heads):
+                out[token, h] = acc[h] / total[h]
         else:
             side = 0 if low > begin else 1
-            piece_row[worker, side] = r
-            piece_acc[worker, side] = acc
-            piece_peak[worker, side] = peak
-            piece_total[worker, side] = total
+            pieces.row[worker, side] = r
+            pieces.acc[worker, side] = acc
+            pieces.peak[worker, side] = peak
+            pieces.total[worker, side] = total
         low = stop
         r += 1
 
 
 @_jit()
-def _merge(rows, out, piece_row, piece_acc, piece_peak, piece_total):  # type: ignore[no-untyped-def]
-    """Join the pieces of rows that lie across several shares; they follow one another."""
-    num_heads, dim = out.shape[1], out.shape[2]
-    row = piece_row.reshape(-1)
-    acc = piece_acc.reshape((-1, num_heads, dim))
-    peak = piece_peak.reshape((-1, num_heads))
-    total = piece_total.reshape((-1, num_heads))
+def _merge(rows, out, pieces):  # type: ignore[no-untyped-def]
+    """Join the pieces of each divided row; they lie in order, with gaps."""
+    heads, dim = out.shape[1], out.shape[2]
+    acc = pieces.acc.reshape((-1, heads, dim))
+    peak = pieces.peak.reshape((-1, heads))
+    total = pieces.total.reshape((-1, heads))
+    found = np.flatnonzero(pieces.row.reshape(-1) >= 0)
+    owner = pieces.row.reshape(-1)[found]
     i = 0
-    while i < row.size:
-        if row[i] < 0:
-            i += 1
-            continue
-        j = i + 1
-        last = i
-        while j < row.size and (row[j] == row[i] or row[j] < 0):
-            last = j if row[j] >= 0 else last
-            j += 1
-        token = rows[row[i], 0]
-        for h in range(num_heads):
+    while i < found.size:
+        j = np.searchsorted(owner, owner[i], side="right")
+        token = rows[owner[i], 0]
+        for h in range(heads):
             high = _LOWEST
-            for p in range(i, last + 1):
-                if row[p] >= 0 and peak[p, h] > high:
-                    high = peak[p, h]
+            for p in found[i:j]:
+                high = max(high, peak[p, h])
             weight = np.float32(0.0)
-            for d in range(dim):
-                out[token, h, d] = 0
-            for p in range(i, last + 1):
-                if row[p] >= 0:
-                    w = _exp2(peak[p, h] - high)
-                    weight += w * total[p, h]
-                    for d in range(dim):
-                        out[token, h, d] += w * acc[p, h, d]
-            for d in range(dim):
-                out[token, h, d] /= weight
+            joined = np.zeros(dim, np.float32)
+            for p in found[i:j]:
+                w = _exp2(peak[p, h] - high)
+                weight += w * total[p, h]
+                joined += w * acc[p, h]
+            out[token, h] = joined / weight
         i = j
 
 
 @_jit()
 def _list_rows(query_start_loc, seq_lens, longest_chunk, window, out):  # type: ignore[no-untyped-def]
     """Rows to compute here, and how many sequences have a longer chunk than `longest_chunk`."""
-    rows = np.empty((query_start_loc[-1] + 1, 4), np.int64)
+    rows = np.empty((query_start_loc[-1], 4), np.int64)
     n = 0
     longer = 0
     for seq in range(seq_lens.size):
@@ -370,59 +343,31 @@ def _list_rows(query_start_loc, seq_lens, longest_chunk, window, out):  # type: 
 
 
 @_jit(parallel=True)
+def _share(workers, query, kv, rows, ends, scale, softcap, out, pieces):  # type: ignore[no-untyped-def]
+    for worker in numba.prange(workers):
+        _work(worker, workers, query, kv, rows, ends, scale, softcap, out, pieces)
+
+
+@_jit()
 def decode_rows(  # type: ignore[no-untyped-def]
-    workers,
-    query,
-    keys,
-    values,
-    table,
-    starts,
-    page_size,
-    num_kv_heads,
-    query_start_loc,
-    seq_lens,
-    longest_chunk,
-    scale,
-    window,
-    softcap,
-    out,
+    workers, query, kv, query_start_loc, seq_lens, longest_chunk, scale, window, softcap, out
 ):
     """Attention for every sequence with at most `longest_chunk` query tokens.
 
-    query, out: float32 (num_tokens, num_q_heads, head_dim). keys, values: a layer's cache,
-    flattened (float32, or 16-bit patterns as `_widen` says). With page_size 0 sequence i lies at
-    starts[i], else `table` is read. workers: shares to
-    cut the work into, one a thread. window and softcap are 0 for none. Returns the number of
-    sequences left out for their longer chunks.
+    workers: number of shares to cut the work into, one a thread. query, out: float32
+    (num_tokens, num_q_heads, head_dim). kv: KVPages. window and softcap are 0 for none. Returns
+    the number of sequences left out for their longer chunks.
     """
     rows, longer = _list_rows(query_start_loc, seq_lens, longest_chunk, window, out)
     if rows.shape[0] > 0:
         ends = np.cumsum(rows[:, 3] - rows[:, 2])
-        num_heads, dim = query.shape[1], query.shape[2]
-        piece_row = np.empty((workers, 2), np.int64)
-        piece_acc = np.empty((workers, 2, num_heads, dim), np.float32)
-        piece_peak = np.empty((workers, 2, num_heads), np.float32)
-        piece_total = np.empty((workers, 2, num_heads), np.float32)
-        for worker in numba.prange(workers):
-            _work(
-                worker,
-                workers,
-                query,
-                keys,
-                values,
-                table,
-                starts,
-                page_size,
-                num_kv_heads,
-                rows,
-                ends,
-                scale,
-                softcap,
-                out,
-                piece_row,
-                piece_acc,
-                piece_peak,
-                piece_total,
-            )
-        _merge(rows, out, piece_row, piece_acc, piece_peak, piece_total)
+        heads, dim = query.shape[1], query.shape[2]
+        pieces = Pieces(
+            np.empty((workers, 2), np.int64),
+            np.empty((workers, 2, heads, dim), np.float32),
+            np.empty((workers, 2, heads), np.float32),
+            np.empty((workers, 2, heads), np.float32),
+        )
+        _share(workers, query, kv, rows, ends, scale, softcap, out, pieces)
+        _merge(rows, out, pieces)
     return longer
