@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -61,10 +62,20 @@ class RequestBuilder:
         prompt = source.draw(Stream.TOKENS, index, prompt_len)
         return prompt.tolist(), source.draw(Stream.OUTPUT, index, output_len).tolist()
 
+    def check_ids(self, *token_ids: Sequence[int]) -> None:
+        """Raises ValueError where a tokenizer gave ids beyond the model's vocabulary."""
+        largest = max(max(ids, default=0) for ids in token_ids)
+        if largest >= self.context.tokens.vocab_size:
+            raise ValueError(
+                f"token id {largest} of the text is beyond the model's vocabulary of "
+                f"{self.context.tokens.vocab_size}: take a model with a larger one, or its own "
+                "tokenizer (the built-in one needs 256 ids from workload.first_regular_id on)"
+            )
+
     def add(
         self,
         prompt_ids: tuple[int, ...],
-        output_ids: list[int],
+        output_ids: Sequence[int],
         place: Place,
     ) -> Request:
         """Append a request whose true output would be `output_ids`, cut to the bounds.

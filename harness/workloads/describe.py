@@ -18,13 +18,13 @@ def sharing_in_words(config: WorkloadConfig) -> str:
             return ""
 
 
-def bounds_in_words(config: WorkloadConfig, max_len: int | None) -> str:
-    """Bounds and scale."""
+def bounds_in_words(config: WorkloadConfig, max_len: int | None, scale: float) -> str:
+    """Bounds, and the scale that lengths really got."""
     words = [] if max_len is None else [f"prompt + output < {max_len}"]
     if config.max_output_len is not None:
         words.append(f"output <= {config.max_output_len}")
-    if config.length_scale != 1:
-        words.append(f"then all lengths x {config.length_scale:g}")
+    if scale != 1:
+        words.append(f"all lengths then x {scale:g}")
     return ", ".join(words)
 
 

@@ -101,7 +101,7 @@ def sample_fitting(
     total = 0
     for batch in _batches(sample, generator):
         mask = fits(batch)
-        kept.append(Pairs(*(column[mask] for column in batch)))
+        kept.append(Pairs(batch.prompts[mask], batch.outputs[mask], batch.variates[mask]))
         total += len(kept[-1].prompts)
         if total >= count:
             break
@@ -110,7 +110,11 @@ def sample_fitting(
                 f"none of {_BATCH * len(kept):,} sampled requests has prompt + output below the "
                 "bound: raise workload.max_len or lower the lengths"
             )
-    return Pairs(*(np.concatenate(columns)[:count] for columns in zip(*kept, strict=True)))
+    return Pairs(
+        np.concatenate([part.prompts for part in kept])[:count],
+        np.concatenate([part.outputs for part in kept])[:count],
+        np.concatenate([part.variates for part in kept])[:count],
+    )
 
 
 def _batches(sample: Sampler, generator: np.random.Generator) -> Iterator[Pairs]:

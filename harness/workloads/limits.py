@@ -29,12 +29,12 @@ class Limits:
     max_output_len: int
 
     @classmethod
-    def scaled(cls, config: WorkloadConfig, max_len: int) -> Limits:
-        """The config's bounds after length_scale; `max_len` is given before it."""
-        bound = max(2, scale_length(max_len, config.length_scale))
+    def of(cls, config: WorkloadConfig, scaled_max_len: int, scale: float) -> Limits:
+        """The config's bound on outputs, scaled, beside a bound on prompt + output."""
+        bound = max(2, scaled_max_len)
         longest = bound - 1
         if config.max_output_len is not None:
-            longest = min(longest, scale_length(config.max_output_len, config.length_scale))
+            longest = min(longest, scale_length(config.max_output_len, scale))
         return cls(bound, longest)
 
     def cut_output(self, prompt_len: int, output_len: int) -> int:

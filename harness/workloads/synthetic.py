@@ -10,7 +10,7 @@ from harness.workloads.config import WorkloadConfig
 from harness.workloads.context import Context, RequestBuilder
 from harness.workloads.describe import arrivals_in_words, bounds_in_words, sharing_in_words
 from harness.workloads.lengths import describe, sample_fitting, sampler
-from harness.workloads.limits import Limits
+from harness.workloads.limits import Limits, scale_length
 from harness.workloads.sharing import (
     SystemPrompt,
     add_chat_sessions,
@@ -35,7 +35,9 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
         partial(fitting_mask, config, config.max_len),
     )
     arrivals = arrival_times(config, count, context.seed)
-    builder = RequestBuilder(config, context, Limits.scaled(config, config.max_len))
+    scale = config.length_scale
+    limits = Limits.of(config, scale_length(config.max_len, scale), scale)
+    builder = RequestBuilder(config, context, limits)
     system = SystemPrompt(config, context)
     if config.sharing == "chat":
         add_chat_sessions(builder, pairs, arrivals, system, count)
@@ -44,7 +46,7 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
     parts = (
         describe(config),
         sharing_in_words(config),
-        bounds_in_words(config, config.max_len),
+        bounds_in_words(config, config.max_len, config.length_scale),
         arrivals_in_words(config),
     )
     return Workload(
