@@ -8,6 +8,7 @@ correct default, so that a strategy overrides just what it does better.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
@@ -32,13 +33,17 @@ class Allocation(NamedTuple):
     copies: page copies due before the next forward pass; all sources are read before any
         destination is written.
     first_changed: index of the first block-table entry that differs from what the engine
-        last saw (table length when none does). The default, 0, is always safe: it makes the
-        engine read the whole table again.
+        last saw; the table's length or more when none does. The default, 0, is always safe:
+        it makes the engine read the whole table again.
     """
 
     num_cached_tokens: int = 0
     copies: tuple[PageCopy, ...] = ()
     first_changed: int = 0
+
+
+UNCHANGED = Allocation(first_changed=sys.maxsize)
+"""Room was there already: no entry changed, nothing is to be copied."""
 
 
 class Usage(NamedTuple):
@@ -54,13 +59,46 @@ class Usage(NamedTuple):
     free: int
 
 
+class SequenceState:
+    """What is known of one live sequence.
+
+    page_ids: its block table; the first `num_released` entries are NULL_PAGE.
+    length: tokens that it has asked room for, so the position that `append` gives out next.
+    max_len, expected_len: as given to `allocate` or `fork`.
+    """
+
+    __slots__ = ("expected_len", "length", "max_len", "num_released", "page_ids")
+
+    def __init__(self, page_ids: list[int], length: int, max_len: int, expected_len: int) -> None:
+        self.page_ids = page_ids
+        self.length = length
+        self.max_len = max_len
+        self.expected_len = expected_len
+        self.num_released = 0
+
+
+class LiveSequences(dict[int, SequenceState]):
+    """Sequence states by id; looking up an unknown id says what it may mean."""
+
+    def __missing__(self, seq_id: int) -> SequenceState:
+        raise KeyError(
+            f"sequence {seq_id} is not allocated ({len(self)} others are): "
+            "it was never admitted, or has been freed or swapped out"
+        )
+
+
 class KVCacheAllocator(ABC):
     """Allocates the pages of one layer group out of a pool.
 
     Every method that needs room returns `None` when there is none, and then nothing has
-    changed. Sequence ids are chosen by the engine and never reused. `max_len` bounds the
-    tokens a sequence will ever hold; `expected_len` is the engine's estimate of that number
-    for strategies that reserve (0 when it makes none).
+    changed. An unknown `seq_id` is a KeyError, allocating a live one a ValueError. `max_len`
+    bounds the tokens a sequence will ever hold; `expected_len` is the engine's estimate of
+    that number for strategies that reserve (0 when it makes none).
+
+    A strategy keeps one SequenceState a live sequence in `self.sequences`: `allocate` adds it,
+    `append` raises its `length`, `free` deletes it. The defaults below read `length` and write
+    nothing else, so an `append` that compares the new length with the table's size never
+    counts the room twice that `truncate` left.
     """
 
     name: ClassVar[str]
@@ -75,6 +113,9 @@ class KVCacheAllocator(ABC):
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
         self.page_size = pool.page_size
+        self.sequences = LiveSequences()
+        self._swapped: dict[int, SequenceState] = {}
+        self._num_unknown_ids = 0
 
     @abstractmethod
     def allocate(
@@ -85,11 +126,12 @@ class KVCacheAllocator(ABC):
         expected_len: int,
         keep_free: int = 0,
     ) -> Allocation | None:
-        """Give a new sequence room for all of `token_ids`, leaving `keep_free` pages available."""
+        """Give a new sequence room for all of `token_ids`, leaving `keep_free` pages available
+        (free or cached). Must be given at least one token."""
 
     @abstractmethod
     def append(self, seq_id: int, num_tokens: int = 1) -> Allocation | None:
-        """Make room for `num_tokens` more tokens, writable without harm to other sequences."""
+        """Make room for `num_tokens` >= 1 more tokens, writable without harm to other sequences."""
 
     @abstractmethod
     def free(self, seq_id: int) -> None:
@@ -106,22 +148,143 @@ class KVCacheAllocator(ABC):
     def fork(
         self, parent_id: int, child_id: int, max_len: int, expected_len: int
     ) -> Allocation | None:
-        """Start `child_id` as a copy of `parent_id`. Default: new pages, everything copied."""
-        raise NotImplementedError  # replaced below by the allocators' author
+        """Start `child_id` as a copy of `parent_id`, of the same length.
+
+        `num_cached_tokens` of the result is the parent's length: what the parent has computed,
+        the child has as well. Default: new pages, every written one copied.
+        """
+        length = self.sequences[parent_id].length
+        if self.allocate(child_id, self._unknown_ids(length), max_len, expected_len) is None:
+            return None
+        source = self.block_table(parent_id)[: self.pages_for(length)]
+        copies = copies_between(source, self.block_table(child_id))
+        self.release(child_id, self.sequences[parent_id].num_released * self.page_size)
+        return Allocation(length, copies)
 
     def rebranch(self, parents: Mapping[int, int]) -> Allocation | None:
-        """Replace each key's contents by its value's, as one beam step."""
-        raise NotImplementedError
+        """Replace the contents of each key by those of its value, all at once: a beam step.
 
-    def commit(self, seq_id: int, token_ids: Sequence[int]) -> None:
-        """These tokens, which follow the ones committed before, are computed: reuse may begin."""
+        Children keep their bounds. Keys and values are live sequences of one length, as beams
+        are; ValueError otherwise. Read the tables of all keys again afterwards. Default: every
+        page copied into the child's own, which needs no room, so it is never refused.
+        """
+        length = self._rebranch_length(parents)
+        count = self.pages_for(length)
+        copies: list[PageCopy] = []
+        for child_id, parent_id in parents.items():
+            if child_id != parent_id:
+                source = self.block_table(parent_id)[:count]
+                copies += copies_between(source, self.block_table(child_id))
+        return Allocation(length, tuple(copies))
+
+    def commit(self, seq_id: int, token_ids: Sequence[int]) -> None:  # noqa: B027
+        """These tokens, which follow the ones committed before (at first, those cached by
+        `allocate`), are computed: reuse may begin. Default: nothing."""
 
     def truncate(self, seq_id: int, new_len: int) -> None:
-        """Forget tokens from `new_len` on."""
+        """Forget tokens from `new_len` on. Default: the sequence keeps the room."""
+        sequence = self.sequences[seq_id]
+        self._check_truncation(seq_id, sequence, new_len)
+        sequence.length = new_len
 
-    def release(self, seq_id: int, upto: int) -> None:
-        """The first `upto` tokens will not be read again."""
+    def release(self, seq_id: int, upto: int) -> None:  # noqa: B027
+        """The first `upto` tokens will not be read again: pages that hold nothing else may go
+        back, and their entries become NULL_PAGE. Default: nothing."""
+
+    def swap_out(self, seq_ids: Sequence[int]) -> Allocation | None:
+        """Give up the pages of these sequences, whose contents the engine has saved.
+
+        Until `swap_in` or `discard_swapped` the ids are not live. Default: `free`.
+        """
+        states = [self.sequences[seq_id] for seq_id in seq_ids]
+        for seq_id, state in zip(seq_ids, states, strict=True):
+            self.free(seq_id)
+            self._swapped[seq_id] = state
+        return UNCHANGED
+
+    def swap_in(self, seq_ids: Sequence[int]) -> Allocation | None:
+        """Give all of these sequences room again, or none of them. The engine then restores
+        their contents through the new tables. Default: `allocate` as if new."""
+        states = [self._swapped_state(seq_id) for seq_id in seq_ids]
+        for index, (seq_id, state) in enumerate(zip(seq_ids, states, strict=True)):
+            ids = self._unknown_ids(state.length)
+            if self.allocate(seq_id, ids, state.max_len, state.expected_len) is None:
+                for earlier in seq_ids[:index]:
+                    self.free(earlier)
+                return None
+            self.release(seq_id, state.num_released * self.page_size)
+        for seq_id in seq_ids:
+            del self._swapped[seq_id]
+        return Allocation()
+
+    def discard_swapped(self, seq_id: int) -> None:
+        """Forget a swapped-out sequence."""
+        self._swapped_state(seq_id)
+        del self._swapped[seq_id]
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where the books don't balance. May be slow. Default: the tables
+        against `usage`."""
+        mapped = self.mapped_pages()
+        usage = self.usage()
+        assert sum(usage) == self.pool.num_pages, f"{usage} is not {self.pool.num_pages} pages"
+        assert len(mapped) == usage.mapped, f"tables map {len(mapped)} pages, {usage}"
 
     def pages_needed(self, token_ids: Sequence[int], expected_len: int) -> int:
         """Pages `allocate` would take from those available, before any size-class round-up."""
-        return -(-max(len(token_ids), expected_len) // self.page_size)
+        return self.pages_for(max(len(token_ids), expected_len))
+
+    @property
+    def max_sequence_pages(self) -> int:
+        """Most pages that one sequence could ever get with the pool to itself."""
+        return self.pool.num_pages
+
+    def pages_for(self, num_tokens: int) -> int:
+        """Pages that `num_tokens` tokens fill, the last one perhaps in part."""
+        return -(-num_tokens // self.page_size)
+
+    def mapped_pages(self) -> set[int]:
+        """Every page in some block table, found by reading all of them."""
+        tables = [self.block_table(seq_id) for seq_id in self.sequences]
+        return {page for table in tables for page in table if page != NULL_PAGE}
+
+    def _check_new(self, seq_id: int, token_ids: Sequence[int]) -> None:
+        """Raise ValueError for a live id or an empty sequence."""
+        if seq_id in self.sequences:
+            raise ValueError(f"sequence {seq_id} is allocated already: free it first")
+        if not len(token_ids):
+            raise ValueError(f"sequence {seq_id} has no tokens: a prompt has at least one")
+
+    def _check_truncation(self, seq_id: int, sequence: SequenceState, new_len: int) -> None:
+        released = sequence.num_released * self.page_size
+        if not released <= new_len <= sequence.length:
+            raise ValueError(
+                f"cannot truncate sequence {seq_id} to {new_len} tokens: it has "
+                f"{sequence.length}, of which the first {released} are released"
+            )
+
+    def _rebranch_length(self, parents: Mapping[int, int]) -> int:
+        lengths = {
+            seq_id: self.sequences[seq_id].length for seq_id in [*parents, *parents.values()]
+        }
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"sequences of one beam step differ in length: {lengths}")
+        return next(iter(lengths.values()), 0)
+
+    def _swapped_state(self, seq_id: int) -> SequenceState:
+        state = self._swapped.get(seq_id)
+        if state is None:
+            raise KeyError(f"sequence {seq_id} is not swapped out")
+        return state
+
+    def _unknown_ids(self, count: int) -> range:
+        """Stand-ins for tokens the base never saw: negative and used once only, so no reuse
+        index can take them for the tokens of another sequence."""
+        self._num_unknown_ids += count
+        return range(-self._num_unknown_ids, count - self._num_unknown_ids)
+
+
+def copies_between(source: Sequence[int], destination: Sequence[int]) -> tuple[PageCopy, ...]:
+    """Page-wise copies from one block table to the start of another, released entries left out."""
+    pairs = zip(source, destination, strict=False)
+    return tuple(PageCopy(a, b) for a, b in pairs if NULL_PAGE not in (a, b))

@@ -1,0 +1,295 @@
+"""Paged allocation that finds KV computed earlier by the hash of what a page holds
+(vLLM's automatic prefix caching; for partly matching pages, SGLang's RadixAttention)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+from allocators.base import Allocation, PageCopy, SequenceState, Usage
+from allocators.page_pool import PagePool
+from allocators.paged_cow import PagedCopyOnWrite
+from allocators.prefix_index import ROOT, PrefixIndex, PublishedPage, page_digest
+
+MAX_REMEMBERED_PROMPTS = 64
+"""Refused prompts whose digests are kept for the next try."""
+
+
+class Match(NamedTuple):
+    """Published KV that a prompt can start from.
+
+    page_ids: full pages, to be mapped as they are.
+    digests: theirs, and perhaps those of later pages, which were looked up in vain.
+    source, num_partial: a page whose first `num_partial` tokens follow the full ones.
+    """
+
+    page_ids: list[int]
+    digests: list[bytes]
+    source: int
+    num_partial: int
+
+
+class History:
+    """What a sequence has computed: all tokens, and the digest of each page they fill."""
+
+    __slots__ = ("digests", "token_ids")
+
+    def __init__(self, token_ids: list[int], digests: list[bytes]) -> None:
+        self.token_ids = token_ids
+        self.digests = digests
+
+    def copy(self) -> History:
+        """An independent copy."""
+        return History(self.token_ids.copy(), self.digests.copy())
+
+
+class PagedPrefix(PagedCopyOnWrite):
+    """`paged_cow`, and pages stay findable by their contents after their sequences end.
+
+    A full page is published by the `commit` that completes it, under a hash chained from its
+    predecessor's; the first page published under a hash stays, later ones with the same
+    contents only stand in for it when it is evicted. `allocate` starts from the longest
+    published prefix, at most the prompt less its last token, whose logits are wanted. Idle
+    published pages are evicted least recently used first, a sequence's last page before its
+    first, once no other page is free.
+
+    partial_reuse: go on after the last full page in common by copying the page that shares the
+        most leading tokens with what follows, if those are at least `min_partial_tokens`. Hits
+        are then exact to the token.
+    """
+
+    name: ClassVar[str] = "paged_prefix"
+    shares_declared_prefix: ClassVar[bool] = False  # allocate finds the prefix, declared or not
+
+    def __init__(
+        self, pool: PagePool, partial_reuse: bool = True, min_partial_tokens: int = 1
+    ) -> None:
+        super().__init__(pool)
+        if min_partial_tokens < 1:
+            raise ValueError(f"min_partial_tokens={min_partial_tokens} is less than one token")
+        self._partial_reuse = partial_reuse
+        self._min_partial_tokens = min_partial_tokens
+        self._index = PrefixIndex()
+        self._evictable: OrderedDict[int, None] = OrderedDict()
+        self._histories: dict[int, History] = {}
+        self._remembered: OrderedDict[int, tuple[Sequence[int], list[bytes]]] = OrderedDict()
+
+    def allocate(
+        self,
+        seq_id: int,
+        token_ids: Sequence[int],
+        max_len: int,
+        expected_len: int,
+        keep_free: int = 0,
+    ) -> Allocation | None:
+        self._check_new(seq_id, token_ids)
+        length = len(token_ids)
+        match = self._match(seq_id, token_ids)
+        hits, source = match.page_ids, match.source
+        evictable = self._evictable
+        num_idle = sum(page in evictable for page in hits)
+        num_new = self.pages_for(max(length, min(expected_len, max_len))) - len(hits)
+        spare = self.pool.num_free + len(evictable) - num_idle - num_new
+        if spare < keep_free:
+            self._remember(seq_id, token_ids, match.digests)
+            return None
+        if source in evictable and spare == 0:
+            source = -1  # it is itself needed as one of the new pages
+        self._revive(hits)
+        if source in evictable:
+            evictable.move_to_end(source)
+        pages = self._take(num_new)
+        assert pages is not None, "room was counted above"
+        num_cached = len(hits) * self.page_size
+        copies: tuple[PageCopy, ...] = ()
+        if source >= 0:
+            num_cached += match.num_partial
+            copies = (PageCopy(source, pages[0]),)
+        self._remembered.pop(seq_id, None)
+        self._histories[seq_id] = History(list(token_ids[:num_cached]), match.digests[: len(hits)])
+        self.sequences[seq_id] = SequenceState(hits + pages, length, max_len, expected_len)
+        return Allocation(num_cached, copies)
+
+    def append(self, seq_id: int, num_tokens: int = 1) -> Allocation | None:
+        sequence = self.sequences[seq_id]
+        index = sequence.length // self.page_size
+        outcome = super().append(seq_id, num_tokens)
+        if outcome is not None and not outcome.copies and index < len(sequence.page_ids):
+            page = sequence.page_ids[index]
+            if self._index.holds(page):
+                self._withdraw(page)  # truncated into, and about to be overwritten
+        return outcome
+
+    def free(self, seq_id: int) -> None:
+        super().free(seq_id)
+        del self._histories[seq_id]
+
+    def commit(self, seq_id: int, token_ids: Sequence[int]) -> None:
+        sequence = self.sequences[seq_id]
+        history = self._histories[seq_id]
+        known = history.token_ids
+        if len(known) + len(token_ids) > sequence.length:
+            raise ValueError(
+                f"sequence {seq_id} has room for {sequence.length} tokens, of which {len(known)} "
+                f"are committed: cannot commit {len(token_ids)} more"
+            )
+        known += token_ids
+        digests = history.digests
+        size = self.page_size
+        while len(known) >= (len(digests) + 1) * size:
+            index = len(digests)
+            tokens = tuple(known[index * size : (index + 1) * size])
+            parent = digests[-1] if digests else ROOT
+            entry = PublishedPage(page_digest(parent, tokens), parent, tokens)
+            digests.append(entry.digest)
+            if index >= sequence.num_released:
+                self._index.publish(sequence.page_ids[index], entry)
+
+    def fork(
+        self, parent_id: int, child_id: int, max_len: int, expected_len: int
+    ) -> Allocation | None:
+        outcome = super().fork(parent_id, child_id, max_len, expected_len)
+        if outcome is not None:
+            self._histories[child_id] = self._histories[parent_id].copy()
+        return outcome
+
+    def rebranch(self, parents: Mapping[int, int]) -> Allocation | None:
+        outcome = super().rebranch(parents)
+        copies = {a: self._histories[b].copy() for a, b in parents.items() if a != b}
+        self._histories.update(copies)
+        return outcome
+
+    def truncate(self, seq_id: int, new_len: int) -> None:
+        super().truncate(seq_id, new_len)
+        history = self._histories[seq_id]
+        del history.token_ids[new_len:]
+        del history.digests[new_len // self.page_size :]
+
+    def swap_out(self, seq_ids: Sequence[int]) -> Allocation | None:
+        """Give the pages up; published ones stay cached, but `swap_in` takes fresh ones."""
+        histories = {seq_id: self._histories[seq_id] for seq_id in seq_ids}
+        outcome = super().swap_out(seq_ids)
+        self._histories.update(histories)
+        return outcome
+
+    def discard_swapped(self, seq_id: int) -> None:
+        super().discard_swapped(seq_id)
+        del self._histories[seq_id]
+
+    def usage(self) -> Usage:
+        free = self.pool.num_free
+        cached = len(self._evictable)
+        return Usage(self.pool.num_pages - free - cached, cached, free)
+
+    def pages_needed(self, token_ids: Sequence[int], expected_len: int) -> int:
+        """Pages `allocate` would take from those available: hits on pages that other sequences
+        map are not among them."""
+        pages, _ = self._full_hits(token_ids, [])
+        mapped = sum(page not in self._evictable for page in pages)
+        return super().pages_needed(token_ids, expected_len) - mapped
+
+    def cached_pages(self) -> tuple[int, ...]:
+        """Idle pages that the index can return, the next one to be evicted first."""
+        return tuple(self._evictable)
+
+    def check_integrity(self) -> None:
+        super().check_integrity()
+        index, idle = self._index, self._evictable.keys()
+        index.check_integrity()
+        mapped = self.mapped_pages()
+        assert index.published.keys() - mapped == set(idle), "idle published pages != evictable"
+        assert index.twins.keys() <= mapped, "an idle page stands in for another"
+        live = self.sequences.keys() | self._swapped.keys()
+        assert self._histories.keys() == live, "histories of sequences that are gone"
+
+    def _match(self, seq_id: int, token_ids: Sequence[int]) -> Match:
+        """The longest published prefix of a prompt less its last token."""
+        known: list[bytes] = []
+        remembered = self._remembered.get(seq_id)
+        if remembered is not None and remembered[0] == token_ids:
+            known = remembered[1]
+        pages, digests = self._full_hits(token_ids, known)
+        source, num_partial = -1, 0
+        if self._partial_reuse:
+            start = len(pages) * self.page_size
+            rest = token_ids[start : min(start + self.page_size, len(token_ids) - 1)]
+            parent = digests[len(pages) - 1] if pages else ROOT
+            source, num_partial = self._index.longest_partial(parent, rest)
+            if num_partial < self._min_partial_tokens:
+                source, num_partial = -1, 0
+        return Match(pages, digests, source, num_partial)
+
+    def _full_hits(
+        self, token_ids: Sequence[int], known: list[bytes]
+    ) -> tuple[list[int], list[bytes]]:
+        """Leading full pages that are published, and all digests that were worked out so far."""
+        page_of = self._index.page_of
+        size = self.page_size
+        pages: list[int] = []
+        digests = known
+        for index in range((len(token_ids) - 1) // size):
+            if index == len(digests):
+                parent = digests[-1] if digests else ROOT
+                tokens = token_ids[index * size : (index + 1) * size]
+                digests.append(page_digest(parent, tokens))
+            page = page_of.get(digests[index])
+            if page is None:
+                break
+            pages.append(page)
+        return pages, digests
+
+    def _remember(self, seq_id: int, token_ids: Sequence[int], digests: list[bytes]) -> None:
+        """Keep a refused prompt's digests: the head of the queue comes back every step."""
+        self._remembered[seq_id] = (token_ids, digests)
+        if len(self._remembered) > MAX_REMEMBERED_PROMPTS:
+            self._remembered.popitem(last=False)
+
+    def _revive(self, pages: Sequence[int]) -> None:
+        """Add a reference to published pages, idle or mapped."""
+        evictable = self._evictable
+        shared = []
+        for page in pages:
+            if page in evictable:
+                del evictable[page]
+            else:
+                shared.append(page)
+        self.pool.share(shared)
+
+    def _withdraw(self, page: int) -> None:
+        """Take a page out of the index; what only it led to cannot be returned any more."""
+        lost = [other for other in self._index.withdraw(page) if other in self._evictable]
+        for other in lost:
+            del self._evictable[other]
+        self.pool.put_back(lost)
+
+    def _take(self, count: int) -> list[int] | None:
+        missing = count - self.pool.num_free
+        if missing > len(self._evictable):
+            return None
+        while self.pool.num_free < count:
+            page, _ = self._evictable.popitem(last=False)
+            self._withdraw(page)
+            self.pool.put_back([page])
+        return self.pool.take(count)
+
+    def _give_back(self, pages: Sequence[int]) -> None:
+        index, evictable = self._index, self._evictable
+        blank = []
+        for page in reversed(self.pool.drop(pages)):
+            if page in index.published:
+                evictable[page] = None
+                continue
+            blank.append(page)
+            if page in index.twins:
+                original = index.withdraw_twin(page)
+                if original in evictable:
+                    evictable.move_to_end(original)
+        blank.reverse()
+        self.pool.put_back(blank)
+
+    def _held_pages(self) -> set[int]:
+        return super()._held_pages() | self._evictable.keys()
+
+    def _is_frozen(self, page: int) -> bool:
+        return super()._is_frozen(page) or self._index.holds(page)

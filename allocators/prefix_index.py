@@ -1,0 +1,221 @@
+"""The reuse index of published pages: by chained hash, and by leading tokens of the next page."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+ROOT = b""
+"""Parent digest of a sequence's first page."""
+
+
+def page_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """Digest of a full page and everything before it.
+
+    BLAKE2b of 16 bytes, the same in every process and on every run; a collision among even
+    2^40 pages is less likely than 2^-48, so tokens need not be compared on a hit.
+    """
+    return blake2b(parent + array("q", token_ids).tobytes(), digest_size=16).digest()
+
+
+class PublishedPage(NamedTuple):
+    """A full page that the index can return."""
+
+    digest: bytes
+    parent: bytes
+    token_ids: tuple[int, ...]
+
+
+class PrefixIndex:
+    """Published pages as a forest: each page's predecessor is published too, so every page in
+    the index can be reached from the root by looking up one digest after the other.
+
+    A page whose contents are published already becomes a *twin*, which takes the first one's
+    place when that is withdrawn. Publishing, withdrawing and looking up cost O(page_size) a
+    page, whatever the index holds; a page withdrawn with its predecessor was published once.
+    """
+
+    def __init__(self) -> None:
+        self.page_of: dict[bytes, int] = {}
+        self.published: dict[int, PublishedPage] = {}
+        self.twins: dict[int, bytes] = {}
+        self._twins_of: dict[bytes, dict[int, None]] = {}
+        self._children: dict[bytes, TokenTrie] = {}
+
+    def holds(self, page: int) -> bool:
+        """Whether the page must keep its contents: it is published, or a twin."""
+        return page in self.published or page in self.twins
+
+    def publish(self, page: int, entry: PublishedPage) -> None:
+        """Make a full, computed page findable. Nothing happens where its predecessor is not
+        published (it was released and evicted), or the page is in already."""
+        if self.holds(page):
+            return
+        if entry.digest in self.page_of:
+            self.twins[page] = entry.digest
+            self._twins_of.setdefault(entry.digest, {})[page] = None
+        elif entry.parent == ROOT or entry.parent in self.page_of:
+            self.page_of[entry.digest] = page
+            self.published[page] = entry
+            children = self._children.get(entry.parent)
+            if children is None:
+                children = self._children[entry.parent] = TokenTrie()
+            children.insert(entry.token_ids, page)
+
+    def withdraw(self, page: int) -> list[int]:
+        """Take out a page that the index holds. A twin takes its place; without one, all pages
+        that could be reached only through it go as well, and are returned."""
+        if page in self.twins:
+            self.withdraw_twin(page)
+            return []
+        entry = self.published[page]
+        siblings = self._children[entry.parent]
+        siblings.remove(entry.token_ids)
+        if entry.digest in self._twins_of:
+            successor = next(iter(self._twins_of[entry.digest]))
+            self.withdraw_twin(successor)
+            del self.published[page]
+            self.published[successor] = entry
+            self.page_of[entry.digest] = successor
+            siblings.insert(entry.token_ids, successor)
+            return []
+        if not siblings.root:
+            del self._children[entry.parent]
+        return self._cut(page)
+
+    def withdraw_twin(self, page: int) -> int:
+        """Take out a twin; returns the published page with the same contents."""
+        digest = self.twins.pop(page)
+        others = self._twins_of[digest]
+        del others[page]
+        if not others:
+            del self._twins_of[digest]
+        return self.page_of[digest]
+
+    def _cut(self, page: int) -> list[int]:
+        """Forget a page and its descendants; returns the descendants."""
+        lost: list[int] = []
+        pending = [page]
+        while pending:
+            digest = self.published.pop(pending.pop()).digest
+            del self.page_of[digest]
+            for twin in self._twins_of.pop(digest, ()):
+                del self.twins[twin]
+            below = self._children.pop(digest, None)
+            if below is not None:
+                pages = list(below.pages())
+                lost += pages
+                pending += pages
+        return lost
+
+    def longest_partial(self, parent: bytes, token_ids: Sequence[int]) -> tuple[int, int]:
+        """The page after `parent` that shares the most leading tokens with `token_ids`, and how
+        many; (-1, 0) when none shares any."""
+        children = self._children.get(parent)
+        return children.longest(token_ids) if children is not None else (-1, 0)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where the parts disagree."""
+        assert self.page_of == {e.digest: page for page, e in self.published.items()}
+        children: dict[bytes, set[int]] = {}
+        for page, entry in self.published.items():
+            assert page_digest(entry.parent, entry.token_ids) == entry.digest, f"{page}: {entry}"
+            assert entry.parent == ROOT or entry.parent in self.page_of, f"{page} is out of reach"
+            assert self.longest_partial(entry.parent, entry.token_ids)[0] == page
+            children.setdefault(entry.parent, set()).add(page)
+        assert children == {parent: set(trie.pages()) for parent, trie in self._children.items()}
+        twins = {page: digest for digest, pages in self._twins_of.items() for page in pages}
+        assert twins == self.twins and all(self._twins_of.values()), "twins disagree"
+        assert self._twins_of.keys() <= self.page_of.keys(), "twins of nothing"
+        assert self.twins.keys().isdisjoint(self.published), "a page is its own twin"
+
+
+class Edge:
+    """Tokens that lead down a trie, and what they lead to: a page or a branching."""
+
+    __slots__ = ("target", "token_ids")
+
+    def __init__(self, token_ids: tuple[int, ...], target: int | dict[int, Edge]) -> None:
+        self.token_ids = token_ids
+        self.target = target
+
+
+class TokenTrie:
+    """Pages by their tokens, all of one length: a radix tree keyed by token."""
+
+    __slots__ = ("root",)
+
+    def __init__(self) -> None:
+        self.root: dict[int, Edge] = {}
+
+    def insert(self, token_ids: tuple[int, ...], page: int) -> None:
+        """Add a page whose tokens are not in yet."""
+        branches, rest = self.root, token_ids
+        while True:
+            edge = branches.get(rest[0])
+            if edge is None:
+                branches[rest[0]] = Edge(rest, page)
+                return
+            common = common_prefix_len(edge.token_ids, rest)
+            if common < len(edge.token_ids):
+                lower = Edge(edge.token_ids[common:], edge.target)
+                edge.token_ids = rest[:common]
+                edge.target = {lower.token_ids[0]: lower}
+            assert isinstance(edge.target, dict), "tokens inserted twice"
+            branches, rest = edge.target, rest[common:]
+
+    def remove(self, token_ids: tuple[int, ...]) -> None:
+        """Take out the page that holds exactly these tokens."""
+        above: Edge | None = None
+        branches, rest = self.root, token_ids
+        edge = branches[rest[0]]
+        while isinstance(edge.target, dict):
+            rest = rest[len(edge.token_ids) :]
+            above, branches = edge, edge.target
+            edge = branches[rest[0]]
+        del branches[rest[0]]
+        if above is not None and len(branches) == 1:
+            (only,) = branches.values()
+            above.token_ids += only.token_ids
+            above.target = only.target
+
+    def longest(self, token_ids: Sequence[int]) -> tuple[int, int]:
+        """The page with the most leading tokens in common with `token_ids`, and how many."""
+        edge: Edge | None = None
+        branches = self.root
+        matched = 0
+        while matched < len(token_ids) and (found := branches.get(token_ids[matched])):
+            edge = found
+            common = common_prefix_len(edge.token_ids, token_ids[matched:])
+            matched += common
+            if common < len(edge.token_ids) or not isinstance(edge.target, dict):
+                break
+            branches = edge.target
+        if edge is None:
+            return -1, 0
+        target = edge.target
+        while isinstance(target, dict):
+            target = next(iter(target.values())).target
+        return target, matched
+
+    def pages(self) -> Iterator[int]:
+        """Every page."""
+        pending = list(self.root.values())
+        while pending:
+            target = pending.pop().target
+            if isinstance(target, dict):
+                pending.extend(target.values())
+            else:
+                yield target
+
+
+def common_prefix_len(left: Sequence[int], right: Sequence[int]) -> int:
+    """Number of leading elements that are equal."""
+    count = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
