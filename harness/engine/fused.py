@@ -213,14 +213,18 @@ def _merge(*linears: nn.Linear) -> _Linear:
         return _Linear(linears[0].weight.t(), linears[0].bias)
     sizes = [linear.out_features for linear in linears]
     weight = torch.cat([linear.weight.data for linear in linears])
-    for linear, rows in zip(linears, weight.split_with_sizes(sizes), strict=True):
-        linear.weight = nn.Parameter(rows, requires_grad=False)
+    has_bias = any(linear.bias is not None for linear in linears)
     biases: list[Tensor] = [
-        linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+        linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.data
         for linear in linears
     ]
-    has_bias = any(linear.bias is not None for linear in linears)
-    return _Linear(weight.t(), torch.cat(biases) if has_bias else None)
+    bias = torch.cat(biases) if has_bias else weight.new_zeros(len(weight))
+    views = zip(weight.split_with_sizes(sizes), bias.split_with_sizes(sizes), strict=True)
+    for linear, (weight_rows, bias_rows) in zip(linears, views, strict=True):
+        linear.weight = nn.Parameter(weight_rows, requires_grad=False)
+        if linear.bias is not None:
+            linear.bias = nn.Parameter(bias_rows, requires_grad=False)
+    return _Linear(weight.t(), bias if has_bias else None)
 
 
 def _norm(module: Any) -> _Norm:

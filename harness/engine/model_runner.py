@@ -10,8 +10,8 @@ from torch import Tensor
 
 from harness.engine.attention import AttentionStep
 from harness.engine.batch import Batch
-from harness.engine.fused import fuse
 from harness.engine.kv_pool import KVPool
+from harness.engine.models import LoadedModel
 
 
 class ModelRunner:
@@ -24,7 +24,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Any,
+        loaded: LoadedModel,
         pool: KVPool,
         kernels: Any,
         *,
@@ -33,12 +33,12 @@ class ModelRunner:
     ) -> None:
         if attention not in ("paged", "contiguous"):
             raise ValueError(f"attention={attention!r}: choose paged or contiguous")
-        self.model = model
+        self.model = loaded.model
         self.pool = pool
         self.kernels = kernels
         self.attention = attention
         self.device = pool.storage.device
-        self.lean = fuse(model) if fused else None
+        self.lean = loaded.lean if fused else None
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (sample rows, vocabulary); the KV of all tokens is written on the way."""

@@ -9,7 +9,8 @@ import torch
 import transformers
 
 from harness.engine.attention import ATTENTION_NAME, AttentionRefusedError, AttentionStep
-from harness.engine.model_shape import DTYPE_BYTES, ModelConfig, ModelShape, model_shape
+from harness.engine.fused import FusedDecoder, fuse
+from harness.engine.model_shape import ModelConfig, ModelShape
 
 
 class UnsupportedModelError(ValueError):
@@ -21,11 +22,14 @@ class LoadedModel:
     """A decoder in evaluation mode whose attention goes through `harness.engine.attention`.
 
     tokenizer: a transformers tokenizer where the checkpoint has one, else None.
+    lean: the fused forward pass, which shares the model's weights, or None where the model
+        is not of a build that has one.
     """
 
     model: Any
     tokenizer: Any | None
     shape: ModelShape
+    lean: FusedDecoder | None
 
 
 def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> LoadedModel:
@@ -44,7 +48,7 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> Loade
     model.eval().requires_grad_(False)
     shape = _shape_of(model.config, model.dtype.itemsize, model.num_parameters())
     _bind_attention(model, shape)
-    return LoadedModel(model=model, tokenizer=tokenizer, shape=shape)
+    return LoadedModel(model=model, tokenizer=tokenizer, shape=shape, lean=fuse(model))
 
 
 def shape_from_transformers(config: ModelConfig) -> ModelShape:
@@ -154,15 +158,3 @@ def _bind_attention(model: Any, shape: ModelShape) -> None:
             f"{architecture} writes KV of (heads, head_dim) {sorted(kv_shapes)}, but the pool "
             f"holds {(shape.num_kv_heads, shape.head_dim)} for every layer: {advice}"
         )
-
-
-__all__ = [
-    "DTYPE_BYTES",
-    "LoadedModel",
-    "ModelConfig",
-    "ModelShape",
-    "UnsupportedModelError",
-    "load_model",
-    "model_shape",
-    "shape_from_transformers",
-]

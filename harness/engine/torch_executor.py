@@ -20,8 +20,9 @@ class TorchExecutor:
 
     num_pages, page_size: the KV pool. max_seqs: sequences with a block table at one time.
     max_len: tokens of the longest sequence. kernels: a name that `kernels.backend.load`
-    knows, or "auto". fused: take the lean forward pass where the model allows it. poison:
-    fill the pool with NaN first (for tests).
+    knows, or "auto". kv_dtype: a torch dtype's name, or "auto" for the model's. fused: take
+    the lean forward pass where the model allows it. poison: fill the pool with NaN first (for
+    tests). Raises ValueError where the kernels cannot run these shapes.
     """
 
     def __init__(
@@ -34,24 +35,31 @@ class TorchExecutor:
         max_len: int,
         attention: str = "paged",
         kernels: str = "auto",
+        kv_dtype: str = "auto",
         fused: bool = True,
         poison: bool = False,
     ) -> None:
         self.model = loaded.model
         self.device = torch.device(self.model.device)
         self.kernels = backend.load(self.device.type, kernels)
+        dtype = self.model.dtype if kv_dtype == "auto" else getattr(torch, kv_dtype)
+        self.kernels.check(
+            page_size=page_size,
+            num_q_heads=loaded.shape.num_q_heads,
+            num_kv_heads=loaded.shape.num_kv_heads,
+            head_dim=loaded.shape.head_dim,
+            dtype=dtype,
+        )
         self.pool = KVPool(
             loaded.shape,
             num_pages,
             page_size,
-            dtype=self.model.dtype,
+            dtype=dtype,
             device=self.device,
             poison=poison,
         )
         self.batches = BatchBuilder(max_seqs, max_len, page_size)
-        self.runner = ModelRunner(
-            self.model, self.pool, self.kernels, attention=attention, fused=fused
-        )
+        self.runner = ModelRunner(loaded, self.pool, self.kernels, attention=attention, fused=fused)
 
     @property
     def fused(self) -> bool:
