@@ -29,6 +29,14 @@ def resolve_device(config: DeviceConfig) -> str:
     return config.kind
 
 
+def describe_device(config: DeviceConfig) -> str:
+    """The device's name, as it stands beside every number."""
+    kind = resolve_device(config)
+    if kind == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(0)})"
+    return f"cpu ({config.threads or torch.get_num_threads()} threads)"
+
+
 class TorchDevice:
     """A loaded model on its device; every run gets a pool and an executor of its own."""
 

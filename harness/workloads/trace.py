@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from harness.workloads.config import WorkloadConfig
 from harness.workloads.context import Context, Place, RequestBuilder
 from harness.workloads.describe import arrivals_in_words, bounds_in_words
 from harness.workloads.trace_row import ReadContext, Reader, TraceRow
-from harness.workloads.trace_scaling import TraceScaling, Turn, scaled_turn
+from harness.workloads.trace_scaling import ScaledRow, scale_factor, scale_rows, scaled_limits
 from harness.workloads.traces import readers
 
 NAME = "trace"
@@ -28,20 +29,24 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
     """
     read, path = _reader(config)
     tokenizer = context.tokenizer or ByteTokenizer(config.first_regular_id)
-    rows, dropped = select(config, read(path, ReadContext(context.seed, tokenizer)))
+    try:
+        rows, dropped = select(config, read(path, ReadContext(context.seed, tokenizer)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as {config.format}: {error}") from error
     if not rows:
         raise ValueError(
             f"{path}: none of its requests is left, {dropped} have prompt + output >= "
             f"workload.max_len={config.max_len}: raise it, or lower workload.start_s="
             f"{config.start_s:g}"
         )
-    scaling = TraceScaling.of(config, context, rows)
-    builder = RequestBuilder(config, context, scaling.limits(config, rows))
-    _add_rows(builder, scaling, rows)
+    factor = scale_factor(config, rows)
+    scaled = list(scale_rows(rows, factor, context))
+    builder = RequestBuilder(config, context, scaled_limits(config, factor, scaled))
+    _add_rows(builder, scaled)
     parts = [
         f"{config.format} trace {path.name}",
         f"{len(rows)} requests" + (f", {dropped} too long" if dropped else ""),
-        bounds_in_words(config, config.max_len, scaling.factor),
+        bounds_in_words(config, config.max_len, factor),
         arrivals_in_words(config),
     ]
     return Workload(
@@ -96,34 +101,25 @@ def select(config: WorkloadConfig, rows: Iterable[TraceRow]) -> tuple[list[Trace
     return kept, dropped
 
 
-def _add_rows(builder: RequestBuilder, scaling: TraceScaling, rows: list[TraceRow]) -> None:
+def _add_rows(builder: RequestBuilder, rows: list[ScaledRow]) -> None:
     """A request a row; turns of a session follow each other by `think_s`."""
-    opens = [i == 0 or r.session is None or r.session != rows[i - 1].session
-             for i, r in enumerate(rows)]  # fmt: skip
-    starts = iter(_starts(builder, [row for row, first in zip(rows, opens, strict=True) if first]))
+    starts = iter(_starts(builder, [row for row in rows if row.opens]))
     session = -1
-    turn = Turn()
-    for row, first in zip(rows, opens, strict=True):
-        if first:
+    for scaled in rows:
+        if scaled.opens:
             session += 1
-            place = Place(next(starts), session_id=-1 if row.session is None else session)
+            place = Place(next(starts), session_id=-1 if scaled.session is None else session)
         else:
             place = Place(builder.config.think_s, session, after_request=builder.next_id - 1)
-        if row.prompt_ids is not None:
-            turn = scaled_turn(Turn() if first else turn, row, scaling.factor)
-            builder.check_ids(turn.added, turn.output_ids)
-            builder.add(turn.prompt_ids, turn.output_ids, place)
-            continue
-        prompt_len, output_len = scaling.prompt_len(row), scaling.output_len(row)
-        if scaling.blocks is not None:
-            _, output = builder.random_tokens(0, output_len)
-            builder.add(scaling.blocks.prompt(row.block_ids, prompt_len), output, place)
-        else:
-            prompt, output = builder.random_tokens(prompt_len, output_len)
-            builder.add(tuple(prompt), output, place)
+        prompt, output = builder.random_tokens(
+            scaled.prompt_len if scaled.prompt_ids is None else 0,
+            scaled.output_len if scaled.output_ids is None else 0,
+        )
+        builder.check_ids(scaled.added, scaled.output_ids or ())
+        builder.add(scaled.prompt_ids or tuple(prompt), scaled.output_ids or output, place)
 
 
-def _starts(builder: RequestBuilder, openings: list[TraceRow]) -> list[float]:
+def _starts(builder: RequestBuilder, openings: list[ScaledRow]) -> list[float]:
     """Arrival of each single request and session, from 0."""
     config = builder.config
     if config.arrivals != "trace":

@@ -1,7 +1,8 @@
-"""How the lengths of a trace shrink to a small model."""
+"""How a trace shrinks to a small model: rows of a trace with scaled lengths and token ids."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.workloads.blocks import BlockTokens, scaled_block_len, scaled_prompt_len
@@ -12,68 +13,87 @@ from harness.workloads.trace_row import TraceRow
 
 
 @dataclass(frozen=True, slots=True)
-class TraceScaling:
-    """The factor on all lengths; where prompts come in blocks, the one that blocks got.
+class ScaledRow:
+    """One row after scaling; token ids that the trace does not determine are None.
 
-    A block scales to a whole number of pages, so the factor may differ from `length_scale`.
+    opens: a single request, or the first of its session. added: what a turn of text adds to
+    the prompt before.
     """
 
-    factor: float
-    blocks: BlockTokens | None
+    opens: bool
+    arrival_s: float | None
+    session: str | None
+    prompt_len: int
+    output_len: int
+    prompt_ids: tuple[int, ...] | None = None
+    output_ids: tuple[int, ...] | None = None
+    added: tuple[int, ...] = ()
 
-    @classmethod
-    def of(cls, config: WorkloadConfig, context: Context, rows: list[TraceRow]) -> TraceScaling:
-        """By the config and the trace's own blocks. Text cannot be stretched: ValueError."""
-        first = rows[0]
-        if first.prompt_ids is not None and config.length_scale > 1:
-            raise ValueError(
-                f"workload.length_scale={config.length_scale:g}: text can be cut but not "
-                "stretched, give at most 1"
-            )
-        if not first.block_len:
-            return cls(config.length_scale, None)
-        block_len = scaled_block_len(
-            first.block_len, config.length_scale, config.page_multiple, config.block_len
+
+def scale_factor(config: WorkloadConfig, rows: Sequence[TraceRow]) -> float:
+    """The factor on all lengths of the trace.
+
+    A block of prefix hashes scales to a whole number of pages: its factor may differ from
+    `length_scale`, and then all lengths of the trace take it. Text cannot be stretched.
+    """
+    first = rows[0]
+    if first.prompt_ids is not None and config.length_scale > 1:
+        raise ValueError(
+            f"workload.length_scale={config.length_scale:g}: text can be cut but not "
+            "stretched, give at most 1"
         )
-        return cls(block_len / first.block_len, BlockTokens(context.tokens, block_len))
+    if not first.block_len:
+        return config.length_scale
+    block_len = scaled_block_len(
+        first.block_len, config.length_scale, config.page_multiple, config.block_len
+    )
+    return block_len / first.block_len
 
-    def prompt_len(self, row: TraceRow) -> int:
-        """Scaled prompt, at least 1."""
-        if self.blocks is not None:
-            return scaled_prompt_len(row.prompt_len, row.block_len, self.blocks.block_len)
-        return scale_length(row.prompt_len, self.factor)
 
-    def output_len(self, row: TraceRow) -> int:
-        """Scaled output, at least 1."""
-        return scale_length(row.output_len, self.factor)
-
-    def limits(self, config: WorkloadConfig, rows: list[TraceRow]) -> Limits:
-        """The config's bounds, scaled; without max_len the longest of `rows` is the bound."""
-        if config.max_len is not None:
-            bound = scale_length(config.max_len, self.factor)
+def scale_rows(rows: Sequence[TraceRow], factor: float, context: Context) -> Iterator[ScaledRow]:
+    """`rows` with all lengths times `factor`, at least 1."""
+    blocks = BlockTokens(context.tokens, round(rows[0].block_len * factor))
+    session: str | None = None
+    turn = _Turn()
+    for row in rows:
+        opens = row.session is None or row.session != session
+        session = row.session
+        output_len = scale_length(row.output_len, factor)
+        if row.prompt_ids is not None and row.output_ids is not None:
+            turn = _scaled_turn(_Turn() if opens else turn, row, row.prompt_ids, factor)
+            ids, output_ids, added = turn.prompt_ids, row.output_ids[:output_len], turn.added
+            yield ScaledRow(
+                opens, row.arrival_s, session, len(ids), output_len, ids, output_ids, added
+            )
+        elif row.block_ids:
+            length = scaled_prompt_len(row.prompt_len, row.block_len, blocks.block_len)
+            ids = blocks.prompt(row.block_ids, length)
+            yield ScaledRow(opens, row.arrival_s, session, length, output_len, ids)
         else:
-            bound = max(self.prompt_len(row) + self.output_len(row) for row in rows)
-        return Limits.of(config, bound, self.factor)
+            length = scale_length(row.prompt_len, factor)
+            yield ScaledRow(opens, row.arrival_s, session, length, output_len)
+
+
+def scaled_limits(config: WorkloadConfig, factor: float, rows: Sequence[ScaledRow]) -> Limits:
+    """The config's bounds, scaled; without max_len the longest of `rows` is the bound."""
+    if config.max_len is not None:
+        bound = scale_length(config.max_len, factor)
+    else:
+        bound = max(row.prompt_len + row.output_len for row in rows)
+    return Limits.of(config, bound, factor)
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """A turn of a session in text: scaled tokens, and how long its prompt was unscaled."""
+class _Turn:
+    """A session's prompt so far, what the last turn added, and its length unscaled."""
 
     prompt_ids: tuple[int, ...] = ()
     added: tuple[int, ...] = ()
-    output_ids: tuple[int, ...] = ()
     unscaled_len: int = 0
 
 
-def scaled_turn(before: Turn, row: TraceRow, scale: float) -> Turn:
+def _scaled_turn(before: _Turn, row: TraceRow, prompt_ids: tuple[int, ...], factor: float) -> _Turn:
     """The turn after `before`: keeps the head of what it adds, at least one token of it."""
-    assert row.prompt_ids is not None and row.output_ids is not None
-    grown = max(1, scale_length(row.prompt_len, scale) - len(before.prompt_ids))
-    added = row.prompt_ids[before.unscaled_len :][:grown]
-    return Turn(
-        prompt_ids=(*before.prompt_ids, *added),
-        added=added,
-        output_ids=row.output_ids[: scale_length(row.output_len, scale)],
-        unscaled_len=row.prompt_len,
-    )
+    grown = max(1, scale_length(row.prompt_len, factor) - len(before.prompt_ids))
+    added = prompt_ids[before.unscaled_len :][:grown]
+    return _Turn((*before.prompt_ids, *added), added, row.prompt_len)

@@ -1,0 +1,68 @@
+"""From an experiment's axes to the list of its runs, as lists of overrides."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A full grid within an experiment: every combination of `axes` over the settings `set`."""
+
+    name: str
+    set: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One combination: the part it belongs to and its `key=value` overrides."""
+
+    part: str
+    overrides: tuple[str, ...]
+
+
+def expand(
+    parts: Sequence[Part], fixed: Mapping[str, str], swept: Mapping[str, Sequence[str]]
+) -> list[Cell]:
+    """Every cell of every part, once, with the user's own choices over the experiment's.
+
+    fixed, swept: what the user typed, one value or several a key. A key the user gave replaces
+    the experiment's setting or axis of that name; cells that become equal are run once.
+    """
+    cells: dict[tuple[str, ...], Cell] = {}
+    for part in parts:
+        axes: dict[str, Sequence[Any]] = {
+            key: values
+            for key, values in part.axes.items()
+            if key not in fixed and key not in swept
+        }
+        axes |= swept
+        settings = [
+            f"{key}={to_override(value)}"
+            for key, value in part.set.items()
+            if key not in fixed and key not in swept
+        ]
+        chosen = [f"{key}={value}" for key, value in fixed.items()]
+        for values in itertools.product(*axes.values()):
+            point = [f"{k}={to_override(v)}" for k, v in zip(axes, values, strict=True)]
+            overrides = tuple(_groups_first([*settings, *point]) + chosen)
+            cells.setdefault(overrides, Cell(part.name, overrides))
+    return list(cells.values())
+
+
+def to_override(value: Any) -> str:
+    """A YAML value in Hydra's override syntax."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def _groups_first(overrides: list[str]) -> list[str]:
+    """`allocator=x` before `allocator.fit=y`, for readers; Hydra minds no order."""
+    return sorted(overrides, key=lambda override: "." in override.split("=", 1)[0])

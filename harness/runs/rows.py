@@ -1,0 +1,78 @@
+"""Stored runs as one table: a row a repetition, with the settings that tell runs apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.config import AllocatorConfig
+from harness.runs.jobs import Job, strategy_label
+from harness.runs.store import RunStore, StoredRun
+
+
+def collect_rows(jobs: Sequence[Job]) -> pd.DataFrame:
+    """Rows of all of `jobs` that were stored, in order; a failed run is a row with its error.
+
+    Settings are columns named like their keys' last part where that is clear (`page_size`,
+    `workload`, `fit`), metrics are columns under their own names.
+    """
+    rows: list[dict[str, Any]] = []
+    for job in jobs:
+        run = RunStore(job.root).find(job.run_id)
+        if run is not None:
+            rows.extend(_rows_of(run, job.part))
+    return pd.DataFrame(rows)
+
+
+def write_rows(rows: pd.DataFrame, folder: Path) -> list[Path]:
+    """`summary.csv` and `summary.parquet` in `folder`, each replaced in one rename."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "summary.csv", folder / "summary.parquet"]
+    for path in paths:
+        partial = path.with_name(f".{path.name}.partial")
+        if path.suffix == ".csv":
+            rows.to_csv(partial, index=False)
+        else:
+            rows.to_parquet(partial, index=False)
+        partial.replace(path)
+    return paths
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a stored config that comparisons are made over."""
+    allocator = AllocatorConfig(**config["allocator"])
+    workload, engine = config["workload"], config["engine"]
+    return {
+        "strategy": strategy_label(allocator),
+        "allocator": allocator.name,
+        "expected": allocator.expected,
+        "fit": allocator.options.get("fit"),
+        "page_size": config["kv"]["page_size"],
+        "memory_fraction": config["kv"]["memory_fraction"],
+        "workload": workload["name"],
+        "sharing": workload["sharing"],
+        "rate": workload["rate"],
+        "length_scale": workload["length_scale"],
+        "schedule": engine["schedule"],
+        "token_budget": engine["token_budget"],
+        "watermark": engine["watermark"],
+        "model": config["model"]["name"],
+        "executor": config["executor"]["kind"],
+        "attention": config["attention"]["kind"],
+    }
+
+
+def _rows_of(run: StoredRun, part: str) -> list[dict[str, Any]]:
+    head = {
+        "run_id": run.run_id,
+        "part": part,
+        "status": run.status,
+        "error": run.error,
+        **settings(run.config),
+    }
+    if run.status != "complete":
+        return [{**head, "repetition": 0, "seed": run.config["seed"], "wall_s": run.wall_s}]
+    return [{**head, "wall_s": run.wall_s, **metrics} for metrics in run.summary]

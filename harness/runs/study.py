@@ -1,0 +1,118 @@
+"""From a command to results on disk and an answer on the screen."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from harness.compose import Command, Study, compose_run, compose_study
+from harness.config import DeviceConfig, RunConfig
+from harness.measure.environment import capture_environment
+from harness.runs.display import SweepDisplay
+from harness.runs.estimate import estimate_wall_s
+from harness.runs.grid import expand
+from harness.runs.jobs import Job, make_job
+from harness.runs.rows import collect_rows, write_rows
+from harness.runs.store import StoredRun
+from harness.runs.sweep import pending_jobs, remove_partial_runs, run_jobs
+from harness.tracking.tracker import make_tracker
+
+
+def run_study(command: Command, console: Console) -> int:
+    """Do what `command` asks, print the answer, return the exit status (1 if a run failed)."""
+    study = compose_study(command)
+    folder = study.results_dir / study.name
+    jobs = plan_jobs(study, command, folder, console)
+    pending = pending_jobs(jobs)
+    _announce(study, jobs, pending, console)
+    if study.dry_run:
+        for job in jobs:
+            console.print(f"  {job.part:<10} {job.label}", highlight=False, markup=False)
+        return 0
+    remove_partial_runs(folder)
+    tracker = make_tracker(study.tracking, study.name, folder)
+    environment = capture_environment("none", 1)
+    try:
+        with SweepDisplay(console, len(pending)) as display:
+
+            def finished(job: Job, run: StoredRun | None) -> None:
+                display.finished(job, run)
+                if run is not None:
+                    tracker.log_run(run, job.part)
+
+            run_jobs(pending, environment, finished)
+    finally:
+        tracker.close()
+    return _conclude(study, jobs, folder, console)
+
+
+def plan_jobs(study: Study, command: Command, folder: Path, console: Console) -> list[Job]:
+    """Every run of the study, composed and addressed; the same run is planned once."""
+    device_names: dict[DeviceConfig, str] = {}
+    jobs: dict[str, Job] = {}
+    for cell in expand(study.parts, command.fixed, command.swept):
+        config = compose_run([*cell.overrides, *command.verbatim])
+        if config.executor.kind == "simulated":
+            device_name = "simulated"
+        else:
+            if config.device not in device_names:
+                device_names[config.device] = _device_name(config.device)
+            device_name = device_names[config.device]
+        for repeated in _interleave(config):
+            job = make_job(repeated, cell.part, folder, device_name)
+            jobs.setdefault(job.run_id, job)
+    for device_name in device_names.values():
+        console.print(f"device: {device_name}", highlight=False)
+    return sorted(jobs.values(), key=lambda job: (job.is_timed, job.config.seed))
+
+
+def _interleave(config: RunConfig) -> list[RunConfig]:
+    """Timed repetitions become runs of their own, so that strategies take turns on the machine."""
+    if config.executor.kind == "simulated" or config.repetitions == 1:
+        return [config]
+    return [
+        dataclasses.replace(config, seed=config.seed + k, repetitions=1)
+        for k in range(config.repetitions)
+    ]
+
+
+def _device_name(config: DeviceConfig) -> str:
+    from harness.runs.torch_device import describe_device
+
+    return describe_device(config)
+
+
+def _announce(
+    study: Study, jobs: Sequence[Job], pending: Sequence[Job], console: Console
+) -> None:
+    if study.question:
+        console.print(f"{study.name}: {study.question}", highlight=False, markup=False)
+    seconds = estimate_wall_s(pending, jobs)
+    stored = len(jobs) - len(pending)
+    already = f", {stored} already stored" if stored else ""
+    console.print(
+        f"{len(jobs)} runs ({study.preset}){already}; about {_duration(seconds)} to go",
+        highlight=False,
+    )
+
+
+def _conclude(study: Study, jobs: Sequence[Job], folder: Path, console: Console) -> int:
+    rows = collect_rows(jobs)
+    written = write_rows(rows, folder)
+    # experiments sits above harness and is loaded by name: nothing here depends on it
+    present = importlib.import_module("experiments.present").present
+    written += present(rows, jobs, study.figures, folder, console)
+    console.print(f"results: {folder}/  ({', '.join(path.name for path in written)})", highlight=False)
+    failed = int((rows["status"] != "complete").sum())
+    if failed:
+        console.print(f"{failed} of {len(jobs)} runs failed; see the column `error`", style="bold")
+    return 1 if failed or len(rows) == 0 else 0
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+

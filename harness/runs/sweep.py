@@ -1,0 +1,82 @@
+"""A sweep: every run that is not stored yet, timed ones alone, the others side by side."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from harness.measure.environment import Environment
+from harness.runs.jobs import Job
+from harness.runs.store import RunStore, StoredRun
+from harness.runs.worker import Worker, save_failure
+
+OnFinished = Callable[[Job, StoredRun | None], None]
+
+
+def pending_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs without a complete run in the store; failed ones are tried again."""
+    pending = []
+    for job in jobs:
+        run = RunStore(job.root).find(job.run_id)
+        if run is None or run.status != "complete":
+            pending.append(job)
+    return pending
+
+
+def run_jobs(jobs: Sequence[Job], environment: Environment, on_finished: OnFinished) -> None:
+    """Do all of `jobs`, each once. A run that fails or kills its worker becomes a failed row.
+
+    Simulated runs share the machine's cores; timed ones follow, one at a time, in the order
+    given. Ending early (Ctrl-C, kill) loses only the runs then in flight.
+    """
+    simulated = [job for job in jobs if not job.is_timed]
+    timed = [job for job in jobs if job.is_timed]
+    _drain(simulated, min(os.cpu_count() or 1, len(simulated)), environment, on_finished)
+    _drain(timed, min(1, len(timed)), environment, on_finished)
+
+
+def remove_partial_runs(root: Path) -> None:
+    """Leftovers of runs that were interrupted while being written."""
+    for folder in root.glob(".*.partial"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _drain(
+    jobs: Sequence[Job], num_workers: int, environment: Environment, on_finished: OnFinished
+) -> None:
+    queue = deque(jobs)
+    workers = [Worker() for _ in range(num_workers)]
+    started: dict[str, float] = {}
+    try:
+        for worker in workers:
+            _give(worker, queue, started)
+        while busy := {worker.connection: worker for worker in workers if worker.job}:
+            for connection in wait(list(busy)):
+                worker = busy[connection]  # type: ignore[index]
+                job = worker.job
+                assert job is not None
+                if worker.result() is None:
+                    wall_s = time.perf_counter() - started[job.run_id]
+                    error = f"the worker process ended with exit code {worker.exit_code()}"
+                    save_failure(job, error, wall_s, environment)
+                    worker.stop()
+                    workers.remove(worker)
+                    worker = Worker()
+                    workers.append(worker)
+                on_finished(job, RunStore(job.root).find(job.run_id))
+                _give(worker, queue, started)
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _give(worker: Worker, queue: deque[Job], started: dict[str, float]) -> None:
+    if queue:
+        job = queue.popleft()
+        started[job.run_id] = time.perf_counter()
+        worker.submit(job)

@@ -1,0 +1,170 @@
+"""A child process that does runs, one after the other, and survives none of its own crashes.
+
+A worker keeps its model warm between runs; each run has its own allocator, pool and executor,
+and the worker checks before each that the last one left nothing behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing as mp
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from harness.config import RunConfig, to_mapping
+from harness.measure.environment import Environment
+from harness.runs.build import Device
+from harness.runs.jobs import Job
+from harness.runs.one_run import environment_of, execute_run, simulated_device
+from harness.runs.store import RunRecord, RunStore
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What a worker tells its parent; the rows themselves are on disk by then."""
+
+    run_id: str
+    status: str
+    error: str
+    wall_s: float
+
+
+class Worker:
+    """The parent's handle of a child process."""
+
+    def __init__(self) -> None:
+        context = mp.get_context("spawn")
+        self.connection, child = context.Pipe()
+        self._process = context.Process(target=_work, args=(child,), daemon=True)
+        self._process.start()
+        child.close()
+        self.job: Job | None = None
+
+    def submit(self, job: Job) -> None:
+        """Start `job`; `result` will answer."""
+        self.job = job
+        try:
+            self.connection.send(job)
+        except OSError:
+            return  # the child is gone: `result` sees that and says so
+
+    def result(self) -> JobResult | None:
+        """The finished job's result, or None if the child died over it."""
+        try:
+            answer = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        self.job = None
+        return answer if isinstance(answer, JobResult) else None
+
+    def exit_code(self) -> int | None:
+        """Of a child that is gone."""
+        self._process.join(timeout=10)
+        return self._process.exitcode
+
+    def stop(self) -> None:
+        """End the child, whatever it is doing."""
+        self.connection.close()
+        self._process.terminate()
+        self._process.join(timeout=5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def save_failure(job: Job, error: str, wall_s: float, environment: Environment) -> None:
+    """Store a run that did not work, so that it is a row and not a hole."""
+    RunStore(job.root).write(
+        RunRecord(
+            run_id=job.run_id,
+            label=job.label,
+            config=to_mapping(job.config),
+            environment=environment,
+            status="failed",
+            error=error,
+            wall_s=wall_s,
+        )
+    )
+
+
+def do_job(job: Job, devices: DeviceCache) -> JobResult:
+    """Do a run in this process and store it, complete or failed."""
+    begin = time.perf_counter()
+    error = ""
+    try:
+        device = devices.get(job.config)
+        environment = environment_of(device)
+        record = execute_run(job.config, job.run_id, job.label, device, environment)
+        RunStore(job.root).write(record)
+    except MemoryError as failure:
+        error = f"out of memory: {failure}"
+    except Exception as failure:  # whatever a run dies of becomes a row
+        error = _one_line(failure)
+        if not isinstance(failure, ValueError):
+            traceback.print_exc(file=sys.stderr)
+    wall_s = time.perf_counter() - begin
+    if error:
+        devices.drop()
+        save_failure(job, error, wall_s, environment_of(object()))  # type: ignore[arg-type]
+    gc.collect()
+    return JobResult(job.run_id, "failed" if error else "complete", error, wall_s)
+
+
+class DeviceCache:
+    """The last device used: a worker stays warm for one model at a time."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._device: Device | None = None
+
+    def get(self, config: RunConfig) -> Device:
+        """The device for `config`, loading its model if it is another than the last run's."""
+        key = (config.model, config.device, config.executor.kind)
+        if self._device is None or key != self._key:
+            self.drop()
+            self._device = self._make(config)
+            self._key = key
+        return self._device
+
+    def drop(self) -> None:
+        """Forget the model and give its memory back."""
+        self._device = None
+        self._key = None
+        gc.collect()
+
+    def _make(self, config: RunConfig) -> Device:
+        if config.executor.kind == "simulated":
+            return simulated_device(config)
+        from harness.runs.torch_device import TorchDevice
+
+        return TorchDevice(config.model, config.device)
+
+
+def _work(connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+    devices = DeviceCache()
+    while True:
+        try:
+            job = connection.recv()
+        except (EOFError, OSError):
+            return
+        connection.send(do_job(job, devices))
+
+
+def _die_with_parent() -> None:
+    """On Linux the kernel ends this process when its parent goes, however it goes."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
