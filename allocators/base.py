@@ -248,7 +248,7 @@ class KVCacheAllocator(ABC):
         tables = [self.block_table(seq_id) for seq_id in self.sequences]
         return {page for table in tables for page in table if page != NULL_PAGE}
 
-    def _check_new(self, seq_id: int, token_ids: Sequence[int]) -> None:
+    def check_new(self, seq_id: int, token_ids: Sequence[int]) -> None:
         """Raise ValueError for a live id or an empty sequence."""
         if seq_id in self.sequences:
             raise ValueError(f"sequence {seq_id} is allocated already: free it first")

@@ -51,7 +51,7 @@ class Contiguous(KVCacheAllocator):
         expected_len: int,
         keep_free: int = 0,
     ) -> Allocation | None:
-        self._check_new(seq_id, token_ids)
+        self.check_new(seq_id, token_ids)
         length = len(token_ids)
         run = self._placer.take(self.pages_for(max(length, min(expected_len, max_len))))
         if run is None:

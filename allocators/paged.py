@@ -32,7 +32,7 @@ class Paged(KVCacheAllocator):
         expected_len: int,
         keep_free: int = 0,
     ) -> Allocation | None:
-        self._check_new(seq_id, token_ids)
+        self.check_new(seq_id, token_ids)
         length = len(token_ids)
         wanted = max(length, min(expected_len, max_len))
         pages = self.pool.take(-(-wanted // self.page_size), keep_free)

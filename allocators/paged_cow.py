@@ -56,7 +56,7 @@ class PagedCopyOnWrite(Paged):
     ) -> Allocation | None:
         """Start `child_id` on the parent's pages; only what the estimate adds is taken."""
         parent = self.sequences[parent_id]
-        self._check_new(child_id, range(parent.length))
+        self.check_new(child_id, range(parent.length))
         count = self.pages_for(parent.length)
         reserved = self.pages_for(min(expected_len, max_len))
         own = self._take(max(0, reserved - count))

@@ -83,7 +83,7 @@ class PagedPrefix(PagedCopyOnWrite):
         expected_len: int,
         keep_free: int = 0,
     ) -> Allocation | None:
-        self._check_new(seq_id, token_ids)
+        self.check_new(seq_id, token_ids)
         length = len(token_ids)
         match = self._match(seq_id, token_ids)
         hits, source = match.page_ids, match.source
