@@ -13,7 +13,8 @@ class BlockTokens:
     """Gives block ids token ids, such that prompts share exactly what their ids share.
 
     Equal ids have equal tokens. Blocks that follow the same block differ in their first token,
-    as long as there are no more of them than regular tokens.
+    as long as there are no more of them than regular tokens (the Mooncake trace of FAST 2025
+    has 2,211 first blocks); beyond that, prompts may share a token more than their ids.
     """
 
     def __init__(self, source: TokenSource, block_len: int) -> None:

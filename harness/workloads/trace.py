@@ -15,7 +15,7 @@ from harness.workloads.context import Context, Place, RequestBuilder
 from harness.workloads.describe import arrivals_in_words, bounds_in_words
 from harness.workloads.trace_row import ReadContext, Reader, TraceRow
 from harness.workloads.trace_scaling import ScaledRow, scale_factor, scale_rows, scaled_limits
-from harness.workloads.traces import readers
+from harness.workloads.traces import note, readers
 
 NAME = "trace"
 
@@ -44,7 +44,7 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
     builder = RequestBuilder(config, context, scaled_limits(config, factor, scaled))
     _add_rows(builder, scaled)
     parts = [
-        f"{config.format} trace {path.name}",
+        f"{config.format} trace {path.name} {note(str(config.format))}".rstrip(),
         f"{len(rows)} requests" + (f", {dropped} too long" if dropped else ""),
         bounds_in_words(config, config.max_len, factor),
         arrivals_in_words(config),

@@ -221,6 +221,7 @@ def servegen(folder, rate=2.0, family="Gamma", shape=0.5):
 def test_servegen_samples_the_rate_and_the_lengths_of_its_clients(tmp_path, family, shape):
     folder = servegen(tmp_path, family=family, shape=shape)
     workload = replay("servegen", folder)
+    assert "synthetic" in workload.description
     assert len(workload.requests) == pytest.approx(2 * 3 * 600 * 2.0, abs=6)
     times = np.array([request.arrival_s for request in workload.requests])
     assert np.all(np.diff(times) >= 0)

@@ -1,4 +1,7 @@
-"""Trace formats: every module here with a `read` is one, under the module's name."""
+"""Trace formats: every module here with a `read` is one, under the module's name.
+
+A module may set NOTE, words for the description, where its rows were not recorded as they are.
+"""
 
 from __future__ import annotations
 
@@ -15,3 +18,8 @@ def readers() -> dict[str, Reader]:
         for info in pkgutil.iter_modules(__path__)
     )
     return {name: module.read for name, module in modules if hasattr(module, "read")}
+
+
+def note(name: str) -> str:
+    """What a format says about its rows, empty for recorded ones."""
+    return str(getattr(importlib.import_module(f"{__name__}.{name}"), "NOTE", ""))

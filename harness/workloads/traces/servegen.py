@@ -19,6 +19,7 @@ import numpy as np
 from harness.workloads.streams import Floats, Ints, Stream, rng
 from harness.workloads.trace_row import ReadContext, TraceRow, malformed
 
+NOTE = "(synthetic: sampled from fitted clients)"
 FAMILIES = ("Gamma", "Weibull", "")
 _WINDOWS = 100_000
 _KEY = re.compile(r"([-+.\w]+)\s*:")
