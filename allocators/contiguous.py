@@ -100,7 +100,7 @@ class Contiguous(KVCacheAllocator):
         for seq_id, sequence in self.sequences.items():
             table = sequence.page_ids
             assert table == list(range(table[0], table[0] + len(table))), f"{seq_id}: {table}"
-            assert sequence.length <= len(table) * self.page_size, f"{seq_id} lacks room"
+            assert sequence.length <= len(table) * self.page_size, f"sequence {seq_id} lacks room"
             runs.append((table[0], len(table)))
         pages = [page for start, length in runs for page in range(start, start + length)]
         assert sorted(pages) == list(range(self.pool.num_pages)), "runs overlap or miss pages"

@@ -98,7 +98,7 @@ class Paged(KVCacheAllocator):
         self.pool.check_integrity(self._held_pages())
         for seq_id, sequence in self.sequences.items():
             table, released = sequence.page_ids, sequence.num_released
-            assert len(table) * self.page_size >= sequence.length, f"{seq_id} lacks room"
+            assert len(table) * self.page_size >= sequence.length, f"sequence {seq_id} lacks room"
             assert all((page == NULL_PAGE) == (i < released) for i, page in enumerate(table)), (
                 f"sequence {seq_id} has released {released} pages, its table says {table}"
             )

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 from allocators.base import Allocation, PageCopy, SequenceState, Usage
 from allocators.page_pool import PagePool
 from allocators.paged_cow import PagedCopyOnWrite
-from allocators.prefix_index import ROOT, PrefixIndex, PublishedPage, page_digest
+from allocators.prefix_index import ROOT, PrefixIndex, PublishedPage
 
 MAX_REMEMBERED_PROMPTS = 64
 """Refused prompts whose digests are kept for the next try."""
@@ -70,7 +70,7 @@ class PagedPrefix(PagedCopyOnWrite):
             raise ValueError(f"min_partial_tokens={min_partial_tokens} is less than one token")
         self._partial_reuse = partial_reuse
         self._min_partial_tokens = min_partial_tokens
-        self._index = PrefixIndex()
+        self._index = PrefixIndex(pool.page_size)
         self._evictable: OrderedDict[int, None] = OrderedDict()
         self._histories: dict[int, History] = {}
         self._remembered: OrderedDict[int, tuple[Sequence[int], list[bytes]]] = OrderedDict()
@@ -141,7 +141,7 @@ class PagedPrefix(PagedCopyOnWrite):
             index = len(digests)
             tokens = tuple(known[index * size : (index + 1) * size])
             parent = digests[-1] if digests else ROOT
-            entry = PublishedPage(page_digest(parent, tokens), parent, tokens)
+            entry = PublishedPage(self._index.digest(parent, tokens), parent, tokens)
             digests.append(entry.digest)
             if index >= sequence.num_released:
                 self._index.publish(sequence.page_ids[index], entry)
@@ -224,16 +224,19 @@ class PagedPrefix(PagedCopyOnWrite):
         self, token_ids: Sequence[int], known: list[bytes]
     ) -> tuple[list[int], list[bytes]]:
         """Leading full pages that are published, and all digests that were worked out so far."""
-        page_of = self._index.page_of
+        page_of, digest = self._index.page_of, self._index.digest
         size = self.page_size
-        pages: list[int] = []
         digests = known
+        num_known = len(known)
+        pages: list[int] = []
+        parent = ROOT
         for index in range((len(token_ids) - 1) // size):
-            if index == len(digests):
-                parent = digests[-1] if digests else ROOT
-                tokens = token_ids[index * size : (index + 1) * size]
-                digests.append(page_digest(parent, tokens))
-            page = page_of.get(digests[index])
+            if index < num_known:
+                parent = digests[index]
+            else:
+                parent = digest(parent, token_ids[index * size : (index + 1) * size])
+                digests.append(parent)
+            page = page_of.get(parent)
             if page is None:
                 break
             pages.append(page)
@@ -274,19 +277,18 @@ class PagedPrefix(PagedCopyOnWrite):
         return self.pool.take(count)
 
     def _give_back(self, pages: Sequence[int]) -> None:
-        index, evictable = self._index, self._evictable
+        published, twins, evictable = self._index.published, self._index.twins, self._evictable
         blank = []
         for page in reversed(self.pool.drop(pages)):
-            if page in index.published:
+            if page in published:
                 evictable[page] = None
                 continue
             blank.append(page)
-            if page in index.twins:
-                original = index.withdraw_twin(page)
+            if page in twins:
+                original = self._index.withdraw_twin(page)
                 if original in evictable:
                     evictable.move_to_end(original)
-        blank.reverse()
-        self.pool.put_back(blank)
+        self.pool.put_back(blank[::-1])
 
     def _held_pages(self) -> set[int]:
         return super()._held_pages() | self._evictable.keys()

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from struct import Struct
 from typing import NamedTuple
 
 ROOT = b""
 """Parent digest of a sequence's first page."""
-
-
-def page_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """Digest of a full page and everything before it.
-
-    BLAKE2b of 16 bytes, the same in every process and on every run; a collision among even
-    2^40 pages is less likely than 2^-48, so tokens need not be compared on a hit.
-    """
-    return blake2b(parent + array("q", token_ids).tobytes(), digest_size=16).digest()
 
 
 class PublishedPage(NamedTuple):
@@ -37,12 +28,21 @@ class PrefixIndex:
     page, whatever the index holds; a page withdrawn with its predecessor was published once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, page_size: int) -> None:
+        self._pack = Struct(f"<{page_size}q").pack
         self.page_of: dict[bytes, int] = {}
         self.published: dict[int, PublishedPage] = {}
         self.twins: dict[int, bytes] = {}
         self._twins_of: dict[bytes, dict[int, None]] = {}
-        self._children: dict[bytes, TokenTrie] = {}
+        self._children: dict[bytes, int | TokenTrie] = {}  # most pages have one: no trie then
+
+    def digest(self, parent: bytes, token_ids: Sequence[int]) -> bytes:
+        """Digest of a full page and, through its parent's, of everything before it.
+
+        BLAKE2b of 16 bytes, the same in every process and on every run. Among even 2^40 pages
+        two that differ share one with a probability below 2^-48, so tokens need not be compared.
+        """
+        return blake2b(parent + self._pack(*token_ids), digest_size=16).digest()
 
     def holds(self, page: int) -> bool:
         """Whether the page must keep its contents: it is published, or a twin."""
@@ -59,10 +59,7 @@ class PrefixIndex:
         elif entry.parent == ROOT or entry.parent in self.page_of:
             self.page_of[entry.digest] = page
             self.published[page] = entry
-            children = self._children.get(entry.parent)
-            if children is None:
-                children = self._children[entry.parent] = TokenTrie()
-            children.insert(entry.token_ids, page)
+            self._add_child(entry, page)
 
     def withdraw(self, page: int) -> list[int]:
         """Take out a page that the index holds. A twin takes its place; without one, all pages
@@ -71,18 +68,15 @@ class PrefixIndex:
             self.withdraw_twin(page)
             return []
         entry = self.published[page]
-        siblings = self._children[entry.parent]
-        siblings.remove(entry.token_ids)
+        self._remove_child(entry)
         if entry.digest in self._twins_of:
             successor = next(iter(self._twins_of[entry.digest]))
             self.withdraw_twin(successor)
             del self.published[page]
             self.published[successor] = entry
             self.page_of[entry.digest] = successor
-            siblings.insert(entry.token_ids, successor)
+            self._add_child(entry, successor)
             return []
-        if not siblings.root:
-            del self._children[entry.parent]
         return self._cut(page)
 
     def withdraw_twin(self, page: int) -> int:
@@ -103,33 +97,62 @@ class PrefixIndex:
             del self.page_of[digest]
             for twin in self._twins_of.pop(digest, ()):
                 del self.twins[twin]
-            below = self._children.pop(digest, None)
-            if below is not None:
-                pages = list(below.pages())
-                lost += pages
-                pending += pages
+            below = self._child_pages(digest)
+            self._children.pop(digest, None)
+            lost += below
+            pending += below
         return lost
 
     def longest_partial(self, parent: bytes, token_ids: Sequence[int]) -> tuple[int, int]:
         """The page after `parent` that shares the most leading tokens with `token_ids`, and how
         many; (-1, 0) when none shares any."""
         children = self._children.get(parent)
-        return children.longest(token_ids) if children is not None else (-1, 0)
+        if children is None:
+            return -1, 0
+        if isinstance(children, TokenTrie):
+            return children.longest(token_ids)
+        count = common_prefix_len(self.published[children].token_ids, token_ids)
+        return (children, count) if count else (-1, 0)
 
     def check_integrity(self) -> None:
         """Raise AssertionError where the parts disagree."""
         assert self.page_of == {e.digest: page for page, e in self.published.items()}
         children: dict[bytes, set[int]] = {}
         for page, entry in self.published.items():
-            assert page_digest(entry.parent, entry.token_ids) == entry.digest, f"{page}: {entry}"
+            assert self.digest(entry.parent, entry.token_ids) == entry.digest, f"{page}: {entry}"
             assert entry.parent == ROOT or entry.parent in self.page_of, f"{page} is out of reach"
             assert self.longest_partial(entry.parent, entry.token_ids)[0] == page
             children.setdefault(entry.parent, set()).add(page)
-        assert children == {parent: set(trie.pages()) for parent, trie in self._children.items()}
+        assert children == {parent: set(self._child_pages(parent)) for parent in self._children}
         twins = {page: digest for digest, pages in self._twins_of.items() for page in pages}
         assert twins == self.twins and all(self._twins_of.values()), "twins disagree"
         assert self._twins_of.keys() <= self.page_of.keys(), "twins of nothing"
         assert self.twins.keys().isdisjoint(self.published), "a page is its own twin"
+
+    def _add_child(self, entry: PublishedPage, page: int) -> None:
+        children = self._children.get(entry.parent)
+        if children is None:
+            self._children[entry.parent] = page
+            return
+        if not isinstance(children, TokenTrie):
+            only = children
+            children = self._children[entry.parent] = TokenTrie()
+            children.insert(self.published[only].token_ids, only)
+        children.insert(entry.token_ids, page)
+
+    def _remove_child(self, entry: PublishedPage) -> None:
+        children = self._children[entry.parent]
+        if isinstance(children, TokenTrie):
+            children.remove(entry.token_ids)
+            if children.root:
+                return
+        del self._children[entry.parent]
+
+    def _child_pages(self, parent: bytes) -> list[int]:
+        children = self._children.get(parent)
+        if isinstance(children, TokenTrie):
+            return list(children.pages())
+        return [] if children is None else [children]
 
 
 class Edge:
@@ -213,9 +236,10 @@ class TokenTrie:
 
 def common_prefix_len(left: Sequence[int], right: Sequence[int]) -> int:
     """Number of leading elements that are equal."""
-    count = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+    length = min(len(left), len(right))
+    if tuple(left[:length]) == tuple(right[:length]):
+        return length
+    for index in range(length):
+        if left[index] != right[index]:
+            return index
+    return length
