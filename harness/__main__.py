@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -47,14 +49,13 @@ def _hydra_command_line() -> None:
     """Hydra's own flags: --help, --cfg job, --info, --multirun (one run a job)."""
     register_schema()
 
-    @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
     def task(config: DictConfig) -> None:
-        overrides = hydra.core.hydra_config.HydraConfig.get().overrides.task
-        hydra.core.global_hydra.GlobalHydra.instance().clear()
-        if code := _run(list(overrides)):
+        overrides = list(HydraConfig.get().overrides.task)
+        GlobalHydra.instance().clear()
+        if code := _run(overrides):
             sys.exit(code)
 
-    task()
+    hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")(task)()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from allocators import discovery
 from harness.config import (
-    AllocatorConfig,
     ConfigError,
     RunConfig,
     TrackingConfig,

@@ -48,8 +48,7 @@ class KVConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """See `SchedulerConfig`. fused: lean forward pass where the model's modules allow it.
-    """
+    """See `SchedulerConfig`. fused: lean forward pass where the model's modules allow it."""
 
     schedule: Schedule = "mixed_chunked"
     token_budget: int = 512

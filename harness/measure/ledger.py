@@ -153,8 +153,13 @@ class Ledger:
         cached = usage.cached * self.page_size
         unmapped = (self.num_pages - len(self._owners)) * self.page_size - cached
         kind = refusal.kind if refusal else "full"
+        token, reserved, over_reserved, size_class, tail = sums
         return LedgerEntry(
-            *sums,
+            token=token,
+            reserved=reserved,
+            over_reserved=over_reserved,
+            size_class=size_class,
+            tail=tail,
             cached=cached,
             withheld=unmapped if kind == "withheld" else 0,
             stranded=unmapped if kind == "stranded" else 0,

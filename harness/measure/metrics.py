@@ -171,7 +171,9 @@ def _throughput(
         "steady_output_tokens_per_s": steady_rate,
         "steady_from_s": steady_from,
         "steady_to_s": steady_to,
-        "batched_requests": weighted_mean(_column(steps, "num_running"), _column(steps, "duration_s")),
+        "batched_requests": weighted_mean(
+            _column(steps, "num_running"), _column(steps, "duration_s")
+        ),
     }
 
 
@@ -258,8 +260,7 @@ def _memory(steps: pd.DataFrame, pool: PoolFacts, output_tokens: float) -> dict[
         "paper_reservation_share": paper["reserved"],
         "paper_internal_share": paper["over_reserved"],
         "paper_external_share": sum(
-            paper[name]
-            for name in ("size_class", "tail", "cached", "withheld", "stranded", "free")
+            paper[name] for name in ("size_class", "tail", "cached", "withheld", "stranded", "free")
         ),
     }
 

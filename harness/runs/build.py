@@ -25,9 +25,14 @@ from harness.measure.recorder import RunRecorder
 class Device(Protocol):
     """What a worker keeps between runs: the model, and the memory it runs in."""
 
-    shape: ModelShape
-    tokenizer: Any | None
-    memory_bytes: int | None
+    @property
+    def shape(self) -> ModelShape: ...
+
+    @property
+    def tokenizer(self) -> Any | None: ...
+
+    @property
+    def memory_bytes(self) -> int | None: ...
 
     def executor(self, config: RunConfig, num_pages: int, max_len: int) -> Executor: ...
 
@@ -77,14 +82,17 @@ def prepare(
     max_len = max((request.max_len for request in workload.requests), default=1)
     max_len = min(max_len, num_pages * config.kv.page_size)
     executor = device.executor(config, num_pages, max_len)
-    memory_map = MemoryMap(config.measure.memory_map_period_s) if config.measure.memory_map else None
+    memory_map = (
+        MemoryMap(config.measure.memory_map_period_s) if config.measure.memory_map else None
+    )
     recorder = RunRecorder(
         Ledger(num_pages, config.kv.page_size),
         allocator,
         deferred=any(request.true_output_len is None for request in workload.requests),
         memory_map=memory_map,
     )
-    limits = Limits(num_pages * config.kv.page_size, config.kv.page_size, device.shape.max_positions)
+    pool_tokens = num_pages * config.kv.page_size
+    limits = Limits(pool_tokens, config.kv.page_size, device.shape.max_positions)
     clock: Clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
     engine = Engine(scheduler, executor, clock, recorder, limits, allocator)
     return PreparedRun(engine, executor, recorder, memory_map, allocator)

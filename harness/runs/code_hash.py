@@ -32,9 +32,7 @@ def allocator_files(name: str) -> set[Path]:
     """Source files that a strategy is made of."""
     cls = discovery.load(name)
     found: set[Path] = set()
-    pending = [
-        Path(inspect.getfile(base)) for base in cls.__mro__ if base.__module__ != "builtins"
-    ]
+    pending = [Path(inspect.getfile(base)) for base in cls.__mro__ if base.__module__ != "builtins"]
     pending = [file for file in pending if "python3" not in str(file.parent.name)]
     while pending:
         file = pending.pop().resolve()

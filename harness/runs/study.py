@@ -9,9 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from allocators.page_pool import PagePool
 from harness.compose import Command, Study, compose_run, compose_study
 from harness.config import DeviceConfig, RunConfig
 from harness.measure.environment import capture_environment
+from harness.runs.build import build_allocator
 from harness.runs.display import SweepDisplay
 from harness.runs.estimate import estimate_wall_s
 from harness.runs.grid import expand
@@ -56,6 +58,7 @@ def plan_jobs(study: Study, command: Command, folder: Path, console: Console) ->
     jobs: dict[str, Job] = {}
     for cell in expand(study.parts, command.fixed, command.swept):
         config = compose_run([*cell.overrides, *command.verbatim])
+        build_allocator(config, PagePool(1, config.kv.page_size))  # a wrong option ends it here
         if config.executor.kind == "simulated":
             device_name = "simulated"
         else:
@@ -86,9 +89,7 @@ def _device_name(config: DeviceConfig) -> str:
     return describe_device(config)
 
 
-def _announce(
-    study: Study, jobs: Sequence[Job], pending: Sequence[Job], console: Console
-) -> None:
+def _announce(study: Study, jobs: Sequence[Job], pending: Sequence[Job], console: Console) -> None:
     if study.question:
         console.print(f"{study.name}: {study.question}", highlight=False, markup=False)
     seconds = estimate_wall_s(pending, jobs)
@@ -106,7 +107,8 @@ def _conclude(study: Study, jobs: Sequence[Job], folder: Path, console: Console)
     # experiments sits above harness and is loaded by name: nothing here depends on it
     present = importlib.import_module("experiments.present").present
     written += present(rows, jobs, study.figures, folder, console)
-    console.print(f"results: {folder}/  ({', '.join(path.name for path in written)})", highlight=False)
+    names = ", ".join(path.name for path in written)
+    console.print(f"results: {folder}/  ({names})", highlight=False)
     failed = int((rows["status"] != "complete").sum())
     if failed:
         console.print(f"{failed} of {len(jobs)} runs failed; see the column `error`", style="bold")
@@ -115,4 +117,3 @@ def _conclude(study: Study, jobs: Sequence[Job], folder: Path, console: Console)
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-

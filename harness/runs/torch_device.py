@@ -99,7 +99,7 @@ def _warm_up(executor: TorchExecutor, page_size: int) -> None:
     greedy = SamplingParams()
     prompt = (1,) * min(4, page_size * 4)
     prefill = tuple(Chunk(seq, 0, prompt, True, greedy, 0) for seq in (0, 1))
-    tables = tuple(TableUpdate(seq, 0, (4 * seq, 4 * seq + 1, 4 * seq + 2, 4 * seq + 3)) for seq in (0, 1))
+    tables = tuple(TableUpdate(seq, 0, tuple(range(4 * seq, 4 * seq + 4))) for seq in (0, 1))
     executor.execute(StepPlan(prefill, tables))
     if len(prompt) + 1 <= 4 * page_size:
         decode = tuple(Chunk(seq, len(prompt), (1,), True, greedy, 1) for seq in (0, 1))

@@ -1,0 +1,48 @@
+# Everything sets itself up: `make sweep` and `make test` work on a fresh machine.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install sweep test check bench contract readme clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "kvarena needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(READY)  ## set up .venv, pinned by constraints.txt
+
+sweep: $(READY)  ## the main experiment; ARGS='preset=full' for more
+	$(BIN)/python -m harness experiment=sweep_page_size $(ARGS)
+
+test: $(READY)  ## the whole suite
+	@$(BIN)/python -c 'import torch; print("device:", "cuda (" + torch.cuda.get_device_name(0) + ")" if torch.cuda.is_available() else "cpu")'
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## micro-benchmarks (pytest-benchmark)
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+contract: $(READY)  ## A=./mine.py:Mine puts an allocator through the contract test
+	$(BIN)/python -m allocators.contract $(A)
+
+readme: $(READY)  ## README's output, table and pictures, from fresh runs
+	$(BIN)/python -m docs.make_readme
+
+clean:  ## remove what make and Python left behind; results stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
