@@ -82,10 +82,36 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     @precondition(any_live)
     @rule(data=st.data())
-    def compute_everything(self, data: st.DataObject) -> None:
+    def decode(self, data: st.DataObject) -> None:
+        """One engine step: compute what is pending, then room for a token of each and its KV."""
+        self.compute_everything()
+        for seq_id, sequence in list(self.engine.live.items()):
+            if len(sequence.token_ids) < sequence.max_len:
+                self.engine.append(seq_id, [data.draw(tokens, label="token")])
+        self.compute_everything()
+
+    def compute_everything(self) -> None:
         for seq_id, sequence in self.engine.live.items():
             if sequence.num_computed < len(sequence.token_ids):
                 self.engine.compute(seq_id, len(sequence.token_ids))
+
+    @precondition(any_live)
+    @rule(data=st.data(), width=st.integers(2, 3))
+    def branch_and_decode(self, data: st.DataObject, width: int) -> None:
+        """Beams of one prompt that diverge, and maybe cross, step after step."""
+        parent_id = self.pick(data)
+        length = len(self.engine.live[parent_id].token_ids)
+        beams = [parent_id]
+        for _ in range(width - 1):
+            self.next_id += 1
+            if self.engine.fork(parent_id, self.next_id, *self.bounds(data, length)):
+                beams.append(self.next_id)
+        for step in range(3):
+            lengths = {len(self.engine.live[beam].token_ids) for beam in beams}
+            if step and len(lengths) == 1:
+                choice = st.sampled_from(beams)
+                self.engine.rebranch({beam: data.draw(choice, label="parent") for beam in beams})
+            self.decode(data)
 
     @precondition(any_live)
     @rule(data=st.data())
@@ -152,7 +178,7 @@ def test_any_sequence_of_operations(cls: type, chosen: dict[str, Any]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=120,
+            max_examples=60,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
