@@ -100,7 +100,7 @@ def _defined_in(module: ModuleType) -> list[type[KVCacheAllocator]]:
 
 
 def _load_file(path: Path, class_name: str) -> type[KVCacheAllocator]:
-    found = {cls.__name__: cls for cls in _defined_in(_import_file(path.resolve()))}
+    found = {cls.__name__: cls for cls in _defined_in(_import_file(path))}
     if not class_name and len(found) == 1:
         (class_name,) = found
     if class_name not in found:
@@ -119,7 +119,8 @@ def _load_file(path: Path, class_name: str) -> type[KVCacheAllocator]:
 def _import_file(path: Path) -> ModuleType:
     """Import a file under a name made from its path, once per process and contents."""
     if not path.is_file():
-        raise ValueError(f"no allocator file {path}")
+        raise ValueError(f"no allocator file {path} (current directory: {Path.cwd()})")
+    path = path.resolve()
     key = blake2b(str(path).encode() + path.read_bytes(), digest_size=8).hexdigest()
     module_name = f"_allocator_file_{key}"
     if module_name in sys.modules:

@@ -168,7 +168,7 @@ class PagedPrefix(PagedCopyOnWrite):
 
     def swap_out(self, seq_ids: Sequence[int]) -> Allocation | None:
         """Give the pages up; published ones stay cached, but `swap_in` takes fresh ones."""
-        histories = {seq_id: self._histories[seq_id] for seq_id in seq_ids}
+        histories = [(s, self._histories[s]) for s in seq_ids if s in self._histories]
         outcome = super().swap_out(seq_ids)
         self._histories.update(histories)
         return outcome

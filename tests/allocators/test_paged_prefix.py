@@ -224,9 +224,8 @@ def test_committing_more_than_there_is_room_for() -> None:
 
 def test_hash_is_the_same_in_every_process() -> None:
     root = Path(paged_prefix.__file__).parents[1]
-    script = (
-        "from allocators.prefix_index import *; print(PrefixIndex(3).digest(b'', [1, 2, 3]).hex())"
-    )
+    script = "from allocators.prefix_index import PrefixIndex as P; "
+    script += "print(P(3).digest(b'', [1, 2, 3]).hex())"
     runs = {
         subprocess.run(
             [sys.executable, "-c", script],
@@ -255,9 +254,7 @@ def test_trie_agrees_with_a_dict() -> None:
             held[tokens] = page
         assert sorted(trie.pages()) == sorted(held.values())
         wanted = [rng.randrange(3) for _ in range(rng.randint(0, 5))]
-        lengths = {
-            page: common_prefix_len(wanted, held_tokens) for held_tokens, page in held.items()
-        }
+        lengths = {page: common_prefix_len(wanted, other) for other, page in held.items()}
         found, count = trie.longest(wanted)
         assert count == max(lengths.values(), default=0)
         assert lengths[found] == count if count else found == -1
