@@ -21,9 +21,10 @@ class LengthEstimator:
     """Estimates how many tokens a request's sequence will hold.
 
     max: the request's own bound. pow2: prompt + true output rounded up to a power of two.
-    oracle: exactly the positions that will be computed. predicted: true output times a
-    lognormal factor with median `bias` and log-standard-deviation `spread`, the same for the
-    same request whatever else runs. none: 0. No estimate exceeds the request's bound.
+    oracle: exactly the positions that will be computed. predicted: the oracle, with the true
+    output times a lognormal factor of median `bias` and log-standard-deviation `spread`, the
+    same for the same request whatever else runs. none: 0. No estimate exceeds the request's
+    bound.
     """
 
     kind: Estimate = "none"
@@ -50,14 +51,15 @@ class LengthEstimator:
         elif self.kind == "pow2":
             estimate = prompt_len + (1 << (output_len - 1).bit_length())
         else:
-            estimate = prompt_len + self._predict(request.request_id, output_len)
+            estimate = prompt_len + self._predict(request.request_id, output_len) - 1
         return min(max(estimate, prompt_len), request.max_len)
 
     def revised_len(self, request: Request, current_len: int) -> int:
-        """The estimate for a sequence already `current_len` long: too short, output is doubled."""
+        """The estimate for a sequence that has to hold `current_len` tokens already: while it is
+        too short, its output part is doubled."""
         estimate = self.expected_len(request)
         prompt_len = len(request.prompt_ids)
-        while 0 < estimate <= current_len and estimate < request.max_len:
+        while 0 < estimate < current_len and estimate < request.max_len:
             estimate = min(prompt_len + 2 * max(1, estimate - prompt_len), request.max_len)
         return estimate
 

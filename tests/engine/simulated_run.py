@@ -130,7 +130,7 @@ def request(
         "max_tokens": output,
         "forced_ids": [10**6 + 1000 * request_id + i for i in range(output)],
     }
-    return Request(request_id, prompt_ids=tuple(ids), **(defaults | fields))
+    return Request(request_id, prompt_ids=tuple(prompt), **(defaults | fields))
 
 
 def random_requests(
