@@ -38,7 +38,7 @@ class ModelConfig:
     weight_seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPE_BYTES and not (self.path and self.dtype == "auto"):
+        if self.dtype not in DTYPE_BYTES and not (self.path is not None and self.dtype == "auto"):
             choices = ", ".join(DTYPE_BYTES)
             raise ValueError(f"model.dtype={self.dtype!r}: choose one of {choices}")
 

