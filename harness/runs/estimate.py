@@ -17,6 +17,13 @@ _MEAN_TOKENS = {"sharegpt": 499.0, "alpaca_like": 78.0}
 _WORKER_START_S = {True: 8.0, False: 3.0}
 
 
+def usable_cores() -> int:
+    """Cores this process may run on: fewer than the machine's in a container or under taskset."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def estimate_wall_s(pending: Sequence[Job], jobs: Sequence[Job]) -> float:
     """Seconds until `pending` are done on this machine."""
     known: dict[bool, list[float]] = {True: [], False: []}
@@ -33,7 +40,7 @@ def estimate_wall_s(pending: Sequence[Job], jobs: Sequence[Job]) -> float:
             seconds = len(group) * sum(known[is_timed]) / len(known[is_timed])
         else:
             seconds = sum(_guess(job.config) for job in group)
-        share = 1 if is_timed else min(os.cpu_count() or 1, len(group))
+        share = 1 if is_timed else min(usable_cores(), len(group))
         total += seconds / share + _WORKER_START_S[is_timed]
     return total
 

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
+import platform
+import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import psutil
 
 from harness.measure.environment import Environment
 
 RunStatus = Literal["complete", "failed"]
+
+_FRAMES = ("steps", "requests", "memory_map")
+
+_ABANDONED_AFTER_S = 3600.0
+"""A half-written run of another machine is left alone for so long."""
+
+
+class NotStoredError(OSError):
+    """A run could not be written. The message is one line and names the way out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,51 +82,81 @@ class RunStore:
         self.root = root
 
     def find(self, run_id: str) -> StoredRun | None:
-        """The run of this id if it was ever written whole, complete or failed."""
+        """The run of this id if it was ever written whole, complete or failed.
+
+        A folder that lacks a file or holds one that cannot be read is no run: it is done again.
+        """
         path = self.root / run_id
         try:
             status = json.loads((path / "status.json").read_text())
-            config = json.loads((path / "config.json").read_text())
-            summary = json.loads((path / "summary.json").read_text())
-        except (OSError, json.JSONDecodeError):
+            run = StoredRun(
+                path,
+                run_id,
+                status["label"],
+                status["status"],
+                status["error"],
+                status["wall_s"],
+                json.loads((path / "config.json").read_text()),
+                [_nan_for_null(row) for row in json.loads((path / "summary.json").read_text())],
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return StoredRun(
-            path,
-            run_id,
-            status["label"],
-            status["status"],
-            status["error"],
-            status["wall_s"],
-            config,
-            [_nan_for_null(row) for row in summary],
-        )
+        if run.status == "complete" and not (
+            (path / "steps.parquet").is_file() and (path / "requests.parquet").is_file()
+        ):
+            return None
+        return run
 
     def write(self, record: RunRecord) -> Path:
         """Write a run beside its place and move it there in one rename.
 
-        A full disk or a kill leaves at most a folder named `.RUN_ID.partial`, which nothing
-        reads and the next write of the same run replaces. An earlier failed run gives way.
+        A full disk or a kill leaves at most a folder named `.RUN_ID.HOST.PID.partial`, which
+        nothing reads. An earlier failed run gives way; a complete one stays, as when another
+        process did the same run meanwhile. Raises NotStoredError where it cannot be written.
         """
         target = self.root / record.run_id
-        partial = self.root / f".{record.run_id}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial = self.root / _partial_name(record.run_id)
         try:
-            self._write_files(partial, record)
-            if target.exists():
-                shutil.rmtree(target)
-            partial.rename(target)
-        except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise OSError(
-                error.errno,
-                f"run {record.run_id} was not saved ({error.strerror}): free space under "
-                f"{self.root.parent} or choose another results_dir, then repeat the command",
+            partial.mkdir(parents=True)
+            self._write_files(partial, record)
+            self._move(partial, target)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise NotStoredError(
+                f"run {record.run_id} was not saved ({reason}): free space under "
+                f"{self.root.parent} or choose another results_dir, then repeat the command; "
+                "what is stored already is kept"
             ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         return target
 
+    def remove_partial(self) -> None:
+        """Delete what writers that are gone left half-written; living ones are let be."""
+        for folder in self.root.glob(".*.partial"):
+            if _is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _move(self, partial: Path, target: Path) -> None:
+        for _ in range(3):
+            earlier = self.find(target.name)
+            if earlier is not None and earlier.status == "complete":
+                return
+            if target.exists():
+                aside = self.root / _partial_name(f"{target.name}.old")
+                target.rename(aside)
+                shutil.rmtree(aside, ignore_errors=True)
+            try:
+                partial.rename(target)
+                return
+            except OSError as error:  # another process put the same run there just now
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        raise OSError(errno.EEXIST, f"{target} is being written by others")
+
     def _write_files(self, folder: Path, record: RunRecord) -> None:
-        for name in ("steps", "requests", "memory_map"):
+        for name in _FRAMES:
             frame = getattr(record, name)
             if frame is not None:
                 frame.to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)
@@ -128,14 +172,37 @@ class RunStore:
                 "wall_s": record.wall_s,
             },
         )
+        for path in folder.iterdir():
+            _sync(path)
+
+
+def _partial_name(run_id: str) -> str:
+    return f".{run_id}.{platform.node()}.{os.getpid()}.partial"
+
+
+def _is_abandoned(folder: Path) -> bool:
+    here = re.fullmatch(rf".*\.{re.escape(platform.node())}\.(\d+)\.partial", folder.name)
+    if here:
+        return not psutil.pid_exists(int(here[1]))
+    try:
+        return time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_S
+    except FileNotFoundError:
+        return False
+
+
+def _sync(path: Path) -> None:
+    """On disk, or an error now: some file systems find out late that they are full."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_json(path: Path, value: object) -> None:
     with path.open("w") as file:
         json.dump(value, file, indent=1, default=str)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _null_for_nan(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from harness.runs.estimate import estimate_wall_s
 from harness.runs.grid import expand
 from harness.runs.jobs import Job, make_job
 from harness.runs.rows import collect_rows, write_rows
-from harness.runs.store import StoredRun
-from harness.runs.sweep import pending_jobs, remove_partial_runs, run_jobs
+from harness.runs.store import RunStore, StoredRun
+from harness.runs.sweep import pending_jobs, run_jobs
 from harness.tracking.tracker import make_tracker
 
 
@@ -35,7 +35,7 @@ def run_study(command: Command, console: Console) -> int:
         for job in jobs:
             console.print(f"  {job.part:<10} {job.label}", highlight=False, markup=False)
         return 0
-    remove_partial_runs(folder)
+    RunStore(folder).remove_partial()
     tracker = make_tracker(study.tracking, study.name, folder)
     environment = capture_environment("none", 1)
     try:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
-from pathlib import Path
 
 from harness.measure.environment import Environment
+from harness.runs.estimate import usable_cores
 from harness.runs.jobs import Job
-from harness.runs.store import RunStore, StoredRun
+from harness.runs.store import NotStoredError, RunStore, StoredRun
 from harness.runs.worker import Worker, save_failure
 
 OnFinished = Callable[[Job, StoredRun | None], None]
@@ -32,18 +30,13 @@ def run_jobs(jobs: Sequence[Job], environment: Environment, on_finished: OnFinis
     """Do all of `jobs`, each once. A run that fails or kills its worker becomes a failed row.
 
     Simulated runs share the machine's cores; timed ones follow, one at a time, in the order
-    given. Ending early (Ctrl-C, kill) loses only the runs then in flight.
+    given. Ending early (Ctrl-C, kill) loses only the runs then in flight. Raises NotStoredError
+    as soon as a run cannot be written: more of them could not be either.
     """
     simulated = [job for job in jobs if not job.is_timed]
     timed = [job for job in jobs if job.is_timed]
-    _drain(simulated, min(os.cpu_count() or 1, len(simulated)), environment, on_finished)
+    _drain(simulated, min(usable_cores(), len(simulated)), environment, on_finished)
     _drain(timed, min(1, len(timed)), environment, on_finished)
-
-
-def remove_partial_runs(root: Path) -> None:
-    """Leftovers of runs that were interrupted while being written."""
-    for folder in root.glob(".*.partial"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _drain(
@@ -60,7 +53,10 @@ def _drain(
                 worker = busy[connection]  # type: ignore[index]
                 job = worker.job
                 assert job is not None
-                if worker.result() is None:
+                result = worker.result()
+                if result is not None and result.status == "not stored":
+                    raise NotStoredError(result.error)
+                if result is None:
                     wall_s = time.perf_counter() - started[job.run_id]
                     error = f"the worker process ended with exit code {worker.exit_code()}"
                     save_failure(job, error, wall_s, environment)

@@ -11,23 +11,29 @@ import gc
 import multiprocessing as mp
 import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from harness.config import RunConfig, to_mapping
-from harness.measure.environment import Environment
+from harness.measure.environment import Environment, capture_environment
 from harness.runs.build import Device
-from harness.runs.jobs import Job
+from harness.runs.jobs import Job, check_unchanged
 from harness.runs.one_run import environment_of, execute_run, simulated_device
-from harness.runs.store import RunRecord, RunStore
+from harness.runs.store import NotStoredError, RunRecord, RunStore
 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What a worker tells its parent; the rows themselves are on disk by then."""
+    """What a worker tells its parent; the rows themselves are on disk by then.
+
+    status: complete, failed, or "not stored" where not even the failure could be written.
+    """
 
     run_id: str
     status: str
@@ -42,7 +48,8 @@ class Worker:
         context = mp.get_context("spawn")
         self.connection, child = context.Pipe()
         self._process = context.Process(target=_work, args=(child,), daemon=True)
-        self._process.start()
+        with _ignoring_ctrl_c():
+            self._process.start()
         child.close()
         self.job: Job | None = None
 
@@ -96,24 +103,36 @@ def save_failure(job: Job, error: str, wall_s: float, environment: Environment) 
 def do_job(job: Job, devices: DeviceCache) -> JobResult:
     """Do a run in this process and store it, complete or failed."""
     begin = time.perf_counter()
-    error = ""
     try:
+        error = _try_job(job, devices)
+        if error:
+            devices.drop()
+            wall_s = time.perf_counter() - begin
+            save_failure(job, error, wall_s, capture_environment("none", 1))
+        status = "failed" if error else "complete"
+    except NotStoredError as failure:
+        status, error = "not stored", str(failure)
+    gc.collect()
+    return JobResult(job.run_id, status, error, time.perf_counter() - begin)
+
+
+def _try_job(job: Job, devices: DeviceCache) -> str:
+    """Do and store a run; what it died of, or an empty string."""
+    try:
+        check_unchanged(job)
         device = devices.get(job.config)
         environment = environment_of(device)
         record = execute_run(job.config, job.run_id, job.label, device, environment)
         RunStore(job.root).write(record)
+    except NotStoredError:
+        raise
     except MemoryError as failure:
-        error = f"out of memory: {failure}"
+        return f"out of memory: {failure}"
     except Exception as failure:  # whatever a run dies of becomes a row
-        error = _one_line(failure)
         if not isinstance(failure, ValueError):
             traceback.print_exc(file=sys.stderr)
-    wall_s = time.perf_counter() - begin
-    if error:
-        devices.drop()
-        save_failure(job, error, wall_s, environment_of(object()))  # type: ignore[arg-type]
-    gc.collect()
-    return JobResult(job.run_id, "failed" if error else "complete", error, wall_s)
+        return _one_line(failure)
+    return ""
 
 
 class DeviceCache:
@@ -156,6 +175,19 @@ def _work(connection: Connection) -> None:
         except (EOFError, OSError):
             return
         connection.send(do_job(job, devices))
+
+
+@contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """A child started here ignores Ctrl-C from its first instruction on: its parent ends it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _die_with_parent() -> None:
