@@ -1,61 +1,105 @@
-"""A hash of the code that decides a run's numbers, so that edited code never gets old ones."""
+"""A hash of the code and data that decide a run's numbers: edited code never gets old ones."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
 import inspect
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import allocators
 from allocators import discovery
+from harness.workloads.config import WorkloadConfig
 
-_RUN_PACKAGES = ("harness.engine", "harness.measure", "harness.workloads")
+_RUN_CODE = (
+    "harness.config",
+    "harness.engine",
+    "harness.measure",
+    "harness.workloads",
+    "harness.runs.build",
+    "harness.runs.one_run",
+    "harness.runs.pool_size",
+)
+_MODEL_CODE = ("kernels", "harness.runs.torch_device")
 
 
 def code_hash(allocator_name: str, runs_model: bool) -> str:
-    """Digest of the engine, measurement, workloads, the strategy's own files and all the files
-    of its package that these import; the kernels too where a model runs.
+    """Digest of configuration, engine, measurement, workloads and the strategy's own code; the
+    kernels too where a model runs. What is shown of a run takes no part.
     """
-    files = {file for package in _RUN_PACKAGES for file in _package_files(package)}
-    if runs_model:
-        files |= _package_files("kernels")
-    files |= allocator_files(allocator_name)
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.name.encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    files: set[Path] = set()
+    for name in _RUN_CODE + (_MODEL_CODE if runs_model else ()):
+        files |= _files_of(name)
+    return _digest(files | allocator_files(allocator_name))
+
+
+def allocator_hash(allocator_name: str) -> str:
+    """Digest of the strategy's own code."""
+    return _digest(allocator_files(allocator_name))
 
 
 def allocator_files(name: str) -> set[Path]:
-    """Source files that a strategy is made of."""
-    cls = discovery.load(name)
-    found: set[Path] = set()
-    pending = [Path(inspect.getfile(base)) for base in cls.__mro__ if base.__module__ != "builtins"]
-    pending = [file for file in pending if "python3" not in str(file.parent.name)]
+    """Source files that a strategy is made of: the one that defines its class, and all that it
+    imports, step by step, of the allocators' package or from beside a user's own file.
+    """
+    first = Path(inspect.getfile(discovery.load(name))).resolve()
+    package = Path(inspect.getfile(allocators)).resolve().parent
+    pending = [first]
+    files: set[Path] = set()
     while pending:
-        file = pending.pop().resolve()
-        if file in found:
-            continue
-        found.add(file)
-        pending.extend(_imported_allocator_files(file))
-    return found
+        file = pending.pop()
+        if file not in files:
+            files.add(file)
+            pending.extend(_imported_files(file, package, first.parent))
+    return files
 
 
-def _imported_allocator_files(file: Path) -> list[Path]:
-    modules = []
-    for node in ast.walk(ast.parse(file.read_text())):
+def data_hash(workload: WorkloadConfig) -> str:
+    """Digest of the trace that a workload replays, empty where it replays none."""
+    if workload.path is None:
+        return ""
+    path = Path(workload.path).expanduser()
+    files = path.rglob("*") if path.is_dir() else [path]
+    return _digest(file for file in files if file.is_file())
+
+
+def _imported_files(file: Path, package: Path, beside: Path) -> Iterator[Path]:
+    """Files that `file` imports of the allocators' `package` or from the folder `beside`."""
+    for name in _imported_names(ast.parse(file.read_bytes())):
+        parts = name.split(".")
+        root = package.parent if parts[0] == package.name else beside
+        for path in (root.joinpath(*parts), root.joinpath(*parts[:-1])):
+            for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+                if path != root and candidate.is_file():
+                    yield candidate.resolve()
+
+
+def _imported_names(tree: ast.AST) -> Iterator[str]:
+    """Dotted names in import statements: modules, or things in modules."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
-            modules.append(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
-            modules.extend(alias.name for alias in node.names)
-    specs = [find_spec(module) for module in modules if module.startswith("allocators.")]
-    return [Path(spec.origin) for spec in specs if spec is not None and spec.origin]
+            yield from (alias.name for alias in node.names)
 
 
-def _package_files(package: str) -> set[Path]:
-    spec = find_spec(package)
+def _files_of(name: str) -> set[Path]:
+    """Source and data files of a package, or the file of a module."""
+    spec = find_spec(name)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"{package} is not installed")
-    return set(Path(spec.origin).parent.rglob("*.py"))
+        raise ModuleNotFoundError(f"{name} is not installed")
+    if spec.submodule_search_locations is None:
+        return {Path(spec.origin)}
+    files = Path(spec.origin).parent.rglob("*")
+    return {file for file in files if file.suffix in (".py", ".csv")}
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """By name and contents, wherever they lie."""
+    contents = sorted((file.name, hashlib.sha256(file.read_bytes()).digest()) for file in files)
+    digest = hashlib.sha256()
+    for name, content in contents:
+        digest.update(name.encode() + b"\0" + content)
+    return digest.hexdigest()

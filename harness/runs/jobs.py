@@ -5,20 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config import AllocatorConfig, RunConfig, to_mapping
-from harness.runs.code_hash import code_hash
+from allocators import discovery
+from harness.config import AllocatorConfig, ConfigError, RunConfig, to_mapping
+from harness.runs.code_hash import allocator_hash, code_hash, data_hash
 from harness.runs.store import make_run_id
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """part: the part of the experiment that the run belongs to ("waste", "times", ...)."""
+    """part: the part of the experiment that the run belongs to ("waste", "times", ...).
+    allocator_code: hash of the strategy as it was planned.
+    """
 
     config: RunConfig
     run_id: str
     label: str
     part: str
     root: Path
+    allocator_code: str = ""
 
     @property
     def is_timed(self) -> bool:
@@ -31,22 +35,45 @@ def make_job(config: RunConfig, part: str, root: Path, device_name: str) -> Job:
     is_simulated = config.executor.kind == "simulated"
     code = code_hash(config.allocator.name, runs_model=not is_simulated)
     device = "simulated" if is_simulated else device_name
-    run_id = make_run_id(to_mapping(config), code, device)
-    return Job(config, run_id, run_label(config), part, root)
+    run_id = make_run_id(to_mapping(config), code + data_hash(config.workload), device)
+    planned = allocator_hash(config.allocator.name)
+    return Job(config, run_id, run_label(config), part, root, planned)
+
+
+def check_unchanged(job: Job) -> None:
+    """Raise ConfigError if the strategy's code is no longer what `job` was planned with: its
+    numbers would be stored under the old code's address.
+    """
+    if allocator_hash(job.config.allocator.name) != job.allocator_code:
+        raise ConfigError(
+            f"allocator={job.config.allocator.name} was edited while the sweep ran: "
+            "repeat the command, and its runs are done with the new code"
+        )
 
 
 def strategy_label(config: AllocatorConfig) -> str:
-    """A strategy with what distinguishes it: `contiguous buddy max`, `paged`, ..."""
-    name = config.name.rsplit(":", 1)[-1]
-    parts = [name]
-    parts += [
-        str(value) if isinstance(value, str) else f"{key}={value}"
-        for key, value in sorted(config.options.items())
-        if isinstance(value, str)
-    ]
+    """A strategy with what distinguishes it: `contiguous buddy max`, `paged`, `mine.py:Mine`.
+
+    Options that are names are always shown, others where they are not the default.
+    """
+    defaults = _default_options(config.name)
+    parts = [config.name.removeprefix("./")]
+    for key, value in sorted(config.options.items()):
+        if isinstance(value, str):
+            parts.append(value)
+        elif key not in defaults or value != defaults[key]:
+            parts.append(f"{key}={value}")
     if config.expected != "none":
         parts.append(config.expected)
     return " ".join(parts)
+
+
+def _default_options(name: str) -> dict[str, object]:
+    try:
+        cls = discovery.load(name)
+    except ValueError:  # a stored run's allocator file may be gone by now
+        return {}
+    return {key: option.default for key, option in discovery.options(cls).items()}
 
 
 def run_label(config: RunConfig) -> str:
