@@ -104,7 +104,7 @@ def _attention(
         _LONGEST_ROWWISE_CHUNK,
         scale,
         window or 0,
-        np.float32(softcap or 0.0),
+        softcap or 0.0,
         out32.numpy(),
     )
     if longer:

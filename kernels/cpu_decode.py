@@ -252,16 +252,20 @@ def _attend(q, kv, seq, start, stop, softcap, acc, peak, total):  # type: ignore
     logits = np.empty((q.shape[0], TILE), np.float32)
     plain_peak = np.empty(q.shape[0], np.float32)
     new_peak = np.empty(q.shape[0], np.float32)
-    acc[:] = 0
-    total[:] = 0
-    peak[:] = _LOWEST
+    for h in range(heads):
+        total[h] = 0
+        peak[h] = _LOWEST
+        plain_peak[h] = _LOWEST
+        for d in range(dim):
+            acc[h, d] = 0
     for first in range(start, stop, TILE):
         n = min(TILE, stop - first)
         slots, coming = coming, slots
         if first == start:
             _fill_slots(slots, first, n, seq, kv)
         _fill_slots(coming, first + n, min(TILE, stop - first - n), seq, kv)
-        new_peak[:] = peak
+        for h in range(heads):
+            new_peak[h] = peak[h]
         if softcap == 0:
             _tile_logits(q, kv.keys, slots, coming, n, kv.num_kv_heads, logits, new_peak)
         else:
@@ -303,23 +307,30 @@ def _work(worker, workers, query, kv, rows, ends, scale, softcap, out, pieces): 
     peak = np.empty(heads, np.float32)
     total = np.empty(heads, np.float32)
     factor = np.float32(scale) if softcap != 0 else np.float32(scale) * _LOG2_E
-    r = np.searchsorted(ends, low, side="right")
+    r = 0
+    while ends[r] <= low:
+        r += 1
     while low < high:
         token, seq, first = rows[r, 0], rows[r, 1], rows[r, 2]
         length = rows[r, 3] - first
         begin = ends[r] - length
         stop = min(high, ends[r])
-        q[:] = query[token] * factor
+        for h in range(heads):
+            for d in range(dim):
+                q[h, d] = query[token, h, d] * factor
         _attend(q, kv, seq, first + low - begin, first + stop - begin, softcap, acc, peak, total)
         if stop - low == length:
             for h in range(heads):
-                out[token, h] = acc[h] / total[h]
+                for d in range(dim):
+                    out[token, h, d] = acc[h, d] / total[h]
         else:
             side = 0 if low > begin else 1
             pieces.row[worker, side] = r
-            pieces.acc[worker, side] = acc
-            pieces.peak[worker, side] = peak
-            pieces.total[worker, side] = total
+            for h in range(heads):
+                pieces.peak[worker, side, h] = peak[h]
+                pieces.total[worker, side, h] = total[h]
+                for d in range(dim):
+                    pieces.acc[worker, side, h, d] = acc[h, d]
         low = stop
         r += 1
 
@@ -328,34 +339,42 @@ def _work(worker, workers, query, kv, rows, ends, scale, softcap, out, pieces): 
 def _merge(rows, out, pieces):  # type: ignore[no-untyped-def]
     """Join the pieces of each divided row; they lie in order, with gaps."""
     heads, dim = out.shape[1], out.shape[2]
-    acc = pieces.acc.reshape((-1, heads, dim))
-    peak = pieces.peak.reshape((-1, heads))
-    total = pieces.total.reshape((-1, heads))
-    found = np.flatnonzero(pieces.row.reshape(-1) >= 0)
-    owner = pieces.row.reshape(-1)[found]
-    i = 0
-    while i < found.size:
-        j = np.searchsorted(owner, owner[i], side="right")
-        token = rows[owner[i], 0]
+    total = np.empty(heads, np.float32)
+    peak = np.empty(heads, np.float32)
+    current = -1
+    for p in range(2 * pieces.row.shape[0]):
+        worker, side = p // 2, p % 2
+        row = pieces.row[worker, side]
+        if row < 0:
+            continue
+        token = rows[row, 0]
         for h in range(heads):
-            high = _LOWEST
-            for p in found[i:j]:
-                high = max(high, peak[p, h])
-            weight = np.float32(0.0)
-            joined = np.zeros(dim, np.float32)
-            for p in found[i:j]:
-                w = _exp2(peak[p, h] - high)
-                weight += w * total[p, h]
-                joined += w * acc[p, h]
-            out[token, h] = joined / weight
-        i = j
+            if row != current:
+                total[h] = 0
+                peak[h] = _LOWEST
+                for d in range(dim):
+                    out[token, h, d] = 0
+            added, its_peak = pieces.total[worker, side, h], pieces.peak[worker, side, h]
+            high = its_peak if its_peak > peak[h] else peak[h]
+            old, new = _exp2(peak[h] - high), _exp2(its_peak - high)
+            whole = total[h] * old + added * new
+            old *= total[h] / whole
+            new /= whole
+            for d in range(dim):
+                out[token, h, d] = out[token, h, d] * old + pieces.acc[worker, side, h, d] * new
+            total[h] = whole
+            peak[h] = high
+        current = row
 
 
 @_jit()
 def _list_rows(query_start_loc, seq_lens, longest_chunk, window, out):  # type: ignore[no-untyped-def]
-    """Rows to compute here, and how many sequences have a longer chunk than `longest_chunk`."""
+    """Rows to compute here, the running sum of their KV lengths, and how many sequences have a
+    longer chunk than `longest_chunk`. Rows without any context are set to zero at once."""
     rows = np.empty((query_start_loc[-1], 4), np.int64)
+    ends = np.empty(query_start_loc[-1], np.int64)
     n = 0
+    tokens = 0
     longer = 0
     for seq in range(seq_lens.size):
         chunk = query_start_loc[seq + 1] - query_start_loc[seq]
@@ -366,42 +385,53 @@ def _list_rows(query_start_loc, seq_lens, longest_chunk, window, out):  # type: 
             token = query_start_loc[seq] + j
             stop = seq_lens[seq] - chunk + j + 1
             if stop <= 0:
-                out[token] = 0
+                for h in range(out.shape[1]):
+                    for d in range(out.shape[2]):
+                        out[token, h, d] = 0
                 continue
             rows[n, 0] = token
             rows[n, 1] = seq
-            rows[n, 2] = max(0, stop - window) if window > 0 else 0
+            rows[n, 2] = stop - window if 0 < window < stop else 0
             rows[n, 3] = stop
+            tokens += stop - rows[n, 2]
+            ends[n] = tokens
             n += 1
-    return rows[:n], longer
+    return rows[:n], ends[:n], longer
 
 
 @_jit(parallel=True)
 def _share(workers, query, kv, rows, ends, scale, softcap, out, pieces):  # type: ignore[no-untyped-def]
     for worker in numba.prange(workers):
-        _work(worker, workers, query, kv, rows, ends, scale, softcap, out, pieces)
+        _work(np.int64(worker), workers, query, kv, rows, ends, scale, softcap, out, pieces)
 
 
-@_jit()
-def decode_rows(  # type: ignore[no-untyped-def]
-    workers, query, kv, query_start_loc, seq_lens, longest_chunk, scale, window, softcap, out
-):
+def decode_rows(
+    workers: int,
+    query: np.ndarray,
+    kv: KVPages,
+    query_start_loc: np.ndarray,
+    seq_lens: np.ndarray,
+    longest_chunk: int,
+    scale: float,
+    window: int,
+    softcap: float,
+    out: np.ndarray,
+) -> int:
     """Attention for every sequence with at most `longest_chunk` query tokens.
 
     workers: number of shares to cut the work into, one a thread. query, out: float32
-    (num_tokens, num_q_heads, head_dim). kv: KVPages. window and softcap are 0 for none. Returns
-    the number of sequences left out for their longer chunks.
+    (num_tokens, num_q_heads, head_dim). window and softcap are 0 for none. Returns the number of
+    sequences left out for their longer chunks.
     """
-    rows, longer = _list_rows(query_start_loc, seq_lens, longest_chunk, window, out)
-    if rows.shape[0] > 0:
-        ends = np.cumsum(rows[:, 3] - rows[:, 2])
-        heads, dim = query.shape[1], query.shape[2]
+    rows, ends, longer = _list_rows(query_start_loc, seq_lens, longest_chunk, window, out)
+    if len(rows):
+        heads, dim = query.shape[1:]
         pieces = Pieces(
             np.empty((workers, 2), np.int64),
             np.empty((workers, 2, heads, dim), np.float32),
             np.empty((workers, 2, heads), np.float32),
             np.empty((workers, 2, heads), np.float32),
         )
-        _share(workers, query, kv, rows, ends, scale, softcap, out, pieces)
+        _share(workers, query, kv, rows, ends, scale, np.float32(softcap), out, pieces)
         _merge(rows, out, pieces)
     return longer
