@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter_ns
 
 from allocators.base import Allocation, KVCacheAllocator, Usage
@@ -15,6 +15,7 @@ class MeteredAllocator(KVCacheAllocator):
 
     def __init__(self, inner: KVCacheAllocator) -> None:
         super().__init__(inner.pool)
+        self.sequences = inner.sequences
         self.inner = inner
         self.host_ns = 0
         self._commits = type(inner).commit is not KVCacheAllocator.commit
@@ -65,6 +66,34 @@ class MeteredAllocator(KVCacheAllocator):
         self.inner.truncate(seq_id, new_len)
         self.host_ns += perf_counter_ns() - begin
 
+    def rebranch(self, parents: Mapping[int, int]) -> Allocation | None:
+        begin = perf_counter_ns()
+        allocation = self.inner.rebranch(parents)
+        self.host_ns += perf_counter_ns() - begin
+        return allocation
+
+    def release(self, seq_id: int, upto: int) -> None:
+        begin = perf_counter_ns()
+        self.inner.release(seq_id, upto)
+        self.host_ns += perf_counter_ns() - begin
+
+    def swap_out(self, seq_ids: Sequence[int]) -> Allocation | None:
+        begin = perf_counter_ns()
+        allocation = self.inner.swap_out(seq_ids)
+        self.host_ns += perf_counter_ns() - begin
+        return allocation
+
+    def swap_in(self, seq_ids: Sequence[int]) -> Allocation | None:
+        begin = perf_counter_ns()
+        allocation = self.inner.swap_in(seq_ids)
+        self.host_ns += perf_counter_ns() - begin
+        return allocation
+
+    def discard_swapped(self, seq_id: int) -> None:
+        begin = perf_counter_ns()
+        self.inner.discard_swapped(seq_id)
+        self.host_ns += perf_counter_ns() - begin
+
     def free(self, seq_id: int) -> None:
         begin = perf_counter_ns()
         self.inner.free(seq_id)
@@ -78,6 +107,10 @@ class MeteredAllocator(KVCacheAllocator):
 
     def pages_needed(self, token_ids: Sequence[int], expected_len: int) -> int:
         return self.inner.pages_needed(token_ids, expected_len)
+
+    @property
+    def max_sequence_pages(self) -> int:
+        return self.inner.max_sequence_pages
 
     def check_integrity(self) -> None:
         self.inner.check_integrity()
