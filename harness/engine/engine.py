@@ -48,6 +48,14 @@ class Limits:
 
     def reason_to_refuse(self, request: Request) -> str | None:
         """Why `request` can never be served, with the sizes, or None."""
+        if not request.prompt_ids or request.max_tokens < 1:
+            return (
+                f"prompt of {len(request.prompt_ids)} tokens, at most {request.max_tokens} output "
+                "tokens: a request needs at least one of each"
+            )
+        output_len = request.true_output_len
+        if output_len is not None and not 1 <= output_len <= request.max_tokens:
+            return f"forces {output_len} output tokens: not between 1 and {request.max_tokens}"
         needed = -(-request.max_len // self.page_size) * self.page_size
         if needed > self.pool_tokens:
             return (
@@ -62,6 +70,15 @@ class Limits:
                 "workload.length_scale"
             )
         return None
+
+    def reason_not_placed(self, sequence: Sequence, max_sequence_pages: int) -> str:
+        """What to tell the owner of a sequence that the strategy cannot place in an idle pool."""
+        return (
+            f"asked for {sequence.asked_len} token slots (prompt {sequence.num_prompt_tokens}, "
+            f"{len(sequence.token_ids)} known), the strategy gives one sequence at most "
+            f"{max_sequence_pages * self.page_size} of the pool's {self.pool_tokens}: raise "
+            "kv.pool_tokens, or choose allocator.fit or allocator.expected with less round-up"
+        )
 
 
 class Engine:
@@ -92,9 +109,13 @@ class Engine:
             self._admit_arrivals(source)
             start_s = self._clock.now_s()
             step = self._scheduler.schedule(start_s)
+            for sequence in step.unplaceable:
+                reason = self._limits.reason_not_placed(sequence, self._usage.max_sequence_pages)
+                self._refuse(source, sequence.request, sequence.released_s, reason)
             if step.is_empty:
-                if not self._wait_or_reject(source, step):
+                if math.isinf(source.next_arrival_s()):
                     return
+                self._clock.wait_until(source.next_arrival_s())
                 continue
             outcome = self._executor.execute(step.plan)
             self._clock.advance(outcome.duration_s)
@@ -116,26 +137,6 @@ class Engine:
                 else:
                     self._refuse(source, request, released_s, reason)
 
-    def _wait_or_reject(self, source: RequestSource, step: ScheduledStep) -> bool:
-        """Nothing ran. Wait for an arrival, or give up on a head that an idle pool cannot place."""
-        if step.preempted:
-            return True
-        if step.refusal is not None:
-            if not self._scheduler.drop_prefix_holders():
-                head = self._scheduler.reject_head()
-                reason = (
-                    f"asked for {head.asked_len} tokens, which the strategy cannot place even in "
-                    f"an idle pool of {self._limits.pool_tokens}: raise kv.pool_tokens, or choose "
-                    "allocator.fit or allocator.expected with less round-up"
-                )
-                self._refuse(source, head.request, head.released_s, reason)
-            return True
-        next_arrival_s = source.next_arrival_s()
-        if math.isinf(next_arrival_s):
-            return False
-        self._clock.wait_until(next_arrival_s)
-        return True
-
     def _refuse(
         self, source: RequestSource, request: Request, released_s: float, reason: str
     ) -> None:
@@ -144,6 +145,9 @@ class Engine:
 
 
 class UsageReader(Protocol):
-    """The part of an allocator that measurement reads."""
+    """The part of an allocator that the loop reads."""
 
     def usage(self) -> Usage: ...
+
+    @property
+    def max_sequence_pages(self) -> int: ...

@@ -17,9 +17,9 @@ Schedule = Literal["mixed_chunked", "mixed_unchunked"]
 class Refusal(NamedTuple):
     """Why the head of the queue was not given memory in a step.
 
-    full: fewer pages are available than it needs. withheld: it would fit, but for the
-    watermark. stranded: what it needs before any round-up is free, yet not where the strategy
-    could use it (external fragmentation).
+    full: fewer pages are available than it needs, or it was itself preempted in this step.
+    withheld: it would fit, but for the watermark. stranded: what it needs before any round-up
+    is free, yet not where the strategy could use it (external fragmentation).
     """
 
     request_id: int
@@ -41,12 +41,17 @@ class Extent(NamedTuple):
 
 @dataclass(slots=True)
 class ScheduledStep:
-    """A plan for the device and what led to it. `sequences` is parallel to `plan.chunks`."""
+    """A plan for the device and what led to it. `sequences` is parallel to `plan.chunks`.
+
+    unplaceable: sequences that left the queue for good, because the strategy could not place
+    them even in an idle pool.
+    """
 
     plan: StepPlan
     sequences: list[Sequence]
     admitted: list[Extent]
     preempted: list[Sequence]
+    unplaceable: list[Sequence]
     refusal: Refusal | None
     num_running: int
     num_waiting: int
@@ -60,9 +65,9 @@ class ScheduledStep:
 class SchedulerConfig:
     """schedule: `mixed_chunked` splits prompts over steps (Sarathi-Serve, section 4.2);
     `mixed_unchunked` computes a prompt whole, beside decodes (PagedAttention, section 6.1).
-    token_budget: tokens a step computes at most; with `mixed_unchunked` a longer prompt gets
-    a step to itself. watermark: share of the pool an admission leaves available for the
-    growth of running sequences.
+    token_budget: tokens a step computes at most; with `mixed_unchunked` the first prompt of a
+    step may exceed it, further ones must fit in what is left. watermark: share of the pool
+    that an admission leaves available for the growth of running sequences.
     """
 
     schedule: Schedule = "mixed_chunked"
@@ -82,6 +87,7 @@ class _Draft:
     copies: list[PageCopy] = field(default_factory=list)
     admitted: list[Extent] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
+    unplaceable: list[Sequence] = field(default_factory=list)
     refusal: Refusal | None = None
     num_prefills: int = 0
 
@@ -115,8 +121,10 @@ class Scheduler:
         """Plan one step: running sequences first, then as much of the queue as fits."""
         draft = _Draft(self._config.token_budget)
         self._schedule_running(draft)
-        if not draft.preempted:
+        if not draft.preempted or not draft.chunks:
             self._admit_waiting(draft, now_s)
+        else:
+            draft.refusal = Refusal(self._waiting[0].request.request_id, "full")
         plan = StepPlan(
             tuple(draft.chunks),
             tuple(draft.updates),
@@ -130,21 +138,20 @@ class Scheduler:
             draft.sequences,
             draft.admitted,
             draft.preempted,
+            draft.unplaceable,
             draft.refusal,
             len(self._running),
             len(self._waiting),
         )
 
     def commit(self, step: ScheduledStep, outcome: StepOutcome, now_s: float) -> None:
-        """Take the step's results in: tokens are computed, publishable, and sampled ones appended."""
+        """Take the results in: tokens are computed, publishable, and sampled ones appended."""
         sampled = iter(outcome.token_ids)
         margins = iter(outcome.margins)
         for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
             end = chunk.start + len(chunk.token_ids)
             sequence.num_computed_tokens = end
-            sequence.recomputed_tokens += max(
-                0, min(end, sequence.furthest_computed) - chunk.start
-            )
+            sequence.recomputed_tokens += max(0, min(end, sequence.furthest_computed) - chunk.start)
             sequence.furthest_computed = max(sequence.furthest_computed, end)
             self._allocator.commit(sequence.seq_id, chunk.token_ids)
             if chunk.samples:
@@ -170,18 +177,6 @@ class Scheduler:
         held, self._held_extents = self._held_extents, []
         return held
 
-    def reject_head(self) -> Sequence:
-        """Take the head off the queue for good; called when even an idle pool cannot place it."""
-        return self._waiting.popleft()
-
-    def drop_prefix_holders(self) -> bool:
-        """Give back the memory of held prefixes; False when none was held."""
-        dropped = bool(self._prefix_holders)
-        for holder_id in self._prefix_holders.values():
-            self._free(holder_id)
-        self._prefix_holders.clear()
-        return dropped
-
     def _schedule_running(self, draft: _Draft) -> None:
         index = 0
         while index < len(self._running) and draft.budget > 0:
@@ -196,7 +191,7 @@ class Scheduler:
         if missing <= 0:
             return True
         while (allocation := self._allocator.append(sequence.seq_id, missing)) is None:
-            if len(self._running) == 1 and self.drop_prefix_holders():
+            if self._drop_prefix(keep_shared=len(self._running) > 1):
                 continue
             victim = self._running.pop()
             self._preempt(victim, draft)
@@ -212,8 +207,11 @@ class Scheduler:
             sequence = self._waiting[0]
             if config.schedule == "mixed_unchunked" and not self._fits_whole(sequence, draft):
                 return
-            allocation = self._allocate(sequence)
+            allocation = self._place(sequence)
             if allocation is None:
+                if self._is_unplaceable(sequence):
+                    draft.unplaceable.append(self._waiting.popleft())
+                    continue
                 sequence.waits_for_room = True
                 draft.refusal = self._explain_refusal(sequence)
                 return
@@ -237,17 +235,29 @@ class Scheduler:
             self._add_chunk(sequence, draft)
 
     def _fits_whole(self, sequence: Sequence, draft: _Draft) -> bool:
-        length = len(sequence.token_ids)
-        oversized = length > self._config.token_budget
-        return length <= draft.budget or (oversized and draft.num_prefills == 0)
+        """Whether an unchunked prompt may join; one a step always may, or decodes could hold
+        it back until they are few."""
+        return len(sequence.token_ids) <= draft.budget or draft.num_prefills == 0
+
+    def _place(self, sequence: Sequence) -> Allocation | None:
+        """Memory for the head of the queue, at the cost of held prefixes but of nobody else."""
+        while (allocation := self._allocate(sequence)) is None:
+            if not self._drop_prefix(keep_shared=bool(self._running), but_of=sequence):
+                return None
+        return allocation
+
+    def _is_unplaceable(self, sequence: Sequence) -> bool:
+        """A refused sequence would be refused by an idle pool as well."""
+        needed = self._allocator.pages_for(sequence.asked_len)
+        return not self._running or needed > self._allocator.max_sequence_pages
 
     def _allocate(self, sequence: Sequence) -> Allocation | None:
         """Ask for a sequence's memory, by fork where its declared prefix is held."""
         request = sequence.request
         expected_len = self._expected_len(sequence)
         sequence.asked_len = max(len(sequence.token_ids), expected_len)
-        holder_id = self._prefix_holders.get(request.shared_prefix_id)
-        if holder_id is not None and request.shared_prefix_len < sequence.num_prompt_tokens:
+        holder_id = self._holder_of(sequence)
+        if holder_id is not None:
             return self._fork_prefix(sequence, holder_id, expected_len)
         return self._allocator.allocate(
             sequence.seq_id,
@@ -286,7 +296,7 @@ class Scheduler:
         usage = self._allocator.usage()
         available = usage.free + usage.cached
         needed = self._allocator.pages_needed(sequence.token_ids, self._expected_len(sequence))
-        if sequence.request.shared_prefix_id in self._prefix_holders:
+        if self._holder_of(sequence) is not None:
             needed -= sequence.request.shared_prefix_len // self._allocator.page_size
         if needed > available:
             return Refusal(request_id, "full")
@@ -299,6 +309,29 @@ class Scheduler:
         victim.preempt()
         self._waiting.appendleft(victim)
         draft.preempted.append(victim)
+
+    def _holder_of(self, sequence: Sequence) -> int | None:
+        """Who holds a prefix that the sequence can start from; something must follow it."""
+        request = sequence.request
+        if request.shared_prefix_len >= sequence.num_prompt_tokens:
+            return None
+        return self._prefix_holders.get(request.shared_prefix_id)
+
+    def _drop_prefix(self, *, keep_shared: bool, but_of: Sequence | None = None) -> bool:
+        """Give back the prefix that has been held for longest, False when there is none to drop.
+
+        keep_shared: none that a running sequence declares, nor the one that `but_of` does.
+        """
+        kept: set[int] = set()
+        if keep_shared and self._prefix_holders:
+            kept = {running.request.shared_prefix_id for running in self._running}
+            if but_of is not None:
+                kept.add(but_of.request.shared_prefix_id)
+        for prefix_id in self._prefix_holders:
+            if prefix_id not in kept:
+                self._free(self._prefix_holders.pop(prefix_id))
+                return True
+        return False
 
     def _hold_prefix(self, sequence: Sequence) -> None:
         """Keep a declared prefix alive, by a fork cut to its length, once it is computed."""

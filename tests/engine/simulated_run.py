@@ -122,9 +122,8 @@ def request(
     request_id: int, prompt: int | Sequence[int] = 8, output: int = 4, **fields: Any
 ) -> Request:
     """A request with forced ids; a prompt given by its length has tokens of its own."""
-    ids = (
-        range(1000 * request_id, 1000 * request_id + prompt) if isinstance(prompt, int) else prompt
-    )
+    if isinstance(prompt, int):
+        prompt = range(1000 * request_id, 1000 * request_id + prompt)
     defaults: dict[str, Any] = {
         "arrival_s": 0.0,
         "max_tokens": output,
