@@ -7,10 +7,10 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
-from allocators.base import Allocation, PageCopy, SequenceState, Usage
+from allocators.base import NULL_PAGE, Allocation, PageCopy, SequenceState, Usage
 from allocators.page_pool import PagePool
 from allocators.paged_cow import PagedCopyOnWrite
-from allocators.prefix_index import ROOT, PrefixIndex, PublishedPage
+from allocators.prefix_index import ROOT, PrefixIndex
 
 MAX_REMEMBERED_PROMPTS = 64
 """Refused prompts whose digests are kept for the next try."""
@@ -118,7 +118,9 @@ class PagedPrefix(PagedCopyOnWrite):
         if outcome is not None and not outcome.copies and index < len(sequence.page_ids):
             page = sequence.page_ids[index]
             if self._index.holds(page):
-                self._withdraw(page)  # truncated into, and about to be overwritten
+                self._free_lost(
+                    self._index.withdraw(page)
+                )  # truncated into, and about to be overwritten
         return outcome
 
     def free(self, seq_id: int) -> None:
@@ -137,14 +139,14 @@ class PagedPrefix(PagedCopyOnWrite):
         known += token_ids
         digests = history.digests
         size = self.page_size
-        while len(known) >= (len(digests) + 1) * size:
-            index = len(digests)
-            tokens = tuple(known[index * size : (index + 1) * size])
+        for start in range(len(digests) * size, len(known) - size + 1, size):
+            tokens = tuple(known[start : start + size])
             parent = digests[-1] if digests else ROOT
-            entry = PublishedPage(self._index.digest(parent, tokens), parent, tokens)
-            digests.append(entry.digest)
-            if index >= sequence.num_released:
-                self._index.publish(sequence.page_ids[index], entry)
+            page = sequence.page_ids[start // size]
+            if page == NULL_PAGE:
+                digests.append(self._index.digest(parent, tokens))
+            else:
+                digests.append(self._index.publish(page, parent, tokens))
 
     def fork(
         self, parent_id: int, child_id: int, max_len: int, expected_len: int
@@ -259,21 +261,24 @@ class PagedPrefix(PagedCopyOnWrite):
                 shared.append(page)
         self.pool.share(shared)
 
-    def _withdraw(self, page: int) -> None:
-        """Take a page out of the index; what only it led to cannot be returned any more."""
-        lost = [other for other in self._index.withdraw(page) if other in self._evictable]
-        for other in lost:
-            del self._evictable[other]
-        self.pool.put_back(lost)
+    def _free_lost(self, lost: Sequence[int]) -> None:
+        """Pages that the index can no longer return are free, unless they are mapped."""
+        idle = [page for page in lost if page in self._evictable]
+        for page in idle:
+            del self._evictable[page]
+        self.pool.put_back(idle)
 
     def _take(self, count: int) -> list[int] | None:
         missing = count - self.pool.num_free
         if missing > len(self._evictable):
             return None
-        while self.pool.num_free < count:
+        while missing > 0:
             page, _ = self._evictable.popitem(last=False)
-            self._withdraw(page)
-            self.pool.put_back([page])
+            lost = self._index.withdraw(page)
+            self.pool.free_pages.append(page)
+            if lost:
+                self._free_lost(lost)
+            missing = count - self.pool.num_free
         return self.pool.take(count)
 
     def _give_back(self, pages: Sequence[int]) -> None:
@@ -288,7 +293,8 @@ class PagedPrefix(PagedCopyOnWrite):
                 original = self._index.withdraw_twin(page)
                 if original in evictable:
                     evictable.move_to_end(original)
-        self.pool.put_back(blank[::-1])
+        if blank:
+            self.pool.put_back(blank[::-1])
 
     def _held_pages(self) -> set[int]:
         return super()._held_pages() | self._evictable.keys()

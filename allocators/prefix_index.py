@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from struct import Struct
-from typing import NamedTuple
 
 ROOT = b""
 """Parent digest of a sequence's first page."""
 
 
-class PublishedPage(NamedTuple):
-    """A full page that the index can return."""
-
-    digest: bytes
-    parent: bytes
-    token_ids: tuple[int, ...]
+Entry = tuple[bytes, bytes, tuple[int, ...]]
+"""A published page's digest, its parent's, and its tokens; bare because one is made a page."""
 
 
 class PrefixIndex:
@@ -31,7 +26,7 @@ class PrefixIndex:
     def __init__(self, page_size: int) -> None:
         self._pack = Struct(f"<{page_size}q").pack
         self.page_of: dict[bytes, int] = {}
-        self.published: dict[int, PublishedPage] = {}
+        self.published: dict[int, Entry] = {}
         self.twins: dict[int, bytes] = {}
         self._twins_of: dict[bytes, dict[int, None]] = {}
         self._children: dict[bytes, int | TokenTrie] = {}  # most pages have one: no trie then
@@ -48,36 +43,46 @@ class PrefixIndex:
         """Whether the page must keep its contents: it is published, or a twin."""
         return page in self.published or page in self.twins
 
-    def publish(self, page: int, entry: PublishedPage) -> None:
-        """Make a full, computed page findable. Nothing happens where its predecessor is not
-        published (it was released and evicted), or the page is in already."""
-        if self.holds(page):
-            return
-        if entry.digest in self.page_of:
-            self.twins[page] = entry.digest
-            self._twins_of.setdefault(entry.digest, {})[page] = None
-        elif entry.parent == ROOT or entry.parent in self.page_of:
-            self.page_of[entry.digest] = page
-            self.published[page] = entry
-            self._add_child(entry, page)
+    def publish(self, page: int, parent: bytes, token_ids: tuple[int, ...]) -> bytes:
+        """Make a full, computed page findable, and return its digest. It stays out where its
+        predecessor is not published (it was released and evicted)."""
+        digest = self.digest(parent, token_ids)
+        if page in self.published or page in self.twins:
+            return digest
+        if digest in self.page_of:
+            self.twins[page] = digest
+            self._twins_of.setdefault(digest, {})[page] = None
+        elif parent == ROOT or parent in self.page_of:
+            self.page_of[digest] = page
+            self.published[page] = (digest, parent, token_ids)
+            if parent in self._children:
+                self._add_sibling(parent, token_ids, page)
+            else:
+                self._children[parent] = page
+        return digest
 
-    def withdraw(self, page: int) -> list[int]:
+    def withdraw(self, page: int) -> Sequence[int]:
         """Take out a page that the index holds. A twin takes its place; without one, all pages
         that could be reached only through it go as well, and are returned."""
         if page in self.twins:
             self.withdraw_twin(page)
-            return []
-        entry = self.published[page]
-        self._remove_child(entry)
-        if entry.digest in self._twins_of:
-            successor = next(iter(self._twins_of[entry.digest]))
+            return ()
+        entry = self.published.pop(page)
+        digest, parent, token_ids = entry
+        if digest in self._twins_of:
+            successor = next(iter(self._twins_of[digest]))
             self.withdraw_twin(successor)
-            del self.published[page]
             self.published[successor] = entry
-            self.page_of[entry.digest] = successor
-            self._add_child(entry, successor)
-            return []
-        return self._cut(page)
+            self.page_of[digest] = successor
+            self._remove_child(parent, token_ids)
+            if parent in self._children:
+                self._add_sibling(parent, token_ids, successor)
+            else:
+                self._children[parent] = successor
+            return ()
+        del self.page_of[digest]
+        self._remove_child(parent, token_ids)
+        return self._cut_below(digest) if digest in self._children else ()
 
     def withdraw_twin(self, page: int) -> int:
         """Take out a twin; returns the published page with the same contents."""
@@ -88,19 +93,17 @@ class PrefixIndex:
             del self._twins_of[digest]
         return self.page_of[digest]
 
-    def _cut(self, page: int) -> list[int]:
-        """Forget a page and its descendants; returns the descendants."""
-        lost: list[int] = []
-        pending = [page]
-        while pending:
-            digest = self.published.pop(pending.pop()).digest
+    def _cut_below(self, digest: bytes) -> list[int]:
+        """Forget the descendants of a page; returns them."""
+        lost = self._child_pages(digest)
+        del self._children[digest]
+        for page in lost:  # which grows on the way
+            digest = self.published.pop(page)[0]
             del self.page_of[digest]
             for twin in self._twins_of.pop(digest, ()):
                 del self.twins[twin]
-            below = self._child_pages(digest)
+            lost += self._child_pages(digest)
             self._children.pop(digest, None)
-            lost += below
-            pending += below
         return lost
 
     def longest_partial(self, parent: bytes, token_ids: Sequence[int]) -> tuple[int, int]:
@@ -111,42 +114,39 @@ class PrefixIndex:
             return -1, 0
         if isinstance(children, TokenTrie):
             return children.longest(token_ids)
-        count = common_prefix_len(self.published[children].token_ids, token_ids)
+        count = common_prefix_len(self.published[children][2], token_ids)
         return (children, count) if count else (-1, 0)
 
     def check_integrity(self) -> None:
         """Raise AssertionError where the parts disagree."""
-        assert self.page_of == {e.digest: page for page, e in self.published.items()}
+        assert self.page_of == {entry[0]: page for page, entry in self.published.items()}
         children: dict[bytes, set[int]] = {}
-        for page, entry in self.published.items():
-            assert self.digest(entry.parent, entry.token_ids) == entry.digest, f"{page}: {entry}"
-            assert entry.parent == ROOT or entry.parent in self.page_of, f"{page} is out of reach"
-            assert self.longest_partial(entry.parent, entry.token_ids)[0] == page
-            children.setdefault(entry.parent, set()).add(page)
+        for page, (digest, parent, token_ids) in self.published.items():
+            assert self.digest(parent, token_ids) == digest, f"page {page} is not its digest"
+            assert parent == ROOT or parent in self.page_of, f"page {page} is out of reach"
+            assert self.longest_partial(parent, token_ids)[0] == page
+            children.setdefault(parent, set()).add(page)
         assert children == {parent: set(self._child_pages(parent)) for parent in self._children}
         twins = {page: digest for digest, pages in self._twins_of.items() for page in pages}
         assert twins == self.twins and all(self._twins_of.values()), "twins disagree"
         assert self._twins_of.keys() <= self.page_of.keys(), "twins of nothing"
         assert self.twins.keys().isdisjoint(self.published), "a page is its own twin"
 
-    def _add_child(self, entry: PublishedPage, page: int) -> None:
-        children = self._children.get(entry.parent)
-        if children is None:
-            self._children[entry.parent] = page
-            return
+    def _add_sibling(self, parent: bytes, token_ids: tuple[int, ...], page: int) -> None:
+        children = self._children[parent]
         if not isinstance(children, TokenTrie):
             only = children
-            children = self._children[entry.parent] = TokenTrie()
-            children.insert(self.published[only].token_ids, only)
-        children.insert(entry.token_ids, page)
+            children = self._children[parent] = TokenTrie()
+            children.insert(self.published[only][2], only)
+        children.insert(token_ids, page)
 
-    def _remove_child(self, entry: PublishedPage) -> None:
-        children = self._children[entry.parent]
+    def _remove_child(self, parent: bytes, token_ids: tuple[int, ...]) -> None:
+        children = self._children[parent]
         if isinstance(children, TokenTrie):
-            children.remove(entry.token_ids)
+            children.remove(token_ids)
             if children.root:
                 return
-        del self._children[entry.parent]
+        del self._children[parent]
 
     def _child_pages(self, parent: bytes) -> list[int]:
         children = self._children.get(parent)

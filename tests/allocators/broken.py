@@ -127,8 +127,8 @@ class IgnoresEarlierTokens(PagedPrefix):
     def _full_hits(
         self, token_ids: Sequence[int], known: list[bytes]
     ) -> tuple[list[int], list[bytes]]:
-        by_tokens = {entry.token_ids: page for page, entry in self._index.published.items()}
-        digests = {page: entry.digest for page, entry in self._index.published.items()}
+        by_tokens = {entry[2]: page for page, entry in self._index.published.items()}
+        digests = {page: entry[0] for page, entry in self._index.published.items()}
         pages: list[int] = []
         for start in range(0, len(token_ids) - self.page_size, self.page_size):
             page = by_tokens.get(tuple(token_ids[start : start + self.page_size]))

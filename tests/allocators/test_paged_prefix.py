@@ -99,7 +99,7 @@ def test_least_recently_used_goes_first_and_last_pages_before_first() -> None:
     serve(allocator, 1, [*range(20, 28), 0])
     assert serve(allocator, 2, [*range(9)]) == 8, "the first one is used again"
     order = allocator.cached_pages()
-    tails_first = [allocator._index.published[page].token_ids[0] for page in order]
+    tails_first = [allocator._index.published[page][2][0] for page in order]
     assert tails_first == [24, 20, 4, 0]
     allocator.allocate(3, range(50, 62), 12, 0)
     assert allocator.usage() == Usage(mapped=3, cached=3, free=0)
