@@ -132,11 +132,12 @@ def decode_join_kernel(
     part = (seq.to(tl.int64) * tl.num_programs(1) + head) * NUM_SPLITS + s
     total = tl.load(part_total + part)
     peak = tl.load(part_peak + part)
-    highest = tl.max(tl.where(total > 0, peak, -1e30), 0)
-    weight = tl.where(total > 0, tl.exp2(peak - highest), 0.0)
-    inside = (total > 0)[:, None] & (d < HEAD_DIM)[None, :]
+    is_empty = total == 0  # a NaN is not: it must come out as one
+    highest = tl.max(tl.where(is_empty, -1e30, peak), 0)
+    weight = tl.where(is_empty, 0.0, tl.exp2(peak - highest))
+    inside = (total != 0)[:, None] & (d < HEAD_DIM)[None, :]
     acc = tl.load(part_acc + part[:, None] * HEAD_DIM + d[None, :], mask=inside, other=0.0)
     whole = tl.sum(weight * total, 0)
-    result = tl.sum(acc * weight[:, None], 0) / tl.where(whole > 0, whole, 1.0)
+    result = tl.sum(acc * weight[:, None], 0) / tl.where(whole == 0, 1.0, whole)
     target = out + token.to(tl.int64) * out_token_stride + head * out_head_stride + d
     tl.store(target, result.to(out.dtype.element_ty), mask=d < HEAD_DIM)

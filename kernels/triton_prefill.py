@@ -114,6 +114,6 @@ def prefill_kernel(
             HAS_SOFTCAP,
             PRECISION,
         )
-    result = acc / tl.where(total > 0, total, 1.0)[:, None]
+    result = acc / tl.where(total == 0, 1.0, total)[:, None]
     out_offsets = token * out_token_stride + head * out_head_stride + d[None, :]
     tl.store(out + out_offsets, result.to(out.dtype.element_ty), mask=is_real)
