@@ -1,5 +1,57 @@
+"""From stored rows to what a person reads: tables, checks, figures."""
+
 from __future__ import annotations
-def present(rows, jobs, figures, folder, console):
-    cols=["strategy","page_size","workload","executor","utilisation","memory_bound","batched_requests","output_tokens_per_s","normalised_latency_ms","ttft_ms","preemptions","num_refused"]
-    console.print(rows[[c for c in cols if c in rows]].to_string())
-    return []
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from rich.console import Console
+
+from experiments.checks import run_checks
+from experiments.figures import draw_figures
+from experiments.provenance import with_device
+from experiments.table_output import print_table, to_csv_rows, to_markdown
+from experiments.tables import make_tables
+from harness.runs.jobs import Job
+
+
+class Presentation(NamedTuple):
+    """paths: files written. failures: what makes the comparison worthless, a line each."""
+
+    paths: list[Path]
+    failures: tuple[str, ...]
+
+
+def present(
+    rows: pd.DataFrame,
+    jobs: Sequence[Job],
+    figures: Sequence[str],
+    folder: Path,
+    console: Console,
+) -> Presentation:
+    """Print the comparison of `rows`; write it and the `figures` into `folder`.
+
+    rows: as from `collect_rows`. figures: modules of `experiments.figures`.
+    """
+    if rows.empty:
+        return Presentation([], ())
+    tables = make_tables(with_device(rows, jobs))
+    for table in tables:
+        print_table(table, console)
+    checks = run_checks(rows, jobs)
+    console.print()
+    for line in checks.lines:
+        console.print(line, highlight=False, markup=False)
+    for failure in checks.failures:
+        console.print(f"FAILED CHECK: {failure}", style="bold red", highlight=False, markup=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    markdown, csv = folder / "comparison.md", folder / "comparison.csv"
+    markdown.write_text(to_markdown(tables, [*checks.lines, *checks.failures]))
+    to_csv_rows(tables).to_csv(csv, index=False)
+    paths = [markdown, csv]
+    complete = rows[rows["status"] == "complete"]
+    if len(complete):
+        paths += draw_figures(figures, complete, jobs, folder / "figures")
+    return Presentation(paths, checks.failures)

@@ -10,11 +10,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A full grid within an experiment: every combination of `axes` over the settings `set`."""
+    """A full grid within an experiment: every combination of `axes` over the settings `set`.
+
+    unless: keys; a part is left out when the user sets one of them, because it is about
+    particular values of them (the contiguous reference lines, say, of allocators).
+    """
 
     name: str
     set: Mapping[str, Any] = field(default_factory=dict)
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    unless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,8 @@ def expand(
     """
     cells: dict[tuple[str, ...], Cell] = {}
     for part in parts:
+        if any(key in fixed or key in swept for key in part.unless):
+            continue
         axes: dict[str, Sequence[Any]] = {
             key: values
             for key, values in part.axes.items()

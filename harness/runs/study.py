@@ -9,15 +9,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from allocators.page_pool import PagePool
-from harness.compose import Command, Study, compose_run, compose_study
+from harness.compose import Command, Composer, Study, compose_study
 from harness.config import DeviceConfig, RunConfig
 from harness.measure.environment import capture_environment
-from harness.runs.build import build_allocator
+from harness.runs.code_hash import CodeHashes
 from harness.runs.display import SweepDisplay
 from harness.runs.estimate import estimate_wall_s
 from harness.runs.grid import expand
 from harness.runs.jobs import Job, make_job
+from harness.runs.preflight import Preflight
 from harness.runs.rows import collect_rows, write_rows
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.sweep import pending_jobs, run_jobs
@@ -53,23 +53,27 @@ def run_study(command: Command, console: Console) -> int:
 
 
 def plan_jobs(study: Study, command: Command, folder: Path, console: Console) -> list[Job]:
-    """Every run of the study, composed and addressed; the same run is planned once."""
-    device_names: dict[DeviceConfig, str] = {}
-    jobs: dict[str, Job] = {}
-    for cell in expand(study.parts, command.fixed, command.swept):
-        config = compose_run([*cell.overrides, *command.verbatim])
-        build_allocator(config, PagePool(1, config.kv.page_size))  # a wrong option ends it here
-        if config.executor.kind == "simulated":
-            device_name = "simulated"
-        else:
-            if config.device not in device_names:
-                device_names[config.device] = _device_name(config.device)
-            device_name = device_names[config.device]
-        for repeated in _interleave(config):
-            job = make_job(repeated, cell.part, folder, device_name)
-            jobs.setdefault(job.run_id, job)
+    """Every run of the study, composed, checked and addressed; the same run is planned once."""
+    composer, preflight, hashes = Composer(), Preflight(), CodeHashes()
+    cells = [
+        (cell, composer.run([*cell.overrides, *command.verbatim]))
+        for cell in expand(study.parts, command.fixed, command.swept)
+    ]
+    for _, config in cells:
+        preflight.check(config)
+    device_names = {
+        config.device: _device_name(config.device)
+        for _, config in cells
+        if config.executor.kind != "simulated"
+    }
     for device_name in device_names.values():
         console.print(f"device: {device_name}", highlight=False)
+    jobs: dict[str, Job] = {}
+    for cell, config in cells:
+        for repeated in _interleave(config):
+            device_name = device_names.get(config.device, "simulated")
+            job = make_job(repeated, cell.part, folder, device_name, hashes)
+            jobs.setdefault(job.run_id, job)
     return sorted(jobs.values(), key=lambda job: (job.is_timed, job.config.seed))
 
 
@@ -106,13 +110,14 @@ def _conclude(study: Study, jobs: Sequence[Job], folder: Path, console: Console)
     written = write_rows(rows, folder)
     # experiments sits above harness and is loaded by name: nothing here depends on it
     present = importlib.import_module("experiments.present").present
-    written += present(rows, jobs, study.figures, folder, console)
+    presentation = present(rows, jobs, study.figures, folder, console)
+    written += presentation.paths
     names = ", ".join(path.name for path in written)
     console.print(f"results: {folder}/  ({names})", highlight=False)
     failed = int((rows["status"] != "complete").sum())
     if failed:
         console.print(f"{failed} of {len(jobs)} runs failed; see the column `error`", style="bold")
-    return 1 if failed or len(rows) == 0 else 0
+    return 1 if failed or presentation.failures or len(rows) == 0 else 0
 
 
 def _duration(seconds: float) -> str:

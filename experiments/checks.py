@@ -1,0 +1,117 @@
+"""What must hold in any comparison, and what the literature leads one to expect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from experiments.equality import MARGIN_LIMIT, EqualityReport, check_tokens, strategies_of
+from harness.measure.ledger import CLASSES
+from harness.runs.jobs import Job
+
+SHARES = tuple("utilisation" if name == "token" else f"{name}_share" for name in CLASSES)
+"""Columns of the shares that add up to the whole pool."""
+
+SUM_TOLERANCE = 1e-9
+
+EXPECTED_ORDER = ("max", "pow2", "oracle")
+"""Estimates of contiguous strategies from worst to best; `paged` is expected above all."""
+
+
+class Checks(NamedTuple):
+    """lines: what was found, for people. failures: what makes the comparison worthless."""
+
+    lines: tuple[str, ...]
+    failures: tuple[str, ...]
+
+
+def run_checks(rows: pd.DataFrame, jobs: Sequence[Job]) -> Checks:
+    """Classes sum to the pool, tokens are the same, the strategies' order is as published."""
+    complete = rows[rows["status"] == "complete"]
+    if complete.empty:
+        return Checks((), ())
+    parts = (check_classes(complete), _token_lines(jobs), Checks(tuple(check_order(complete)), ()))
+    return Checks(
+        tuple(line for part in parts for line in part.lines),
+        tuple(failure for part in parts for failure in part.failures),
+    )
+
+
+def check_classes(rows: pd.DataFrame) -> Checks:
+    """Whether every run's shares of the pool add up to 100 %."""
+    sums = rows[list(SHARES)].sum(axis=1, skipna=False)
+    deviation = (sums - 1).abs()
+    wrong = rows[~(deviation <= SUM_TOLERANCE)]
+    failures = tuple(
+        f"run {run_id}: ledger classes sum to {100 * total:.9f} % of the pool, not 100 %"
+        for run_id, total in zip(wrong["run_id"], sums[wrong.index], strict=True)
+    )
+    if failures:
+        return Checks((), failures)
+    return Checks(
+        (
+            f"ledger classes sum to 100 % of the pool in all {len(rows)} repetitions "
+            f"(off by at most {deviation.max():.0e})",
+        ),
+        (),
+    )
+
+
+def check_order(rows: pd.DataFrame) -> list[str]:
+    """One line a part, workload and fit: is contiguous max < pow2 < oracle < paged?
+
+    Compared are means of utilisation and of batched requests at one page size. The order is
+    the PagedAttention paper's (SOSP 2023, Figs. 2 and 13); another one is a finding to look
+    into, not a failure.
+    """
+    lines = []
+    keys = ["part", "workload", "executor"]
+    for (part, workload, _), group in rows.groupby(keys, sort=False):
+        contiguous = group[(group["allocator"] == "contiguous")]
+        for fit, reserved in contiguous.groupby("fit", sort=False):
+            pages = reserved["page_size"].unique()
+            paged = group[(group["allocator"] == "paged") & group["page_size"].isin(pages)]
+            ladder = [reserved[reserved["expected"] == name] for name in EXPECTED_ORDER]
+            ladder.append(paged[paged["expected"] == "none"])
+            if len(pages) == 1 and all(len(rung) for rung in ladder):
+                varied = group.loc[reserved.index.union(paged.index), "memory_fraction"]
+                if varied.nunique(dropna=False) == 1:
+                    lines += [f"{part}, {workload}, {fit}: {_order_line(ladder)}"]
+    return lines
+
+
+def _order_line(ladder: Sequence[pd.DataFrame]) -> str:
+    found = []
+    in_order = True
+    for metric, scale, unit in (("utilisation", 100, " %"), ("batched_requests", 1, "")):
+        means = [float(rung[metric].mean()) for rung in ladder]
+        in_order &= all(a < b for a, b in zip(means, means[1:], strict=False))
+        values = " / ".join(f"{scale * mean:.1f}" for mean in means)
+        found.append(f"{metric.replace('_', ' ')} {values}{unit}")
+    verdict = "max < pow2 < oracle < paged" if in_order else "NOT max < pow2 < oracle < paged"
+    return f"{verdict}: {', '.join(found)}"
+
+
+def _token_lines(jobs: Sequence[Job]) -> Checks:
+    report = check_tokens(jobs)
+    if report is None:
+        return Checks((), ())
+    return describe_equality(report, strategies_of(jobs))
+
+
+def describe_equality(report: EqualityReport, num_strategies: int) -> Checks:
+    """The result of the token check in words."""
+    if report.failures:
+        head = f"tokens differ at logit margins above {MARGIN_LIMIT:g}: "
+        return Checks((), tuple(head + failure for failure in report.failures))
+    lines = [
+        f"identical tokens under all {num_strategies} allocators ({report.positions:,} positions"
+        + (f", {report.settings} settings" if report.settings > num_strategies else "")
+        + ")"
+    ]
+    if report.near_ties:
+        lines[0] += f" but for {len(report.near_ties)} near-ties"
+        lines += [f"  near-tie: {line}" for line in report.near_ties[:3]]
+    return Checks(tuple(lines), ())

@@ -1,0 +1,128 @@
+"""Where the pool goes under each strategy, and the PagedAttention paper's view beside its own."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from experiments.checks import SHARES
+from experiments.plotting import (
+    CLASS_COLOURS,
+    class_handles,
+    jobs_of,
+    means,
+    preferred,
+    save,
+    short_label,
+    stack_classes,
+    style,
+)
+from harness.runs.jobs import Job
+
+PAPER_CLASSES = {
+    "token": ("token states", CLASS_COLOURS["token"]),
+    "reservation": ("reservation", CLASS_COLOURS["reserved"]),
+    "internal": ("internal fragmentation", CLASS_COLOURS["over_reserved"]),
+    "external": ("external fragmentation and others", "#BBBBBB"),
+}
+
+KEYS = ("workload", "strategy", "allocator", "fit", "expected", "page_size")
+
+
+def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+    """`compare_classes`, and `compare_fig2` for ShareGPT lengths."""
+    chosen = preferred(rows, simulated=True)
+    with style():
+        paths = _draw_classes(chosen, jobs_of(chosen, jobs), folder)
+        sharegpt = chosen[(chosen["workload"] == "sharegpt") & (chosen["fit"] != "first_fit")]
+        if len(sharegpt):
+            paths += _draw_fig2(sharegpt, jobs_of(sharegpt, jobs), folder)
+    return paths
+
+
+def published() -> Mapping[str, Any]:
+    """The numbers printed in the PagedAttention paper."""
+    file = importlib.resources.files("experiments") / "published" / "pagedattention.yaml"
+    values: Mapping[str, Any] = yaml.safe_load(file.read_text())
+    return values
+
+
+def _draw_classes(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+    points = means(rows, KEYS, [*SHARES, "batched_requests"])
+    workloads = list(dict.fromkeys(points["workload"]))
+    widest = max(len(points[points["workload"] == workload]) for workload in workloads)
+    figure, grid = plt.subplots(
+        len(workloads), 1, squeeze=False, figsize=(1.2 + 0.85 * widest, 3.1 * len(workloads))
+    )
+    for axes, workload in zip(grid[:, 0], workloads, strict=True):
+        bars = points[points["workload"] == workload]
+        stack_classes(axes, range(len(bars)), bars)
+        axes.set_xticks(range(len(bars)), [short_label(name) for name in bars["strategy"]])
+        axes.set_ylabel("share of the pool, %")
+        axes.set_title(f"{workload}: the pool over time by class; above, requests batched", pad=16)
+        for x, batched in enumerate(bars["batched_requests"]):
+            axes.annotate(f"{batched:.1f}", (x, 100), ha="center", va="bottom", fontsize=8)
+    figure.legend(handles=class_handles(points), loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
+    return save(figure, "compare_classes", folder, points, jobs)
+
+
+def _draw_fig2(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+    theirs = pd.DataFrame(published()["fig2_memory_percent"]).T
+    found = rows.assign(rung=rows["expected"].where(rows["allocator"] == "contiguous", "paged"))
+    found = found[found["allocator"].isin(["contiguous", "paged"])]
+    shares = [f"paper_{name}_share" for name in PAPER_CLASSES]
+    ours = means(found, ["rung"], shares).set_index("rung")[shares]
+    ours = 100 * ours.set_axis(list(PAPER_CLASSES), axis="columns")
+    rungs = [rung for rung in theirs.index if rung in ours.index]
+    figure, axes = plt.subplots(figsize=(7.2, 3.4))
+    for offset, source, values in ((-0.2, "paper", theirs), (0.2, "here", ours)):
+        _stack_paper(axes, np.arange(len(rungs)) + offset, values.loc[rungs], source)
+    names = {"max": "contiguous\nmax", "pow2": "contiguous\npow2", "oracle": "contiguous\noracle"}
+    axes.set_xticks(range(len(rungs)), [names.get(rung, rung) for rung in rungs])
+    axes.tick_params(axis="x", length=0, pad=12)
+    axes.set_ylabel("KV memory under overload, %")
+    axes.set_ylim(0, 100)
+    handles = [Patch(facecolor=colour, label=label) for label, colour in PAPER_CLASSES.values()]
+    handles.append(Patch(facecolor="white", edgecolor="#999999", hatch="////", label="not labelled"))
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_title("Memory by the PagedAttention paper's classes: its Fig. 2, and here")
+    points = pd.concat(
+        [frame.loc[rungs].assign(source=name) for name, frame in (("paper", theirs), ("here", ours))]
+    )
+    return save(figure, "compare_fig2", folder, points.reset_index(names="strategy"), jobs)
+
+
+def _stack_paper(axes: Axes, x: np.ndarray[Any, Any], values: pd.DataFrame, source: str) -> None:
+    bottom = np.zeros(len(x))
+    for name, (_, colour) in PAPER_CLASSES.items():
+        heights = values[name].to_numpy(dtype=float)
+        known = np.nan_to_num(heights)
+        axes.bar(x, known, 0.36, bottom=bottom, color=colour, zorder=2)
+        for at, height, low in zip(x, heights, bottom, strict=True):
+            if height >= 6:
+                dark = name == "token"
+                axes.annotate(
+                    f"{height:.1f}", (at, low + height / 2), ha="center", va="center",
+                    fontsize=7, color="white" if dark else "black", zorder=4,
+                )  # fmt: skip
+        bottom += known
+    unknown = np.where(values.isna().any(axis=1), 100 - bottom, 0)
+    axes.bar(
+        x, unknown, 0.36, bottom=bottom, color="white", edgecolor="#999999", hatch="////",
+        linewidth=0, zorder=2,
+    )  # fmt: skip
+    for at in x:
+        axes.annotate(
+            source, (at, 0), xytext=(0, -3), textcoords="offset points", ha="center", va="top",
+            fontsize=7, annotation_clip=False,
+        )  # fmt: skip

@@ -1,0 +1,147 @@
+"""What all figures share: style, colours, and files with their data and provenance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # figures go to files, also where a display is configured
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from experiments.checks import SHARES
+from experiments.provenance import provenance
+from harness.measure.ledger import CLASSES
+from harness.measure.statistics import t_interval
+from harness.runs.jobs import Job
+
+STYLE = Path(__file__).parent / "kvarena.mplstyle"
+
+CLASS_COLOURS = {
+    "token": "#0072B2",
+    "reserved": "#56B4E9",
+    "over_reserved": "#E69F00",
+    "size_class": "#D55E00",
+    "tail": "#F0E442",
+    "cached": "#009E73",
+    "withheld": "#CC79A7",
+    "stranded": "#4D4D4D",
+    "free": "#EDEDED",
+}
+
+CLASS_LABELS = {
+    "token": "token",
+    "reserved": "reserved (used later)",
+    "over_reserved": "over-reserved (never used)",
+    "size_class": "size-class round-up",
+    "tail": "rest of last page",
+    "cached": "cached",
+    "withheld": "withheld (watermark)",
+    "stranded": "stranded (fragmented)",
+    "free": "free",
+}
+
+STRATEGY_COLOURS = {
+    "contiguous": "#D55E00",
+    "paged": "#0072B2",
+    "paged_cow": "#009E73",
+    "paged_prefix": "#CC79A7",
+}
+
+EXPECTED_COLOURS = {"max": "#D55E00", "pow2": "#E69F00", "oracle": "#666666"}
+
+FIT_DASHES = {"buddy": (4, 1.5), "first_fit": (1.2, 1.2), "best_fit": (6, 1.5, 1.2, 1.5)}
+
+MARKERS = {"paged": "o", "paged_cow": "^", "paged_prefix": "s"}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The project's look, for the time being."""
+    with plt.style.context(STYLE):
+        yield
+
+
+def save(
+    figure: Figure, name: str, folder: Path, points: pd.DataFrame, jobs: Sequence[Job]
+) -> list[Path]:
+    """NAME.pdf, NAME.png, NAME.csv (the plotted points) and NAME.json (their provenance).
+
+    The same data give the same bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pdf, png, csv, origin = (folder / f"{name}.{end}" for end in ("pdf", "png", "csv", "json"))
+    figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    figure.savefig(png, metadata={"Software": None})
+    plt.close(figure)
+    points.to_csv(csv, index=False)
+    origin.write_text(json.dumps(provenance(jobs), indent=1) + "\n")
+    return [pdf, png, csv, origin]
+
+
+def means(rows: pd.DataFrame, keys: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """Mean of each metric by `keys`, in order of appearance, with `METRIC_ci` half-widths."""
+    lines = []
+    for values, group in rows.groupby(list(keys), sort=False, dropna=False):
+        line = dict(zip(keys, values, strict=True))
+        for metric in metrics:
+            interval = t_interval(group[metric].to_numpy(dtype=float))
+            line[metric] = interval.mean
+            line[f"{metric}_ci"] = interval.half_width
+        lines.append({**line, "repetitions": len(group)})
+    return pd.DataFrame(lines)
+
+
+def preferred(rows: pd.DataFrame, *, simulated: bool) -> pd.DataFrame:
+    """Rows of each workload's simulated runs, or of its timed ones; the others where none is."""
+    chosen = []
+    for _, group in rows.groupby("workload", sort=False):
+        of_kind = group[(group["executor"] == "simulated") == simulated]
+        chosen.append(of_kind if len(of_kind) else group)
+    return pd.concat(chosen)
+
+
+def jobs_of(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs that `rows` came from."""
+    ids = set(rows["run_id"])
+    return [job for job in jobs if job.run_id in ids]
+
+
+def stack_classes(
+    axes: Axes, x: Sequence[float], shares: pd.DataFrame, width: float = 0.8
+) -> None:
+    """Bars of the pool by ledger class in %, token at the bottom; `shares` has SHARES columns."""
+    bottom = np.zeros(len(x))
+    for name, column in zip(CLASSES, SHARES, strict=True):
+        heights = 100 * shares[column].to_numpy(dtype=float)
+        axes.bar(
+            x, heights, width, bottom=bottom, color=CLASS_COLOURS[name], linewidth=0, zorder=2
+        )
+        bottom += heights
+    axes.set_ylim(0, 100)
+
+
+def class_handles(shares: pd.DataFrame, threshold: float = 5e-4) -> list[Patch]:
+    """Legend entries of the classes that reach `threshold` anywhere."""
+    return [
+        Patch(facecolor=CLASS_COLOURS[name], edgecolor="#999999", linewidth=0.3, label=CLASS_LABELS[name])
+        for name, column in zip(CLASSES, SHARES, strict=True)
+        if shares[column].max() > threshold
+    ]
+
+
+def short_label(strategy: str) -> str:
+    """A strategy's label over two lines: what it is, and what it is told."""
+    words = strategy.replace("_", " ").split(" ")
+    if strategy.startswith("contiguous") and len(words) > 2:
+        return f"{' '.join(words[1:-1])}\n{words[-1]}"
+    return "\n".join(strategy.split("_", 1))

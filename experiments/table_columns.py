@@ -1,0 +1,115 @@
+"""The columns of the comparison: what is shown, how, and what is best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Best = Literal["max", "min", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A metric as a column.
+
+    head: heading on a terminal. title: heading with its unit, in files. scale: factor from the
+    metric to what is shown. has_interval: the interval is shown on a terminal too; files
+    always have it. may_hide: left out where it is 0 in every row.
+    """
+
+    metric: str
+    head: str
+    title: str
+    scale: float = 1.0
+    digits: int = 1
+    best: Best = "none"
+    has_interval: bool = False
+    may_hide: bool = False
+    in_files_only: bool = False
+
+
+def _share(name: str, head: str, best: Best = "none", *, may_hide: bool = False) -> Column:
+    title = f"{name.removesuffix('_share').replace('_', '-')} %"
+    return Column(name, head, title, 100.0, best=best, may_hide=may_hide)
+
+
+UTILISATION = Column("utilisation", "used %", "used %", 100.0, best="max", has_interval=True)
+
+WASTE = (
+    _share("reserved_share", "re-\nserved", "min"),
+    _share("over_reserved_share", "over-\nres.", "min", may_hide=True),
+    _share("size_class_share", "size\nclass", "min", may_hide=True),
+    _share("tail_share", "tail", "min"),
+    _share("cached_share", "cach-\ned", may_hide=True),
+    _share("withheld_share", "with-\nheld", may_hide=True),
+    _share("stranded_share", "stran-\nded", "min", may_hide=True),
+    _share("free_share", "free"),
+)
+
+BATCHED = Column(
+    "batched_requests", "batched\nrequests", "batched requests", best="max", has_interval=True
+)
+
+COUNTS = (
+    Column("prefix_hit_rate", "hit\n%", "prefix hit rate %", 100.0, best="max", may_hide=True),
+    Column("sharing_saved", "saved\n%", "pages saved by sharing %", 100.0, in_files_only=True),
+    Column("preemptions", "pre-\nempt.", "preemptions", digits=0, best="min", may_hide=True),
+    Column("recomputed_tokens", "recom-\nputed", "recomputed tokens", digits=0, in_files_only=True),
+    Column("copied_pages", "copies", "copied pages", digits=0, in_files_only=True),
+    Column("num_refused", "re-\nfused", "refused requests", digits=0, best="min", may_hide=True),
+)
+
+SATURATED = Column("saturated_share", "satu-\nrated %", "saturated % of time", 100.0, digits=0)
+
+STEPS = Column(
+    "tokens_per_step_per_gib",
+    "tok/step\n/GiB",
+    "output tokens/step per GiB of KV",
+    digits=2,
+    best="max",
+)
+
+TIMES = (
+    Column(
+        "output_tokens_per_s", "output\ntok/s", "output tokens/s", best="max", has_interval=True
+    ),
+    Column(
+        "output_tokens_per_s_per_gib",
+        "tok/s\n/GiB",
+        "output tokens/s per GiB of KV",
+        digits=0,
+        best="max",
+    ),
+    Column(
+        "steady_output_tokens_per_s",
+        "steady\ntok/s",
+        "output tokens/s in the steady window",
+        best="max",
+        in_files_only=True,
+    ),
+    Column(
+        "normalised_latency_ms",
+        "norm. lat.\nms/tok",
+        "normalised latency ms/token",
+        best="min",
+        has_interval=True,
+    ),
+    Column("ttft_ms", "TTFT\nms", "TTFT ms", digits=0, best="min", has_interval=True),
+    Column("ttft_p99_ms", "TTFT\np99", "TTFT p99 ms", digits=0, best="min", in_files_only=True),
+    Column("tpot_ms", "TPOT\nms", "TPOT ms", best="min", has_interval=True),
+    Column("tpot_p99_ms", "TPOT\np99", "TPOT p99 ms", best="min", in_files_only=True),
+    Column("itl_p99_ms", "ITL\np99", "ITL p99 ms", best="min", in_files_only=True),
+    Column("duration_s", "time\ns", "duration s", in_files_only=True),
+    Column("drain_s", "drain\ns", "drain s", in_files_only=True),
+    Column(
+        "allocator_us_per_step",
+        "alloc.\nus/step",
+        "allocator us/step",
+        best="min",
+        in_files_only=True,
+    ),
+)
+
+MEMORY_BLOCK = (UTILISATION, *WASTE, SATURATED)
+SIMULATED_BLOCK = (UTILISATION, *WASTE, BATCHED, STEPS, *COUNTS, SATURATED)
+SERVICE_BLOCK = (BATCHED, *TIMES, *COUNTS, SATURATED)

@@ -1,0 +1,145 @@
+"""The comparison's tables on a terminal, in Markdown and as CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from experiments.table_columns import Column
+from experiments.tables import Table, TableRow
+from harness.measure.statistics import Interval
+
+PIPE_WIDTH = 118
+"""Columns of a table that is not printed to a terminal."""
+
+NOT_BOUND = "not memory-bound"
+
+
+def print_table(table: Table, console: Console) -> None:
+    """The table, block by block, and its notes. A lone row is shown as a list."""
+    width = console.width if console.is_terminal else PIPE_WIDTH
+    console.print()
+    console.print(Text(table.title, style="bold"))
+    for block in table.blocks:
+        columns = _shown(table, block)
+        shape = _as_list if len(table.rows) == 1 else _as_table
+        console.print(shape(table, columns), width=width, soft_wrap=False)
+    for note in table.notes:
+        console.print(Text(note, style="dim"), width=width, soft_wrap=False)
+
+
+def to_markdown(tables: Sequence[Table], lines: Sequence[str]) -> str:
+    """All tables with every column, best in bold, and the checks' lines."""
+    parts = []
+    for table in tables:
+        columns = _all_columns(table)
+        heads = [*table.label_heads, *(c.title for c in columns), ""]
+        rule = [*("---" for _ in table.label_heads), *("---:" for _ in columns), "---"]
+        body = [heads, rule]
+        for row in table.rows:
+            cells = [_cell(row, column, with_interval=True) for column in columns]
+            marked = [
+                f"**{text}**" if column.metric in row.best else text
+                for column, text in zip(columns, cells, strict=True)
+            ]
+            body.append([*row.labels, *marked, row.error or _bound_text(row)])
+        text = "\n".join("| " + " | ".join(line) + " |" for line in body)
+        notes = "\n".join(f"- {note.replace('†', '').strip()}" for note in table.notes)
+        parts.append(f"## {table.title}\n\n{text}\n\n{notes}\n")
+    if lines:
+        parts.append("## Checks\n\n" + "\n".join(f"- {line.strip()}" for line in lines) + "\n")
+    return "\n".join(parts)
+
+
+def to_csv_rows(tables: Sequence[Table]) -> pd.DataFrame:
+    """One line a table row: means, half-widths of 95 % intervals, repetitions, what is best."""
+    lines = []
+    for table in tables:
+        columns = _all_columns(table)
+        for row in table.rows:
+            line: dict[str, object] = {"part": table.part, "workload": table.workload}
+            heads = [head.replace(" ", "_") for head in table.label_heads]
+            line |= dict(zip(heads, row.labels, strict=True))
+            for column in columns:
+                value = row.cells[column.metric]
+                line[column.title] = value.mean * column.scale
+                line[f"{column.title} ±"] = value.half_width * column.scale
+            line["repetitions"] = max(value.n for value in row.cells.values())
+            line["best in"] = "; ".join(c.title for c in columns if c.metric in row.best)
+            line["note"] = row.error or _bound_text(row)
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _as_table(table: Table, columns: Sequence[Column]) -> RichTable:
+    rich_table = RichTable(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for head in table.label_heads:
+        shown = "page x\npages" if head == "page x pages" else head.replace(" ", "\n")
+        left = head == "strategy"
+        rich_table.add_column(shown, justify="left" if left else "right", no_wrap=True)
+    for column in columns:
+        rich_table.add_column(column.head, justify="right", no_wrap=True)
+    for row in table.rows:
+        cells = [_marked(row, column) for column in columns]
+        rich_table.add_row(*map(Text, row.labels), *cells, style="dim" if row.error else None)
+    return rich_table
+
+
+def _as_list(table: Table, columns: Sequence[Column]) -> RichTable:
+    row = table.rows[0]
+    grid = RichTable(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    grid.add_column(justify="left", no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    for head, label in zip(table.label_heads, row.labels, strict=True):
+        grid.add_row(head, label)
+    for column in columns:
+        grid.add_row(column.title, _marked(row, column))
+    return grid
+
+
+def _shown(table: Table, block: Sequence[Column]) -> list[Column]:
+    """Columns for a terminal: no detail, nothing that is 0 in every row."""
+
+    def is_zero(column: Column) -> bool:
+        cells = [row.cells[column.metric] for row in table.rows]
+        return all(not cell.mean or math.isnan(cell.mean) for cell in cells)
+
+    single = len(table.rows) == 1
+    return [
+        column
+        for column in block
+        if (single or not column.in_files_only) and not (column.may_hide and is_zero(column))
+    ]
+
+
+def _all_columns(table: Table) -> list[Column]:
+    unique = {column.metric: column for block in table.blocks for column in block}
+    return list(unique.values())
+
+
+def _marked(row: TableRow, column: Column) -> Text:
+    text = _cell(row, column, with_interval=column.has_interval)
+    if column.metric == "saturated_share" and not row.is_memory_bound and not row.error:
+        text += "†"
+    elif column.metric in row.best:
+        return Text(text + "*", style="bold green")
+    return Text(text + " ")
+
+
+def _cell(row: TableRow, column: Column, *, with_interval: bool) -> str:
+    value: Interval = row.cells[column.metric]
+    if math.isnan(value.mean):
+        return "-"
+    text = f"{value.mean * column.scale:,.{column.digits}f}"
+    if with_interval and not math.isnan(value.half_width):
+        text += f" ±{value.half_width * column.scale:,.{column.digits}f}"
+    return text
+
+
+def _bound_text(row: TableRow) -> str:
+    return "" if row.is_memory_bound else NOT_BOUND

@@ -1,0 +1,195 @@
+"""The comparison: one table a part and workload, a row a strategy and setting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from experiments.table_columns import MEMORY_BLOCK, SERVICE_BLOCK, SIMULATED_BLOCK, Column
+from harness.measure.metrics import MEMORY_BOUND_SHARE
+from harness.measure.statistics import Interval, t_interval
+
+AXES = (
+    "memory_fraction",
+    "rate",
+    "length_scale",
+    "schedule",
+    "token_budget",
+    "watermark",
+    "model",
+    "attention",
+    "pool_tokens",
+)
+"""Settings that get a column of their own where they differ within a table."""
+
+TIE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """labels: strategy, pages, and the settings that differ. cells, best: by metric.
+
+    error: of a failed run, else empty.
+    """
+
+    labels: tuple[str, ...]
+    cells: Mapping[str, Interval]
+    best: frozenset[str]
+    is_memory_bound: bool
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """blocks: the columns, in blocks that fit a terminal."""
+
+    part: str
+    workload: str
+    title: str
+    notes: tuple[str, ...]
+    label_heads: tuple[str, ...]
+    blocks: tuple[tuple[Column, ...], ...]
+    rows: tuple[TableRow, ...]
+
+
+def make_tables(rows: pd.DataFrame) -> list[Table]:
+    """Tables in the rows' order of parts and workloads."""
+    rows = _derived(rows)
+    groups = rows.groupby(["part", "workload", "executor"], sort=False)
+    return [_table(part, workload, group) for (part, workload, _), group in groups]
+
+
+def _derived(rows: pd.DataFrame) -> pd.DataFrame:
+    if "num_steps" not in rows:
+        return rows
+    per_step = rows["output_tokens"] / rows["num_steps"]
+    gib = rows["pool_bytes"] / 2**30
+    return rows.assign(tokens_per_step=per_step, tokens_per_step_per_gib=per_step / gib)
+
+
+def _table(part: str, workload: str, group: pd.DataFrame) -> Table:
+    is_simulated = bool((group["executor"] == "simulated").all())
+    blocks = (SIMULATED_BLOCK,) if is_simulated else (MEMORY_BLOCK, SERVICE_BLOCK)
+    axes = [a for a in AXES if a in group and group[a].dropna().nunique() > 1]
+    if axes == ["pool_tokens"] and group["page_size"].nunique() > 1:
+        axes = []  # the pool is the same but for whole pages, and pages are shown
+    metrics = {column.metric: column for block in blocks for column in block}
+    keys = ["strategy", "page_size", *(axis for axis in axes if axis != "pool_tokens")]
+    cells: list[tuple[pd.DataFrame, dict[str, Interval]]] = []
+    for _, runs in group.groupby(keys, sort=False, dropna=False):
+        cells.append((runs, {m: _interval(runs, m) for m in metrics}))
+    best = _best(metrics.values(), [cell for _, cell in cells])
+    table_rows = tuple(
+        _row(runs, values, axes, frozenset(m for m in metrics if index in best[m]))
+        for index, (runs, values) in enumerate(cells)
+    )
+    return Table(
+        part,
+        workload,
+        _title(part, workload, group),
+        _notes(group, table_rows, is_simulated),
+        ("strategy", "page x pages", *(axis.replace("_", " ") for axis in axes)),
+        blocks,
+        table_rows,
+    )
+
+
+def _row(
+    runs: pd.DataFrame, values: Mapping[str, Interval], axes: Sequence[str], best: frozenset[str]
+) -> TableRow:
+    first = runs.iloc[0]
+    pages = first.get("pool_pages", math.nan)
+    shown = f"{first['page_size']} x {pages:,.0f}" if pages == pages else f"{first['page_size']}"
+    failed = runs[runs["status"] != "complete"]
+    saturated = values["saturated_share"].mean
+    return TableRow(
+        labels=(first["strategy"], shown, *(_axis_text(first[axis]) for axis in axes)),
+        cells=values,
+        best=best,
+        is_memory_bound=bool(saturated >= MEMORY_BOUND_SHARE),
+        error=str(failed.iloc[0]["error"]) if len(failed) else "",
+    )
+
+
+def _interval(runs: pd.DataFrame, metric: str) -> Interval:
+    if metric not in runs:
+        return Interval(math.nan, math.nan, 0)
+    return t_interval(runs[metric].to_numpy(dtype=float))
+
+
+def _best(
+    columns: Sequence[Column] | object, cells: Sequence[Mapping[str, Interval]]
+) -> dict[str, set[int]]:
+    """Rows with the best mean of each column, none where more than half of the rows tie."""
+    best: dict[str, set[int]] = {}
+    for column in columns:  # type: ignore[attr-defined]
+        means = [cell[column.metric].mean for cell in cells]
+        finite = [mean for mean in means if math.isfinite(mean)]
+        best[column.metric] = set()
+        if column.best == "none" or len(finite) < 2:
+            continue
+        top = max(finite) if column.best == "max" else min(finite)
+        winners = {i for i, mean in enumerate(means) if abs(mean - top) <= TIE * max(1, abs(top))}
+        if 2 * len(winners) <= len(finite):
+            best[column.metric] = winners
+    return best
+
+
+def _title(part: str, workload: str, group: pd.DataFrame) -> str:
+    first = group.iloc[0]
+    how = "simulated" if first["executor"] == "simulated" else "timed"
+    return f"{part} · {workload} · {how} · {first['model']}"
+
+
+def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) -> tuple[str, ...]:
+    complete = group[group["status"] == "complete"]
+    notes = []
+    if len(complete):
+        notes.append(str(complete.iloc[0]["workload_description"]))
+        notes.append(_pool_note(complete))
+    if is_simulated:
+        notes.append(
+            "Simulated: every step takes the same virtual time, so times and rates are not shown; "
+            "tokens per step count instead."
+        )
+    elif (complete.get("device", pd.Series(dtype=str)) == "cpu").any():
+        notes.append(
+            "CPU figures: most of a step is matrix multiplication (bound by GEMM), which no "
+            "allocator changes; on a GPU memory weighs more."
+        )
+    if any(not row.is_memory_bound and not row.error for row in rows):
+        notes.append(
+            "† not memory-bound: the queue waited for memory less than half of the time, so the "
+            "row says little about allocation."
+        )
+    notes += [f"FAILED {' · '.join(row.labels)}: {row.error}" for row in rows if row.error]
+    return tuple(notes)
+
+
+def _pool_note(complete: pd.DataFrame) -> str:
+    tokens, gib = complete["pool_tokens"], complete["pool_bytes"] / 2**30
+    pool = f"{tokens.min():,.0f}"
+    size = f"{gib.min():.3g}"
+    if tokens.max() > tokens.min():
+        pool += f" to {tokens.max():,.0f}"
+        size += f" to {gib.max():.3g}"
+    counts = complete.groupby(["strategy", "page_size", "memory_fraction"], dropna=False).size()
+    seeds = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()}-{counts.max()}"
+    shown = "± is the 95 % interval" if counts.min() >= 5 else "single values, no interval below 5"
+    imagined = complete.get("imagined_memory_gib", pd.Series(dtype=float)).dropna()
+    device = (
+        f"; memory fractions are of an imagined device of {imagined.iloc[0]:g} GiB"
+        if len(imagined) and complete["memory_fraction"].notna().any()
+        else ""
+    )
+    return (
+        f"Pool: {pool} tokens, {size} GiB of KV{device}. Repetitions: {seeds} ({shown}). "
+        "Best mean of a column: *."
+    )
+
+
+def _axis_text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
