@@ -192,7 +192,7 @@ class KVCacheAllocator(ABC):
         back, and their entries become NULL_PAGE. Default: nothing."""
 
     def swap_out(self, seq_ids: Sequence[int]) -> Allocation | None:
-        """Give up the pages of these sequences, whose contents the engine has saved.
+        """Give up the pages of these sequences, whose contents the engine has saved whole.
 
         Until `swap_in` or `discard_swapped` the ids are not live. Default: `free`.
         """
@@ -204,7 +204,7 @@ class KVCacheAllocator(ABC):
 
     def swap_in(self, seq_ids: Sequence[int]) -> Allocation | None:
         """Give all of these sequences room again, or none of them. The engine then restores
-        their contents through the new tables. Default: `allocate` as if new."""
+        what they held, whole pages at a time, through the new tables. Default: `allocate`."""
         states = [self._swapped_state(seq_id) for seq_id in seq_ids]
         for index, (seq_id, state) in enumerate(zip(seq_ids, states, strict=True)):
             ids = self._unknown_ids(state.length)

@@ -73,7 +73,7 @@ class PagedPrefix(PagedCopyOnWrite):
         self._index = PrefixIndex(pool.page_size)
         self._evictable: OrderedDict[int, None] = OrderedDict()
         self._histories: dict[int, History] = {}
-        self._remembered: OrderedDict[int, tuple[Sequence[int], list[bytes]]] = OrderedDict()
+        self._remembered: OrderedDict[int, tuple[list[int], list[bytes]]] = OrderedDict()
 
     def allocate(
         self,
@@ -117,10 +117,8 @@ class PagedPrefix(PagedCopyOnWrite):
         outcome = super().append(seq_id, num_tokens)
         if outcome is not None and not outcome.copies and index < len(sequence.page_ids):
             page = sequence.page_ids[index]
-            if self._index.holds(page):
-                self._free_lost(
-                    self._index.withdraw(page)
-                )  # truncated into, and about to be overwritten
+            if self._index.holds(page):  # it was truncated into, and will be overwritten
+                self._free_lost(self._index.withdraw(page))
         return outcome
 
     def free(self, seq_id: int) -> None:
@@ -209,7 +207,7 @@ class PagedPrefix(PagedCopyOnWrite):
         """The longest published prefix of a prompt less its last token."""
         known: list[bytes] = []
         remembered = self._remembered.get(seq_id)
-        if remembered is not None and remembered[0] == token_ids:
+        if remembered is not None and remembered[0] == list(token_ids):
             known = remembered[1]
         pages, digests = self._full_hits(token_ids, known)
         source, num_partial = -1, 0
@@ -246,7 +244,7 @@ class PagedPrefix(PagedCopyOnWrite):
 
     def _remember(self, seq_id: int, token_ids: Sequence[int], digests: list[bytes]) -> None:
         """Keep a refused prompt's digests: the head of the queue comes back every step."""
-        self._remembered[seq_id] = (token_ids, digests)
+        self._remembered[seq_id] = (list(token_ids), digests)
         if len(self._remembered) > MAX_REMEMBERED_PROMPTS:
             self._remembered.popitem(last=False)
 

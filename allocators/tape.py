@@ -56,7 +56,7 @@ class TapeEngine:
         self.num_pages = allocator.pool.num_pages
         self.tape = [EMPTY] * (self.num_pages * self.page_size)
         self.live: dict[int, TapeSequence] = {}
-        self.swapped: dict[int, tuple[TapeSequence, list[int]]] = {}
+        self.swapped: dict[int, tuple[TapeSequence, dict[int, int]]] = {}
         self.log: list[str] = []
         self._kv_ids: dict[tuple[int, int], int] = {}
         self._kv_tokens: list[tuple[int, ...]] = []
@@ -178,7 +178,7 @@ class TapeEngine:
     def swap_out(self, seq_ids: Sequence[int]) -> bool:
         """Save what the sequences hold, then give their pages up."""
         self.log.append(f"swap_out({list(seq_ids)})")
-        saved = {seq_id: self._read(self.live[seq_id]) for seq_id in seq_ids}
+        saved = {seq_id: self._pages_read(self.live[seq_id]) for seq_id in seq_ids}
         if self._ask(lambda: self.allocator.swap_out(seq_ids)) is None:
             return False
         for seq_id in seq_ids:
@@ -197,9 +197,8 @@ class TapeEngine:
             sequence, saved = self.swapped.pop(seq_id)
             self.live[seq_id] = sequence
             self._update_table(seq_id, 0)
-            for position in range(sequence.num_released, sequence.num_computed):
-                slot = self._slot(sequence, position)
-                self.tape[slot] = saved[position - sequence.num_released]
+            for position, kv_id in saved.items():
+                self.tape[self._slot(sequence, position)] = kv_id
         self.check()
         return True
 
@@ -287,6 +286,12 @@ class TapeEngine:
         """KV ids from the first position still read to the last computed one."""
         positions = range(sequence.num_released, sequence.num_computed)
         return [self.tape[self._slot(sequence, position)] for position in positions]
+
+    def _pages_read(self, sequence: TapeSequence) -> dict[int, int]:
+        """KV ids by position, in all pages that are not released as a whole."""
+        first = sequence.num_released // self.page_size * self.page_size
+        positions = range(first, sequence.num_computed)
+        return {position: self.tape[self._slot(sequence, position)] for position in positions}
 
     def _slot(self, sequence: TapeSequence, position: int) -> int:
         index, offset = divmod(position, self.page_size)
