@@ -221,7 +221,9 @@ class Scheduler:
             sequence.num_computed_tokens = allocation.num_cached_tokens
             if sequence.admissions == 0:
                 sequence.first_scheduled_s = now_s
-                sequence.num_cached_tokens = allocation.num_cached_tokens
+            sequence.num_cached_tokens += max(
+                0, allocation.num_cached_tokens - sequence.furthest_computed
+            )
             sequence.admissions += 1
             draft.admitted.append(
                 Extent(

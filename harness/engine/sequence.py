@@ -11,8 +11,9 @@ class Sequence:
     """Tokens and progress of one decoded branch.
 
     token_ids: prompt, then output so far. num_computed_tokens: leading tokens whose KV is in
-    the pool. num_slots: tokens the allocator has made room for. asked_len: the longest the
-    allocator was ever asked to provide for, estimate included.
+    the pool; furthest_computed: the most there ever were. num_cached_tokens: tokens found
+    cached that it had not computed itself. num_slots: tokens the allocator has made room for.
+    asked_len: tokens it was last asked for, estimate included.
     """
 
     __slots__ = (

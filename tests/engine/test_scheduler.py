@@ -291,3 +291,19 @@ def test_a_prefix_in_use_is_kept_while_its_users_run() -> None:
     records = finished.records
     assert all(records[i].num_cached_tokens == 10 for i in range(1, 5))
     assert all(record.num_output_tokens == 12 for record in records.values())
+
+
+def test_what_is_found_cached_only_on_return_counts_as_cached() -> None:
+    # twins arrive together, so the second finds nothing; preempted after 10 of its 40 tokens, it
+    # finds 39 of them, of which 29 it had never computed
+    prompt = range(7000, 7040)
+    requests = [request(0, 4, 8), request(1, prompt, 2), request(2, prompt, 2)]
+    finished, plans = run(requests, allocator="paged_prefix", num_pages=21, token_budget=54)
+    record = finished.records[2]
+    computed = [chunk for plan in plans for chunk in shape(plan) if chunk[0] == 2]
+    assert record.num_preemptions == 1 and computed[0] == (2, 0, 10)
+    assert (
+        sum(chunk[2] for chunk in computed)
+        == 41 + record.recomputed_tokens - record.num_cached_tokens
+    )
+    assert record.num_cached_tokens == 29
