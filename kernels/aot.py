@@ -91,7 +91,7 @@ def compile_variant(variant: Variant, dtype: torch.dtype, capability: int) -> Re
     environment without TRITON_INTERPRET.
     """
     names = variant.kernel.arg_names
-    plain = set(variant.kernel.params[i].name for i in range(len(names)) if _unhinted(variant, i))
+    plain = {variant.kernel.params[i].name for i in range(len(names)) if _unhinted(variant, i)}
     signature = {name: _type_of(name, variant.constants, dtype) for name in names}
     constants = {(names.index(name),): value for name, value in variant.constants.items()}
     hints = {
@@ -99,9 +99,7 @@ def compile_variant(variant: Variant, dtype: torch.dtype, capability: int) -> Re
         for i, name in enumerate(names)
         if name not in variant.constants and name not in _SCALARS and name not in plain
     }
-    source = ASTSource(
-        fn=variant.kernel, signature=signature, constexprs=constants, attrs=hints
-    )
+    source = ASTSource(fn=variant.kernel, signature=signature, constexprs=constants, attrs=hints)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, stack = _usage_of(compiled.asm["cubin"])
