@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -11,31 +12,44 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from harness.compose import hydra_session, parse_command, register_schema
+from harness.compose import hydra_session, parse_command
 from harness.config import ConfigError
+from harness.runs.store import NotStoredError
 from harness.runs.study import run_study
+from harness.schema import admit_files, register_schema
 
 
 def main() -> None:
     """Entry point of `python -m harness` and of the console script `kvarena`."""
     arguments = sys.argv[1:]
     if any(argument.startswith("-") for argument in arguments):
-        _hydra_command_line()
-        return
+        sys.exit(_reporting(lambda: _hydra_command_line(arguments)))
     sys.exit(_run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:
-    console = Console(soft_wrap=True)
-    try:
+    def study() -> int:
         command = parse_command(arguments)
         with hydra_session():
-            return run_study(command, console)
+            return run_study(command, Console(soft_wrap=True))
+
+    return _reporting(study)
+
+
+def _reporting(task: Callable[[], int]) -> int:
+    """The exit status of `task`; what stops it is told in one line."""
+    try:
+        return task()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
+    except NotStoredError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = ": free space, then repeat the command; stored runs are kept" if is_full else ""
+        print(f"error: {error}{way_out}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
@@ -45,17 +59,19 @@ def _run(arguments: Sequence[str]) -> int:
         return 130
 
 
-def _hydra_command_line() -> None:
+def _hydra_command_line(arguments: Sequence[str]) -> int:
     """Hydra's own flags: --help, --cfg job, --info, --multirun (one run a job)."""
     register_schema()
+    sys.argv[1:] = [admit_files(argument) for argument in arguments]
+    statuses = [0]
 
     def task(config: DictConfig) -> None:
         overrides = list(HydraConfig.get().overrides.task)
         GlobalHydra.instance().clear()
-        if code := _run(overrides):
-            sys.exit(code)
+        statuses.append(_run(overrides))
 
     hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")(task)()
+    return max(statuses)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.resources
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,25 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from allocators import discovery
 from harness.config import (
+    ALLOCATOR_KEYS,
     ConfigError,
+    PartConfig,
     RunConfig,
+    SteeringConfig,
+    SweepConfig,
     TrackingConfig,
     from_mapping,
-    to_mapping,
     unknown_name,
 )
 from harness.runs.grid import Part
+from harness.schema import admit_files, register_schema
 
-_ALLOCATOR_KEYS = ("name", "expected", "expected_bias", "expected_spread")
+_STEERING_KEYS = SteeringConfig.__dataclass_fields__.keys() | {"sweep"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,9 @@ class Study:
 def parse_command(arguments: Sequence[str]) -> Command:
     """Sort overrides by kind; an allocator given as FILE.py:CLASS becomes a choice of its group."""
     register_schema()
+    admitted = [admit_files(argument) for argument in arguments]
     try:
-        overrides = OverridesParser.create().parse_overrides(list(arguments))
+        overrides = OverridesParser.create().parse_overrides(admitted)
     except HydraException as error:
         raise ConfigError(f"cannot read the arguments: {_first_line(error)}") from error
     fixed: dict[str, str] = {}
@@ -77,9 +80,9 @@ def parse_command(arguments: Sequence[str]) -> Command:
         if not re.match(r"[A-Za-z_]", key):
             verbatim.append(override.input_line or "")
         elif override.is_sweep_override():
-            swept[key] = [_admit(key, value) for value in override.sweep_string_iterator()]
+            swept[key] = _swept_values(override)
         else:
-            fixed[key] = _admit(key, _value_text(override))
+            fixed[key] = _value_text(override)
     return Command(fixed, swept, tuple(verbatim))
 
 
@@ -94,24 +97,27 @@ def hydra_session() -> Iterator[None]:
 def compose_study(command: Command) -> Study:
     """The experiment that `command` names, or the single run it describes."""
     values = _compose(command.base_overrides())
-    sweep = values["sweep"]
-    preset = values["preset"]
-    presets = sweep["presets"]
-    if preset not in presets:
-        raise ConfigError("preset: " + unknown_name(str(preset), presets, "value"))
-    parts = tuple(
-        Part(str(part.get("name", "runs")), part.get("set") or {}, part.get("axes") or {})
-        for part in presets[preset]
-    )
+    keys = _STEERING_KEYS | RunConfig.__dataclass_fields__.keys()
+    if unknown := values.keys() - keys:
+        raise ConfigError(unknown_name(min(unknown), keys, "key"))
+    sweep = from_mapping(SweepConfig, values["sweep"], "sweep.")
+    if values["preset"] not in sweep.presets:
+        raise ConfigError("preset: " + unknown_name(str(values["preset"]), sweep.presets, "value"))
+    steering = {key: values[key] for key in _STEERING_KEYS if key != "sweep"}
+    chosen = from_mapping(SteeringConfig, steering)
+    parts = [
+        from_mapping(PartConfig, part, f"sweep.presets.{chosen.preset}[{index}].")
+        for index, part in enumerate(sweep.presets[chosen.preset])
+    ]
     return Study(
-        name=str(sweep["name"]),
-        question=str(sweep["question"]),
-        figures=tuple(sweep["figures"]),
-        preset=str(preset),
-        parts=parts,
-        dry_run=bool(values["dry_run"]),
-        results_dir=Path(values["results_dir"]),
-        tracking=from_mapping(TrackingConfig, values["tracking"], "tracking."),
+        name=sweep.name,
+        question=sweep.question,
+        figures=tuple(sweep.figures),
+        preset=chosen.preset,
+        parts=tuple(Part(part.name, part.set, part.axes, tuple(part.unless)) for part in parts),
+        dry_run=chosen.dry_run,
+        results_dir=Path(chosen.results_dir).expanduser(),
+        tracking=chosen.tracking,
     )
 
 
@@ -125,57 +131,43 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     keys = RunConfig.__dataclass_fields__
     chosen = {key: value for key, value in values.items() if key in keys}
     allocator = dict(chosen["allocator"])
-    known = {key: allocator.pop(key) for key in _ALLOCATOR_KEYS}
+    known = {key: allocator.pop(key) for key in ALLOCATOR_KEYS}
     chosen["allocator"] = {**known, "options": allocator}
     return from_mapping(RunConfig, chosen)
 
 
-def register_schema() -> None:
-    """Tell Hydra every key with its default, and every strategy that discovery finds."""
-    store = ConfigStore.instance()
-    defaults = to_mapping(RunConfig())
-    defaults["allocator"].pop("options")
-    store.store(
-        name="schema",
-        node={
-            **defaults,
-            "tracking": to_mapping(TrackingConfig()),
-            "preset": "quick",
-            "dry_run": False,
-            "results_dir": "results",
-            "sweep": {
-                "name": "single",
-                "question": "",
-                "figures": [],
-                "presets": {"quick": [{}], "full": [{}]},
-            },
-        },
-    )
-    presets = {file.name for file in (importlib.resources.files("conf") / "allocator").iterdir()}
-    for name in discovery.available():
-        _store_allocator(name, name, in_group=f"{name}.yaml" not in presets)
-    store.store(group="hydra/help", name="kvarena", node=_help())
+class Composer:
+    """Composes run configs, each distinct choice of groups through Hydra once.
+
+    Hydra takes some 50 ms a config; a sweep's cells mostly differ in single values, which are
+    set on a copy. Valid within `hydra_session`.
+    """
+
+    def __init__(self) -> None:
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+
+    def run(self, overrides: Sequence[str]) -> RunConfig:
+        """`compose_run(overrides)`."""
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        values = [o for o in parsed if _is_plain_value(o)]
+        rest = tuple(o.input_line or "" for o in parsed if not _is_plain_value(o))
+        try:
+            if rest not in self._bases:
+                self._bases[rest] = compose("config", overrides=list(rest))
+            config = copy.deepcopy(self._bases[rest])
+            for override in values:
+                OmegaConf.update(config, override.get_key_element(), override.value(), merge=True)
+            resolved = OmegaConf.to_container(config, resolve=True)
+        except (HydraException, OmegaConfBaseException):
+            return compose_run(overrides)  # the error, in Hydra's words
+        assert isinstance(resolved, dict)
+        return run_config({str(key): value for key, value in resolved.items()})
 
 
-def _store_allocator(choice: str, name: str, *, in_group: bool) -> None:
-    cls = discovery.load(name)
-    options = {key: option.default for key, option in discovery.options(cls).items()}
-    store = ConfigStore.instance()
-    store.store(group="allocator/options", name=choice, node={"name": name, **options})
-    if in_group:
-        store.store(group="allocator", name=choice, node={"name": name, **options})
-
-
-def _admit(key: str, value: str) -> str:
-    """Make `allocator=FILE.py:CLASS` a choice that Hydra can select, and return its name."""
-    if key != "allocator" or ".py:" not in value:
-        return value
-    choice = re.sub(r"[^A-Za-z0-9]+", "_", value).strip("_")
-    try:
-        _store_allocator(choice, value, in_group=True)
-    except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
-    return choice
+def _is_plain_value(override: Override) -> bool:
+    """`group.key=value`: sets one value and chooses no file."""
+    key = override.get_key_element()
+    return re.fullmatch(r"\w+(\.\w+)+", key) is not None and not override.is_sweep_override()
 
 
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:
@@ -223,6 +215,15 @@ def _known_keys(overrides: Sequence[str]) -> list[str]:
     return keys
 
 
+def _swept_values(override: Override) -> list[str]:
+    try:
+        return list(override.sweep_string_iterator())
+    except HydraException as error:
+        raise ConfigError(
+            f"{override.input_line}: list the values instead (a,b,c), or give range(start,stop)"
+        ) from error
+
+
 def _value_text(override: Override) -> str:
     line = override.input_line or ""
     return line.split("=", 1)[1] if "=" in line else ""
@@ -230,19 +231,3 @@ def _value_text(override: Override) -> str:
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-
-
-def _help() -> dict[str, str]:
-    header = (
-        "kvarena: KV-cache allocation strategies compete under one decode engine.\n\n"
-        "  python -m harness                                  one run, one summary\n"
-        "  python -m harness experiment=sweep_page_size       a sweep, its table and figures\n"
-        "  python -m harness experiment=compare_allocators dry_run=true\n"
-        "  python -m harness allocator=paged,paged_prefix kv.page_size=8,16,32\n"
-        "  python -m harness allocator=./mine.py:Mine workload=chat\n"
-    )
-    template = (
-        "${hydra.help.header}\n== Choices (group=choice) ==\n$APP_CONFIG_GROUPS\n"
-        "== Keys and their values (key=value; key=a,b,c sweeps) ==\n$CONFIG\n"
-    )
-    return {"app_name": "kvarena", "header": header, "footer": "", "template": template}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +19,16 @@ from harness.workloads.config import WorkloadConfig
 
 class ConfigError(ValueError):
     """A key or value that a user typed is wrong. The message is one line and names the way out."""
+
+
+def _check_at_least_one(key: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ConfigError(f"{key}={value}: must be at least 1")
+
+
+def _check_positive(key: str, value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"{key}={value}: must be above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,17 @@ class AllocatorConfig:
     expected_spread: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _check_positive("allocator.expected_bias", self.expected_bias)
+        if self.expected_spread < 0:
+            raise ConfigError(
+                f"allocator.expected_spread={self.expected_spread}: must be 0 or more"
+            )
+
+
+ALLOCATOR_KEYS = tuple(key for key in AllocatorConfig.__dataclass_fields__ if key != "options")
+"""Keys of every allocator; what else stands under `allocator` are a strategy's own options."""
+
 
 @dataclass(frozen=True, slots=True)
 class KVConfig:
@@ -43,7 +65,14 @@ class KVConfig:
     pool_tokens: int | None = None
     pool_demand: float | None = None
     memory_fraction: float | None = None
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    def __post_init__(self) -> None:
+        _check_at_least_one("kv.page_size", self.page_size)
+        _check_at_least_one("kv.pool_tokens", self.pool_tokens)
+        _check_positive("kv.pool_demand", self.pool_demand)
+        if self.memory_fraction is not None and not 0 < self.memory_fraction <= 1:
+            raise ConfigError(f"kv.memory_fraction={self.memory_fraction}: must be in (0, 1]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +87,8 @@ class EngineConfig:
     fused: bool = True
 
     def __post_init__(self) -> None:
-        if self.token_budget < 1 or self.max_num_seqs < 1:
-            raise ConfigError(
-                f"engine.token_budget={self.token_budget}, engine.max_num_seqs="
-                f"{self.max_num_seqs}: both must be at least 1"
-            )
+        _check_at_least_one("engine.token_budget", self.token_budget)
+        _check_at_least_one("engine.max_num_seqs", self.max_num_seqs)
         if not 0 <= self.watermark < 1:
             raise ConfigError(f"engine.watermark={self.watermark}: must be in [0, 1)")
 
@@ -77,6 +103,10 @@ class DeviceConfig:
     threads: int | None = None
     imagined_memory_gib: float | None = None
 
+    def __post_init__(self) -> None:
+        _check_at_least_one("device.threads", self.threads)
+        _check_positive("device.imagined_memory_gib", self.imagined_memory_gib)
+
 
 @dataclass(frozen=True, slots=True)
 class ExecutorConfig:
@@ -84,6 +114,9 @@ class ExecutorConfig:
 
     kind: Literal["torch", "simulated"] = "torch"
     step_ms: float = 20.0
+
+    def __post_init__(self) -> None:
+        _check_positive("executor.step_ms", self.step_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +139,14 @@ class MeasureConfig:
     memory_map_period_s: float = 0.0
     slo_ttft_ms: float | None = None
     slo_tpot_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive("measure.slo_ttft_ms", self.slo_ttft_ms)
+        _check_positive("measure.slo_tpot_ms", self.slo_tpot_ms)
+        if self.memory_map_period_s < 0:
+            raise ConfigError(
+                f"measure.memory_map_period_s={self.memory_map_period_s}: must be 0 or more"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +175,53 @@ class RunConfig:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
     def __post_init__(self) -> None:
-        if self.repetitions < 1:
-            raise ConfigError(f"repetitions={self.repetitions}: must be at least 1")
-        if self.kv.page_size < 1:
-            raise ConfigError(f"kv.page_size={self.kv.page_size}: must be at least 1")
+        _check_at_least_one("repetitions", self.repetitions)
         if self.attention.kind == "contiguous" and self.allocator.name != "contiguous":
             raise ConfigError(
                 f"attention=contiguous reads sequences without a table, which allocator="
                 f"{self.allocator.name} cannot promise: use attention=paged or "
                 "allocator=contiguous"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringConfig:
+    """How an experiment is run, none of which changes a number."""
+
+    preset: str = "quick"
+    dry_run: bool = False
+    results_dir: str = "results"
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepConfig:
+    """An experiment: what it asks, which of `experiments.figures` answer, its parts by preset."""
+
+    name: str = "single"
+    question: str = ""
+    figures: Sequence[str] = ()
+    presets: Mapping[str, Sequence[Mapping[str, Any]]] = field(
+        default_factory=lambda: {"quick": [{}], "full": [{}]}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PartConfig:
+    """A full grid: every combination of the lists in `axes`, over the settings in `set`.
+
+    unless: keys; the part is left out when the user sets one of them.
+    """
+
+    name: str = "runs"
+    set: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    unless: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for key, values in self.axes.items():
+            if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+                raise ConfigError(f"part {self.name!r}: axis {key}={values!r} must be a list")
 
 
 T = TypeVar("T")
@@ -158,9 +236,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
     unknown = [key for key in values if key not in hints]
     if unknown:
         raise ConfigError(unknown_name(f"{prefix}{unknown[0]}", [prefix + h for h in hints], "key"))
-    arguments = {
-        key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()
-    }
+    arguments = {key: convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()}
     try:
         return cls(**arguments)
     except ConfigError:
@@ -184,7 +260,15 @@ def unknown_name(name: str, known: typing.Iterable[str], what: str) -> str:
     return f"unknown {what} {name!r}: choose one of {shown}"
 
 
-def _convert(hint: Any, value: Any, key: str) -> Any:
+_CONTAINERS: Mapping[type, str] = {
+    Mapping: "a group of keys",
+    dict: "a group of keys",
+    Sequence: "a list",
+}
+
+
+def convert(hint: Any, value: Any, key: str) -> Any:
+    """`value` as type `hint` where that loses nothing. Raises ConfigError, naming `key`."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key}={value!r}: expected a group of keys")
@@ -199,9 +283,12 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if value is None:
             return None
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-        return _convert(hint, value, key)
+        return convert(hint, value, key)
     if hint in (int, float, str, bool):
         return _convert_scalar(hint, value, key)
+    wanted = origin or hint
+    if isinstance(wanted, type) and not isinstance(value, wanted):
+        raise ConfigError(f"{key}={value!r}: expected {_CONTAINERS.get(wanted, wanted.__name__)}")
     return value
 
 

@@ -38,6 +38,8 @@ class ModelConfig:
     weight_seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.path == "":
+            raise ValueError("model=hub needs a checkpoint: add model.path=DIR_OR_ID")
         if self.dtype not in DTYPE_BYTES and not (self.path is not None and self.dtype == "auto"):
             choices = ", ".join(DTYPE_BYTES)
             raise ValueError(f"model.dtype={self.dtype!r}: choose one of {choices}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from allocators import discovery
+from allocators.base import KVCacheAllocator
 from allocators.page_pool import PagePool
-from harness.config import ConfigError, RunConfig
+from harness.config import ConfigError, RunConfig, convert
 from harness.engine.clock import Clock, VirtualClock, WallClock
 from harness.engine.engine import Engine, Limits
 from harness.engine.executor import Executor
@@ -98,9 +100,21 @@ def prepare(
     return PreparedRun(engine, executor, recorder, memory_map, allocator)
 
 
-def build_allocator(config: RunConfig, pool: PagePool) -> Any:
-    """The strategy that `config.allocator` names, with its options."""
+def build_allocator(config: RunConfig, pool: PagePool) -> KVCacheAllocator:
+    """The strategy that `config.allocator` names, with its options. ConfigError for a wrong one."""
+    given = config.allocator
     try:
-        return discovery.build(config.allocator.name, pool, **config.allocator.options)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
+        cls = discovery.load(given.name)
+        known = discovery.options(cls)
+        hints = typing.get_type_hints(cls.__init__)
+        options = {
+            key: convert(hints[key], value, f"allocator.{key}")
+            if key in hints and key in known and value != known[key].default
+            else value
+            for key, value in given.options.items()
+        }
+        return discovery.build(cls, pool, **options)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, NameError) as error:
+        raise ConfigError(f"allocator={given.name}: {error}") from error

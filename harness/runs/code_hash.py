@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import allocators
 from allocators import discovery
-from harness.workloads.config import WorkloadConfig
 
 _RUN_CODE = (
     "harness.config",
@@ -23,6 +23,15 @@ _RUN_CODE = (
     "harness.runs.pool_size",
 )
 _MODEL_CODE = ("kernels", "harness.runs.torch_device")
+
+
+class CodeHashes:
+    """Digests as of when each was first asked for: one of these serves one plan."""
+
+    def __init__(self) -> None:
+        self.code = functools.cache(code_hash)
+        self.allocator = functools.cache(allocator_hash)
+        self.data = functools.cache(data_hash)
 
 
 def code_hash(allocator_name: str, runs_model: bool) -> str:
@@ -56,12 +65,12 @@ def allocator_files(name: str) -> set[Path]:
     return files
 
 
-def data_hash(workload: WorkloadConfig) -> str:
-    """Digest of the trace that a workload replays, empty where it replays none."""
-    if workload.path is None:
+def data_hash(path: str | None) -> str:
+    """Digest of the file or folder that a workload replays, empty where it replays none."""
+    if path is None:
         return ""
-    path = Path(workload.path).expanduser()
-    files = path.rglob("*") if path.is_dir() else [path]
+    root = Path(path).expanduser()
+    files = root.rglob("*") if root.is_dir() else [root]
     return _digest(file for file in files if file.is_file())
 
 

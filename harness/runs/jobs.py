@@ -7,7 +7,7 @@ from pathlib import Path
 
 from allocators import discovery
 from harness.config import AllocatorConfig, ConfigError, RunConfig, to_mapping
-from harness.runs.code_hash import allocator_hash, code_hash, data_hash
+from harness.runs.code_hash import CodeHashes, allocator_hash
 from harness.runs.store import make_run_id
 
 
@@ -22,7 +22,7 @@ class Job:
     label: str
     part: str
     root: Path
-    allocator_code: str = ""
+    allocator_code: str
 
     @property
     def is_timed(self) -> bool:
@@ -30,14 +30,14 @@ class Job:
         return self.config.executor.kind != "simulated"
 
 
-def make_job(config: RunConfig, part: str, root: Path, device_name: str) -> Job:
-    """Address `config`: the same config, code and device make the same run_id."""
+def make_job(config: RunConfig, part: str, root: Path, device_name: str, hashes: CodeHashes) -> Job:
+    """Address `config`: the same config, code, trace and device make the same run_id."""
     is_simulated = config.executor.kind == "simulated"
-    code = code_hash(config.allocator.name, runs_model=not is_simulated)
+    name = config.allocator.name
+    code = hashes.code(name, not is_simulated) + hashes.data(config.workload.path)
     device = "simulated" if is_simulated else device_name
-    run_id = make_run_id(to_mapping(config), code + data_hash(config.workload), device)
-    planned = allocator_hash(config.allocator.name)
-    return Job(config, run_id, run_label(config), part, root, planned)
+    run_id = make_run_id(to_mapping(config), code, device)
+    return Job(config, run_id, run_label(config), part, root, hashes.allocator(name))
 
 
 def check_unchanged(job: Job) -> None:

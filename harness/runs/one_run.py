@@ -10,14 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from harness.config import RunConfig, to_mapping
+from harness.config import ConfigError, RunConfig, to_mapping
 from harness.engine.model_shape import model_shape
 from harness.engine.request import Workload
 from harness.measure.environment import Environment, capture_environment
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics
 from harness.measure.records import requests_frame, steps_frame
 from harness.runs.build import Device, SimulatedDevice, prepare
-from harness.runs.pool_size import pool_pages
+from harness.runs.pool_size import kv_bytes_per_token, pool_pages
 from harness.runs.store import RunRecord
 from harness.workloads.generate import generate
 
@@ -93,7 +93,8 @@ def _run_repetition(config: RunConfig, device: Device, seed: int) -> _Repetition
     recorder = prepared.recorder
     steps = steps_frame(recorder.steps, recorder.entries)
     requests = requests_frame(recorder.requests)
-    pool = PoolFacts(num_pages, config.kv.page_size, device.shape.kv_bytes_per_token)
+    _check_served(requests)
+    pool = PoolFacts(num_pages, config.kv.page_size, kv_bytes_per_token(config, device.shape))
     slo = ServiceLevel(
         config.measure.slo_ttft_ms or math.inf, config.measure.slo_tpot_ms or math.inf
     )
@@ -105,6 +106,15 @@ def _run_repetition(config: RunConfig, device: Device, seed: int) -> _Repetition
     }
     memory_map = prepared.memory_map.frame() if prepared.memory_map else None
     return _Repetition(summary, steps, requests, memory_map)
+
+
+def _check_served(requests: pd.DataFrame) -> None:
+    """A run that served nobody has nothing to compare."""
+    if len(requests) and (requests["status"] == "refused").all():
+        raise ConfigError(
+            f"none of {len(requests)} requests could be served; the first "
+            f"{requests['reason'].iloc[0]}"
+        )
 
 
 def _peak_bytes(device: Device) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.config import ConfigError, RunConfig
-from harness.engine.model_shape import ModelShape
+from harness.engine.model_shape import DTYPE_BYTES, ModelShape
 from harness.engine.request import Workload
 
 DEFAULT_MEMORY_FRACTION = 0.9
@@ -16,8 +16,9 @@ def pool_pages(
     """Pages of the pool, by the first of kv.pool_tokens, kv.pool_demand, kv.memory_fraction.
 
     device_bytes: memory of the device, real or imagined; None on a CPU where none was
-    imagined. kv.pool_demand is a multiple of the mean length that the workload's requests
-    reach. Raises ConfigError where nothing is left for a single page.
+    imagined, and then not `needs_device_memory(config)`. kv.pool_demand is a multiple of the
+    mean length that the workload's requests reach. Raises ConfigError where nothing is left
+    for a single page.
     """
     kv = config.kv
     if kv.pool_tokens is not None:
@@ -28,14 +29,10 @@ def pool_pages(
         tokens = round(demand * mean_final_len(workload))
         source = f"kv.pool_demand={demand}"
     else:
-        if device_bytes is None:
-            raise ConfigError(
-                f"kv.memory_fraction={kv.memory_fraction} needs a device memory: on a CPU give "
-                "device.imagined_memory_gib, or size the pool by kv.pool_tokens or kv.pool_demand"
-            )
+        assert device_bytes is not None  # `needs_device_memory` was checked before
         fraction = kv.memory_fraction or DEFAULT_MEMORY_FRACTION
         left = fraction * device_bytes - shape.weight_bytes - activation_bytes(config, shape)
-        tokens = int(left // shape.kv_bytes_per_token)
+        tokens = int(left // kv_bytes_per_token(config, shape))
         source = (
             f"kv.memory_fraction={fraction} of {device_bytes / 2**30:.2f} GiB less "
             f"{shape.weight_bytes / 2**30:.2f} GiB of weights and activations"
@@ -47,6 +44,18 @@ def pool_pages(
             f"{kv.page_size}: raise it or lower kv.page_size"
         )
     return pages
+
+
+def needs_device_memory(config: RunConfig) -> bool:
+    """The pool is asked for as a fraction of a memory."""
+    return config.kv.pool_tokens is None and config.kv.memory_fraction is not None
+
+
+def kv_bytes_per_token(config: RunConfig, shape: ModelShape) -> int:
+    """Keys and values of one token in all layers, in kv.dtype."""
+    if config.kv.dtype == "auto":
+        return shape.kv_bytes_per_token
+    return shape.kv_bytes_per_token // shape.dtype_bytes * DTYPE_BYTES[config.kv.dtype]
 
 
 def mean_final_len(workload: Workload) -> float:

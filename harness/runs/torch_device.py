@@ -29,6 +29,15 @@ def resolve_device(config: DeviceConfig) -> str:
     return config.kind
 
 
+def kv_dtype_name(config: RunConfig, shape: ModelShape) -> str:
+    """kv.dtype, or the model's own."""
+    if config.kv.dtype != "auto":
+        return config.kv.dtype
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    return {4: "float32", 2: "bfloat16"}[shape.dtype_bytes]
+
+
 def describe_device(config: DeviceConfig) -> str:
     """The device's name, as it stands beside every number."""
     kind = resolve_device(config)
@@ -83,6 +92,7 @@ class TorchDevice:
             max_len=max_len,
             attention=kind,
             kernels=config.attention.backend,
+            kv_dtype=config.kv.dtype,
             fused=config.engine.fused,
         )
 

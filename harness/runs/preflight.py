@@ -1,0 +1,98 @@
+"""What is known to be wrong before a run starts: it ends a command at once, in one line.
+
+What only this machine or this cell cannot do (a pool too small, out of memory) is no mistake of
+the command: such a run fails alone and becomes a row.
+"""
+
+from __future__ import annotations
+
+from allocators.page_pool import PagePool
+from harness.config import ConfigError, RunConfig
+from harness.engine.model_shape import ModelConfig, ModelShape, model_shape
+from harness.runs.build import build_allocator
+from harness.runs.pool_size import needs_device_memory
+from harness.workloads.generate import generate
+
+
+class Preflight:
+    """Checks configs; models, workloads and kernels each once, however many configs share them."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[str, ModelShape] = {}
+        self._replayed: set[tuple[str, int]] = set()
+        self._checked_kernels: set[tuple[object, ...]] = set()
+
+    def check(self, config: RunConfig) -> None:
+        """Raise ConfigError for an option, model, trace, page size or memory that cannot work."""
+        build_allocator(config, PagePool(1, config.kv.page_size))
+        shape = self._shape(config.model)
+        is_simulated = config.executor.kind == "simulated"
+        if needs_device_memory(config) and not _has_memory(config):
+            raise ConfigError(
+                f"kv.memory_fraction={config.kv.memory_fraction} needs a device memory: on a CPU "
+                "and in simulation give device.imagined_memory_gib, or size the pool by "
+                "kv.pool_tokens or kv.pool_demand"
+            )
+        if not is_simulated:
+            self._check_kernels(config, shape)
+        self._check_trace(config, shape)
+
+    def _shape(self, model: ModelConfig) -> ModelShape:
+        key = repr(model)
+        if key not in self._shapes:
+            try:
+                self._shapes[key] = model_shape(model)
+            except Exception as error:  # transformers, hub and file errors are of many kinds
+                what = f"model.path={model.path}" if model.path else f"model={model.name}"
+                text = " ".join(str(error).split())
+                raise ConfigError(f"{what} cannot be used: {text}") from error
+        return self._shapes[key]
+
+    def _check_kernels(self, config: RunConfig, shape: ModelShape) -> None:
+        kv, attention = config.kv, config.attention
+        key = (config.device, attention.backend, kv.page_size, kv.dtype, repr(config.model))
+        if key in self._checked_kernels:
+            return
+        import torch
+
+        from harness.runs.torch_device import kv_dtype_name, resolve_device
+        from kernels.backend import load
+
+        try:
+            load(resolve_device(config.device), attention.backend).check(
+                page_size=kv.page_size,
+                num_q_heads=shape.num_q_heads,
+                num_kv_heads=shape.num_kv_heads,
+                head_dim=shape.head_dim,
+                dtype=getattr(torch, kv_dtype_name(config, shape)),
+            )
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"attention.backend={attention.backend}: {error}") from error
+        self._checked_kernels.add(key)
+
+    def _check_trace(self, config: RunConfig, shape: ModelShape) -> None:
+        """Read a trace to its end. A checkpoint's own tokenizer is left to the run."""
+        workload = config.workload
+        key = (repr(workload), shape.vocab_size)
+        if workload.path is None and workload.generator == "synthetic":
+            return
+        if config.model.path is not None or key in self._replayed:
+            return
+        try:
+            generate(workload, seed=config.seed, vocab_size=shape.vocab_size)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self._replayed.add(key)
+
+
+def _has_memory(config: RunConfig) -> bool:
+    """Whether the device's memory is known, or imagined."""
+    if config.device.imagined_memory_gib is not None:
+        return True
+    if config.executor.kind == "simulated":
+        return False
+    from harness.runs.torch_device import resolve_device
+
+    return resolve_device(config.device) == "cuda"
