@@ -71,15 +71,17 @@ class FusedDecoder:
         self, input_ids: Tensor, positions: Tensor, sample_rows: Tensor, step: AttentionStep
     ) -> Tensor:
         """Logits (sample rows, vocabulary), valid until the next call. All arguments are flat."""
-        hidden = self._embed(input_ids)
+        hidden = self._buffer(
+            "hidden", len(input_ids), self._embed.embedding_dim, self._embed.weight
+        )
+        torch.index_select(self._embed.weight, 0, input_ids, out=hidden)
         cos, sin = self._rotary(hidden[None], position_ids=positions[None])
         half = self._head_dim // 2
         cos, sin = cos[0][:, None], sin[0][:, None, :half]
         for index, layer in enumerate(self._layers):
             self._attention(index, layer, hidden, cos, sin, step)
             self._mlp(layer, hidden)
-        rows = hidden.index_select(0, sample_rows)
-        normed = _rms_norm(rows, self._final_norm)
+        normed = self._rms_norm(hidden.index_select(0, sample_rows), self._final_norm)
         return self._project("logits", normed, self._head)
 
     def _attention(
@@ -92,7 +94,7 @@ class FusedDecoder:
         step: AttentionStep,
     ) -> None:
         num_tokens = hidden.shape[0]
-        normed = _rms_norm(hidden, layer.input_norm)
+        normed = self._rms_norm(hidden, layer.input_norm)
         qkv = self._project("qkv", normed, layer.qkv).view(num_tokens, -1, self._head_dim)
         num_kv_heads = (qkv.shape[1] - self._num_q_heads) // 2
         rotated = qkv[:, : self._num_q_heads + num_kv_heads]
@@ -104,6 +106,9 @@ class FusedDecoder:
         out = self._buffer("rotated", num_tokens, rotated.shape[1] * self._head_dim, hidden)
         rotated = _rotate(rotated, cos, sin, out.view(rotated.shape))
         query, key = rotated.split_with_sizes((self._num_q_heads, num_kv_heads), dim=1)
+        if query.device.type == "cpu":  # its kernels would make a contiguous copy of their own
+            flat = self._buffer("query", num_tokens, query[0].numel(), hidden)
+            query = flat.view(query.shape).copy_(query)
         attended = step.attend(
             index,
             query,
@@ -112,13 +117,22 @@ class FusedDecoder:
             scale=layer.scale,
             window=layer.window,
             softcap=layer.softcap,
+            out=self._buffer("attended", num_tokens, query[0].numel(), hidden).view(query.shape),
         )
         _add_projected(hidden, attended.reshape(num_tokens, -1), layer.output)
 
     def _mlp(self, layer: _Layer, hidden: Tensor) -> None:
-        normed = _rms_norm(hidden, layer.mlp_norm)
+        normed = self._rms_norm(hidden, layer.mlp_norm)
         gate, up = self._project("gate_up", normed, layer.gate_up).chunk(2, dim=-1)
         _add_projected(hidden, functional.silu(gate, inplace=True).mul_(up), layer.down)
+
+    def _rms_norm(self, x: Tensor, norm: _Norm) -> Tensor:
+        if x.device.type != "cpu" or x.dtype != torch.float32:
+            return _rms_norm(x, norm)
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale.square_().div_(x.shape[-1]).add_(norm.eps).rsqrt_()
+        out = self._buffer("normed", x.shape[0], x.shape[1], x)
+        return torch.mul(x, scale, out=out).mul_(norm.weight)
 
     def _project(self, name: str, x: Tensor, linear: _Linear) -> Tensor:
         out = self._buffer(name, x.shape[0], linear.weight_t.shape[1], x)

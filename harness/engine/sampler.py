@@ -32,7 +32,7 @@ def sample(
 
     Greedy rows take the best logit, the first index where several are equal. Others divide by
     the temperature, keep the `top_k` best, then the smallest set of best tokens whose
-    probability reaches `top_p`, and draw.
+    probability reaches `top_p`, and draw. `logits` is written to, and restored.
     """
     if logits.shape[0] == 0:
         return Sampled([], [])
@@ -72,7 +72,9 @@ def _margins(logits: Tensor) -> tuple[Tensor, Tensor]:
     else:
         best = logits.argmax(dim=-1, keepdim=True)
     top = logits.gather(-1, best)
-    second = logits.scatter(-1, best, float("-inf")).amax(dim=-1, keepdim=True)
+    logits.scatter_(-1, best, float("-inf"))  # in place and back: a copy costs more than all else
+    second = logits.amax(dim=-1, keepdim=True)
+    logits.scatter_(-1, best, top)
     return (top - second).float().squeeze(-1), best.squeeze(-1)
 
 

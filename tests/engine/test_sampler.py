@@ -64,7 +64,7 @@ def test_tokens_do_not_depend_on_the_batch() -> None:
 def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
     n = 20_000
-    tokens = _tokens(logits.expand(n, 4), SamplingParams(temperature=2.0, seed=9), list(range(n)))
+    tokens = _tokens(logits.repeat(n, 1), SamplingParams(temperature=2.0, seed=9), list(range(n)))
     observed = np.bincount(tokens, minlength=4) / n
     expected = (logits[0] / 2.0).softmax(-1).numpy()
     assert np.abs(observed - expected).max() < 5 * 0.5 / np.sqrt(n)
@@ -72,7 +72,7 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_top_k_and_top_p_keep_the_best_only() -> None:
     probabilities = torch.tensor([0.4, 0.3, 0.2, 0.1])
-    logits = probabilities.log().expand(3000, 4)
+    logits = probabilities.log().repeat(3000, 1)
     positions = list(range(3000))
 
     def seen(**options: float) -> set[int]:
