@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Literal, NamedTuple
 
-from allocators.base import Allocation, KVCacheAllocator, PageCopy
+from allocators.base import UNCHANGED, Allocation, KVCacheAllocator, PageCopy
 from harness.engine.length_estimate import LengthEstimator
 from harness.engine.plan import Chunk, StepOutcome, StepPlan, TableUpdate
 from harness.engine.sequence import Sequence
@@ -101,6 +102,7 @@ class Scheduler:
         self._allocator = allocator
         self._config = config
         self._estimator = estimator
+        self._splits_prompts = config.schedule == "mixed_chunked"
         self._watermark_pages = int(config.watermark * allocator.pool.num_pages)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -146,19 +148,19 @@ class Scheduler:
 
     def commit(self, step: ScheduledStep, outcome: StepOutcome, now_s: float) -> None:
         """Take the results in: tokens are computed, publishable, and sampled ones appended."""
-        sampled = iter(outcome.token_ids)
-        margins = iter(outcome.margins)
+        sampled = zip(outcome.token_ids, outcome.margins or repeat(0.0), strict=False)
         for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
-            end = chunk.start + len(chunk.token_ids)
-            sequence.num_computed_tokens = end
-            sequence.recomputed_tokens += max(0, min(end, sequence.furthest_computed) - chunk.start)
-            sequence.furthest_computed = max(sequence.furthest_computed, end)
+            start = chunk.start
+            end = sequence.num_computed_tokens = start + len(chunk.token_ids)
+            furthest = sequence.furthest_computed
+            if start < furthest:
+                sequence.recomputed_tokens += min(end, furthest) - start
+            if end > furthest:
+                sequence.furthest_computed = end
             self._allocator.commit(sequence.seq_id, chunk.token_ids)
             if chunk.samples:
-                chosen_id = next(sampled)
-                sequence.chosen_ids.append(chosen_id)
-                sequence.margins.append(next(margins, 0.0))
-                sequence.accept(chosen_id, now_s)
+                chosen_id, margin = next(sampled)
+                sequence.accept(chosen_id, margin, now_s)
 
     def retire(self, step: ScheduledStep) -> list[Sequence]:
         """Give back the memory of finished sequences and return them; keep declared prefixes."""
@@ -198,14 +200,15 @@ class Scheduler:
             if victim is sequence:
                 return False
         sequence.num_slots += missing
-        self._note_changes(sequence, allocation, draft)
+        if allocation is not UNCHANGED:
+            self._note_changes(sequence, allocation, draft)
         return True
 
     def _admit_waiting(self, draft: _Draft, now_s: float) -> None:
         config = self._config
         while self._waiting and draft.budget > 0 and len(self._running) < config.max_num_seqs:
             sequence = self._waiting[0]
-            if config.schedule == "mixed_unchunked" and not self._fits_whole(sequence, draft):
+            if not self._splits_prompts and not self._fits_whole(sequence, draft):
                 return
             allocation = self._place(sequence)
             if allocation is None:
@@ -376,21 +379,21 @@ class Scheduler:
 
     def _add_chunk(self, sequence: Sequence, draft: _Draft) -> None:
         start = sequence.num_computed_tokens
-        length = len(sequence.token_ids)
-        end = length
-        if self._config.schedule == "mixed_chunked":
-            end = min(length, start + draft.budget)
-        num_tokens = end - start
-        draft.budget -= num_tokens
-        draft.num_prefills += num_tokens > 1
+        token_ids = sequence.token_ids[start:]
+        samples = True
+        if self._splits_prompts and len(token_ids) > draft.budget:
+            token_ids = token_ids[: draft.budget]
+            samples = False
+        draft.budget -= len(token_ids)
+        draft.num_prefills += len(token_ids) > 1
         draft.chunks.append(
             Chunk(
                 sequence.seq_id,
                 start,
-                sequence.token_ids[start:end],
-                end == length,
+                token_ids,
+                samples,
                 sequence.request.sampling,
-                length - sequence.num_prompt_tokens,
+                len(sequence.token_s),
             )
         )
         draft.sequences.append(sequence)

@@ -8,6 +8,7 @@ O(pages changed); neither depends on the size of the pool.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from allocators.base import NULL_PAGE, Usage
@@ -119,19 +120,21 @@ class Ledger:
         self._logical_tokens -= row.computed
         del self._rows[seq_id]
 
-    def advance(self, seq_id: int, num_tokens: int) -> None:
-        """The sequence has computed `num_tokens` more."""
-        row = self._rows[seq_id]
-        self._logical_tokens += num_tokens
-        computed = row.computed + num_tokens
-        if computed <= row.reserved_until:
-            row.computed = computed
-            self._sums[0] += num_tokens
-            self._sums[1] -= num_tokens
-            return
-        self._count(row, -1)
-        row.computed = computed
-        self._count(row, 1)
+    def advance(self, computed: Iterable[tuple[int, int]]) -> None:
+        """Sequences have computed so many tokens more: (seq_id, number) pairs."""
+        rows, sums = self._rows, self._sums
+        for seq_id, num_tokens in computed:
+            row = rows[seq_id]
+            self._logical_tokens += num_tokens
+            reached = row.computed + num_tokens
+            if reached <= row.reserved_until:
+                row.computed = reached
+                sums[0] += num_tokens
+                sums[1] -= num_tokens
+            else:
+                self._count(row, -1)
+                row.computed = reached
+                self._count(row, 1)
 
     def truncate(self, seq_id: int, new_len: int) -> None:
         """Tokens from `new_len` on are forgotten; pages given back follow by `map`."""

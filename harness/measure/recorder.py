@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from operator import itemgetter
 from typing import NamedTuple
 
 from allocators.base import Usage
@@ -49,8 +51,6 @@ class RunRecorder:
         self._memory_map = memory_map
         self._final_len: dict[int, int] = {}
         self._host_ns_before = allocator.host_ns
-        self._last_token_s: dict[int, float] = {}
-        self._itl_ms: dict[int, list[float]] = {}
         self.steps: list[StepRecord] = []
         self.entries: list[LedgerEntry] = []
         self.requests: list[RequestRecord] = []
@@ -66,17 +66,11 @@ class RunRecorder:
     ) -> None:
         """A step is done; memory is as it was while it ran. `held` became live before it."""
         plan = step.plan
-        num_prefill = num_decode = 0
-        computed = []
-        for sequence, chunk in zip(step.sequences, plan.chunks, strict=True):
-            num_tokens = len(chunk.token_ids)
-            computed.append((chunk.seq_id, num_tokens))
-            if chunk.output_position > 0 and num_tokens == 1:
-                num_decode += 1
-            else:
-                num_prefill += num_tokens
-            if chunk.samples:
-                self._note_token(sequence, now_s)
+        computed = [(chunk.seq_id, len(chunk.token_ids)) for chunk in plan.chunks]
+        num_tokens = sum(map(itemgetter(1), computed))
+        num_decode = sum(
+            chunk.output_position > 0 and len(chunk.token_ids) == 1 for chunk in plan.chunks
+        )
         host_ns, self._host_ns_before = (
             self._allocator.host_ns - self._host_ns_before,
             self._allocator.host_ns,
@@ -86,7 +80,7 @@ class RunRecorder:
                 step=len(self.steps),
                 start_s=start_s,
                 duration_s=now_s - start_s,
-                num_prefill_tokens=num_prefill,
+                num_prefill_tokens=num_tokens - num_decode,
                 num_decode_tokens=num_decode,
                 num_running=step.num_running,
                 num_waiting=step.num_waiting,
@@ -114,7 +108,6 @@ class RunRecorder:
     def finished(self, sequence: Sequence) -> None:
         """A sequence has its last token."""
         seq_id, request = sequence.seq_id, sequence.request
-        self._last_token_s.pop(seq_id, None)
         self._final_len[seq_id] = sequence.num_computed_tokens
         self.requests.append(
             RequestRecord(
@@ -124,7 +117,7 @@ class RunRecorder:
                 reason="",
                 arrival_s=sequence.released_s,
                 first_scheduled_s=sequence.first_scheduled_s,
-                first_token_s=sequence.first_token_s,
+                first_token_s=sequence.token_s[0],
                 finish_s=sequence.finish_s,
                 num_prompt_tokens=sequence.num_prompt_tokens,
                 num_output_tokens=sequence.num_output_tokens,
@@ -132,7 +125,7 @@ class RunRecorder:
                 num_preemptions=sequence.num_preemptions,
                 recomputed_tokens=sequence.recomputed_tokens,
                 waited_for_room=sequence.waits_for_room,
-                itl_ms=self._itl_ms.pop(seq_id, []),
+                itl_ms=[1e3 * (after - before) for before, after in pairwise(sequence.token_s)],
                 chosen_ids=sequence.chosen_ids,
                 margins=sequence.margins,
             )
@@ -160,12 +153,6 @@ class RunRecorder:
             ]
             self._enter(events._replace(admitted=known))
 
-    def _note_token(self, sequence: Sequence, now_s: float) -> None:
-        previous_s = self._last_token_s.get(sequence.seq_id)
-        self._last_token_s[sequence.seq_id] = now_s
-        if previous_s is not None:
-            self._itl_ms.setdefault(sequence.seq_id, []).append(1e3 * (now_s - previous_s))
-
     def _enter(self, events: _MemoryEvents) -> None:
         ledger = self._ledger
         for extent, update in events.held:
@@ -177,8 +164,7 @@ class RunRecorder:
             ledger.admit(extent)
         for update in events.updates:
             ledger.map(update)
-        for seq_id, num_tokens in events.computed:
-            ledger.advance(seq_id, num_tokens)
+        ledger.advance(events.computed)
         entry = ledger.entry(events.usage, events.refusal)
         self.entries.append(entry)
         if self._memory_map is not None:
