@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from harness.compose import hydra_session, parse_command
+from harness.compose import compose_study, hydra_session, parse_command
 from harness.config import ConfigError
 from harness.runs.store import NotStoredError
 from harness.runs.study import run_study
@@ -21,7 +23,8 @@ from harness.schema import admit_files, register_schema
 
 def main() -> None:
     """Entry point of `python -m harness` and of the console script `kvarena`."""
-    arguments = sys.argv[1:]
+    # a,b,c sweeps with or without Hydra's flag for it
+    arguments = [arg for arg in sys.argv[1:] if arg not in ("-m", "--multirun")]
     if any(argument.startswith("-") for argument in arguments):
         sys.exit(_reporting(lambda: _hydra_command_line(arguments)))
     sys.exit(_run(arguments))
@@ -60,9 +63,14 @@ def _reporting(task: Callable[[], int]) -> int:
 
 
 def _hydra_command_line(arguments: Sequence[str]) -> int:
-    """Hydra's own flags: --help, --cfg job, --info, --multirun (one run a job)."""
+    """Hydra's own flags: --help, --cfg job, --info."""
     register_schema()
-    sys.argv[1:] = [admit_files(argument) for argument in arguments]
+    is_override = [re.match(r"[\w+~][^ ]*=|~", argument) is not None for argument in arguments]
+    overrides = list(itertools.compress(arguments, is_override))
+    flags = itertools.compress(arguments, [not is_one for is_one in is_override])
+    with hydra_session():
+        compose_study(parse_command(overrides))  # a mistake ends it here, in one line
+    sys.argv[1:] = [*flags, *map(admit_files, overrides)]
     statuses = [0]
 
     def task(config: DictConfig) -> None:
