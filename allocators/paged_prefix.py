@@ -55,8 +55,9 @@ class PagedPrefix(PagedCopyOnWrite):
     first, once no other page is free.
 
     partial_reuse: go on after the last full page in common by copying the page that shares the
-        most leading tokens with what follows, if those are at least `min_partial_tokens`. Hits
-        are then exact to the token.
+        most leading tokens with what follows, if those are at least `min_partial_tokens`. A
+        sequence that ends leaves its partly filled last page for that too. Hits are then exact
+        to the token.
     """
 
     name: ClassVar[str] = "paged_prefix"
@@ -122,6 +123,8 @@ class PagedPrefix(PagedCopyOnWrite):
         return outcome
 
     def free(self, seq_id: int) -> None:
+        if self._partial_reuse and seq_id in self._histories:
+            self._publish_last_page(seq_id)
         super().free(seq_id)
         del self._histories[seq_id]
 
@@ -202,6 +205,25 @@ class PagedPrefix(PagedCopyOnWrite):
         assert index.twins.keys() <= mapped, "an idle page stands in for another"
         live = self.sequences.keys() | self._swapped.keys()
         assert self._histories.keys() == live, "histories of sequences that are gone"
+
+    def _publish_last_page(self, seq_id: int) -> None:
+        """Make a last page that is only partly computed findable: nobody will write it again.
+
+        It is padded with ids that no token has, different for each page, so that only its
+        computed tokens can match.
+        """
+        history = self._histories[seq_id]
+        start = len(history.digests) * self.page_size
+        tokens = tuple(history.token_ids[start:])
+        if len(tokens) < self._min_partial_tokens:
+            return
+        page = self.sequences[seq_id].page_ids[start // self.page_size]
+        if page == NULL_PAGE or self._is_frozen(page):
+            return
+        parent = history.digests[-1] if history.digests else ROOT
+        if self._index.longest_partial(parent, tokens)[1] < len(tokens):
+            padding = (-1 - page,) * (self.page_size - len(tokens))
+            self._index.publish(page, parent, tokens + padding)
 
     def _match(self, seq_id: int, token_ids: Sequence[int]) -> Match:
         """The longest published prefix of a prompt less its last token."""

@@ -70,6 +70,16 @@ def test_partial_reuse_takes_the_page_with_most_in_common() -> None:
     assert serve(allocator, 5, [1, 2, 9, 9]) == 2
 
 
+def test_a_last_page_partly_filled_is_left_for_others() -> None:
+    allocator = PagedPrefix(PagePool(40, 4))
+    serve(allocator, 0, BASE[:6])
+    assert allocator.usage().cached == 2
+    assert serve(allocator, 1, BASE[:6]) == 5
+    assert allocator.usage().cached == 2, "the same tokens are not kept twice"
+    assert serve(allocator, 2, BASE[:9]) == 6
+    assert serve(allocator, 3, [*BASE[:4], -3, -3, -3]) == 4, "padding is no token"
+
+
 def test_few_tokens_are_not_worth_a_copy() -> None:
     allocator = PagedPrefix(PagePool(40, 4), min_partial_tokens=3)
     serve(allocator, 0, BASE[:8])
@@ -81,12 +91,12 @@ def test_few_tokens_are_not_worth_a_copy() -> None:
 
 def test_partial_source_survives_the_call_or_is_given_up() -> None:
     allocator = PagedPrefix(PagePool(3, 4))
-    serve(allocator, 0, BASE[:5])
+    serve(allocator, 0, BASE[:4])
     (source,) = allocator.cached_pages()
     outcome = allocator.allocate(1, [*BASE[:3], *range(6)], 9, 0)
     assert outcome.num_cached_tokens == 0 and not outcome.copies, "needs all three pages"
     allocator.free(1)
-    serve(allocator, 2, BASE[:5])
+    serve(allocator, 2, BASE[:4])
     (source,) = allocator.cached_pages()
     outcome = allocator.allocate(3, [*BASE[:3], *range(3)], 6, 0)
     assert outcome.copies[0].source == source
@@ -94,7 +104,7 @@ def test_partial_source_survives_the_call_or_is_given_up() -> None:
 
 
 def test_least_recently_used_goes_first_and_last_pages_before_first() -> None:
-    allocator = PagedPrefix(PagePool(6, 4))
+    allocator = PagedPrefix(PagePool(6, 4), partial_reuse=False)
     serve(allocator, 0, [*range(8), 0])
     serve(allocator, 1, [*range(20, 28), 0])
     assert serve(allocator, 2, [*range(9)]) == 8, "the first one is used again"
@@ -154,7 +164,7 @@ def test_overwriting_a_published_page_takes_it_back() -> None:
     assert allocator.append(0) is not None
     allocator.commit(0, [0])
     allocator.free(0)
-    assert serve(allocator, 1, BASE[:9]) == 4
+    assert serve(allocator, 1, BASE[:9]) == 6, "tokens 6 and 7 were overwritten"
 
 
 def test_tokens_after_a_fork_are_published_as_well() -> None:
@@ -172,8 +182,8 @@ def test_tokens_after_a_fork_are_published_as_well() -> None:
 @pytest.mark.parametrize("page_size", [1, 2, 4, 7, 16])
 @pytest.mark.parametrize("partial_reuse", [True, False])
 def test_hits_are_exact_when_everything_fits(page_size: int, partial_reuse: bool) -> None:
-    """One request after the other: hits are the longest prefix in common with any full page
-    seen before, at most the prompt less one."""
+    """One request after the other: hits are the longest prefix in common with anything seen
+    before, whole pages of it without partial reuse, at most the prompt less one."""
     rng = random.Random(page_size)
     allocator = PagedPrefix(PagePool(3000, page_size), partial_reuse=partial_reuse)
     seen: list[list[int]] = []
@@ -181,8 +191,7 @@ def test_hits_are_exact_when_everything_fits(page_size: int, partial_reuse: bool
         known = rng.choice(seen) if seen and rng.random() < 0.9 else []
         prompt = known[: rng.randint(0, len(known))]
         prompt = prompt + [rng.randrange(2) for _ in range(rng.randint(1, 20))]
-        published = [s[: len(s) // page_size * page_size] for s in seen]
-        ideal = max((common_prefix_len(prompt[:-1], s) for s in published), default=0)
+        ideal = max((common_prefix_len(prompt[:-1], s) for s in seen), default=0)
         if not partial_reuse:
             ideal = ideal // page_size * page_size
         assert serve(allocator, seq_id, prompt) == ideal
