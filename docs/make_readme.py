@@ -1,0 +1,122 @@
+"""Fills the generated blocks of README.md with the real output of the commands they name.
+
+A block lies between `<!-- generated: NAME -->` and `<!-- end -->`. Runs go to results/, so what
+is stored is not run again; `--only NAME` fills one block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+MAX_RUN_LINES = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=sorted(BLOCKS))
+    chosen = parser.parse_args().only
+    text = README.read_text()
+    for name, fill in BLOCKS.items():
+        if chosen in (None, name):
+            text = replace_block(text, name, fill())
+    README.write_text(text)
+
+
+def replace_block(text: str, name: str, content: str) -> str:
+    """`text` with the block `name` holding `content`; it must be there exactly once."""
+    pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    filled, count = pattern.subn(lambda m: f"{m[1]}{content}\n{m[2]}", text)
+    if count != 1:
+        raise ValueError(f"README.md has {count} blocks named {name}, needs one")
+    return filled
+
+
+def command_output(*arguments: str) -> str:
+    """What `python -m harness ARGUMENTS` prints, long lists of runs cut to their first lines."""
+    environment = {**os.environ, "COLUMNS": "110", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    return "\n".join(cut_run_lines(lines)).strip("\n")
+
+
+def cut_run_lines(lines: list[str]) -> list[str]:
+    """Keep the first few `[k/n] ...` lines and say how many follow."""
+    is_run = [bool(re.match(r"\[ *\d+/\d+\] ", line)) for line in lines]
+    if sum(is_run) <= MAX_RUN_LINES + 1:
+        return lines
+    kept, seen = [], 0
+    for line, run in zip(lines, is_run, strict=True):
+        seen += run
+        if not run or seen <= MAX_RUN_LINES:
+            kept.append(line)
+        elif seen == MAX_RUN_LINES + 1:
+            kept.append(f"... {sum(is_run) - MAX_RUN_LINES} more lines, one a run ...")
+    return kept
+
+
+def fenced(command: str, output: str) -> str:
+    return f"```console\n$ {command}\n{output}\n```"
+
+
+def single() -> str:
+    return fenced("python -m harness", command_output("harness"))
+
+
+def sweep() -> str:
+    return fenced("make sweep", command_output("harness", "experiment=sweep_page_size"))
+
+
+def compare() -> str:
+    return fenced(
+        "python -m harness experiment=compare_allocators",
+        command_output("harness", "experiment=compare_allocators"),
+    )
+
+
+def example() -> str:
+    source = (ROOT / "docs/examples/mine.py").read_text().rstrip()
+    return f"```python\n{source}\n```"
+
+
+def contract() -> str:
+    return fenced(
+        "make contract A=docs/examples/mine.py:Mine",
+        command_output("allocators.contract", "docs/examples/mine.py:Mine"),
+    )
+
+
+def memory_map() -> str:
+    command_output("harness", "experiment=memory_map")
+    target = ROOT / "docs/images/memory_map.png"
+    target.parent.mkdir(exist_ok=True)
+    shutil.copy(ROOT / "results/memory_map/memory_map.png", target)
+    return f"![The pool over time under three strategies]({target.relative_to(ROOT)})"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "memory_map": memory_map,
+    "single": single,
+    "sweep": sweep,
+    "compare": compare,
+    "example": example,
+    "contract": contract,
+}
+
+if __name__ == "__main__":
+    main()
