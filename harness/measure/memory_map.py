@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from harness.measure.ledger import Ledger, LedgerEntry
+from harness.measure.ledger import Ledger
 
 _State = tuple[int, tuple[int, int, int, int, int]]
 
@@ -39,19 +39,20 @@ class MemoryMap:
         self._closed: list[PageInterval] = []
         self._last_s = 0.0
 
-    def sample(self, ledger: Ledger, entry: LedgerEntry, now_s: float) -> None:
-        """Look at every mapped page, if the period has passed."""
-        self._last_s = now_s
-        if now_s < self._next_s:
+    def sample(self, ledger: Ledger, start_s: float, end_s: float) -> None:
+        """Look at every mapped page, if the period has passed; memory is as it was during a step
+        from `start_s` to `end_s`."""
+        self._last_s = end_s
+        if start_s < self._next_s:
             return
-        self._next_s = now_s + self._period_s
+        self._next_s = start_s + self._period_s
         states = ledger.page_counts()
         for page, (state, since_s) in list(self._open.items()):
             if states.get(page) != state:
-                self._close(page, state, since_s, now_s)
+                self._close(page, state, since_s, start_s)
                 del self._open[page]
         for page, state in states.items():
-            self._open.setdefault(page, (state, now_s))
+            self._open.setdefault(page, (state, start_s))
 
     def frame(self) -> pd.DataFrame:
         """All intervals so far; open ones end now."""

@@ -27,6 +27,7 @@ class _MemoryEvents(NamedTuple):
     held: list[tuple[Extent, TableUpdate]]
     usage: Usage
     refusal: Refusal | None
+    start_s: float
     end_s: float
 
 
@@ -98,6 +99,7 @@ class RunRecorder:
             held,
             usage,
             step.refusal,
+            start_s,
             now_s,
         )
         if self._log is None:
@@ -165,7 +167,6 @@ class RunRecorder:
         for update in events.updates:
             ledger.map(update)
         ledger.advance(events.computed)
-        entry = ledger.entry(events.usage, events.refusal)
-        self.entries.append(entry)
+        self.entries.append(ledger.entry(events.usage, events.refusal))
         if self._memory_map is not None:
-            self._memory_map.sample(ledger, entry, events.end_s)
+            self._memory_map.sample(ledger, events.start_s, events.end_s)
