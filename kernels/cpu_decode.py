@@ -368,9 +368,9 @@ def _merge(rows, out, pieces):  # type: ignore[no-untyped-def]
 
 
 @_jit()
-def _list_rows(query_start_loc, seq_lens, longest_chunk, window, out):  # type: ignore[no-untyped-def]
-    """Rows to compute here, the running sum of their KV lengths, and how many sequences have a
-    longer chunk than `longest_chunk`. Rows without any context are set to zero at once."""
+def _list_rows(query_start_loc, seq_lens, most_rowwise, window, out):  # type: ignore[no-untyped-def]
+    """Rows to compute here, the running sum of their KV lengths, and how many sequences are
+    left to others. Rows without any context are set to zero at once."""
     rows = np.empty((query_start_loc[-1], 4), np.int64)
     ends = np.empty(query_start_loc[-1], np.int64)
     n = 0
@@ -378,7 +378,7 @@ def _list_rows(query_start_loc, seq_lens, longest_chunk, window, out):  # type: 
     longer = 0
     for seq in range(seq_lens.size):
         chunk = query_start_loc[seq + 1] - query_start_loc[seq]
-        if chunk > longest_chunk:
+        if (chunk - 1) * seq_lens[seq] > most_rowwise:
             longer += 1
             continue
         for j in range(chunk):
@@ -411,19 +411,19 @@ def decode_rows(
     kv: KVPages,
     query_start_loc: np.ndarray,
     seq_lens: np.ndarray,
-    longest_chunk: int,
+    most_rowwise: int,
     scale: float,
     window: int,
     softcap: float,
     out: np.ndarray,
 ) -> int:
-    """Attention for every sequence with at most `longest_chunk` query tokens.
+    """Attention for every sequence with (query tokens - 1) x context <= `most_rowwise`.
 
     workers: number of shares to cut the work into, one a thread. query, out: float32
     (num_tokens, num_q_heads, head_dim). window and softcap are 0 for none. Returns the number of
-    sequences left out for their longer chunks.
+    sequences left out.
     """
-    rows, ends, longer = _list_rows(query_start_loc, seq_lens, longest_chunk, window, out)
+    rows, ends, longer = _list_rows(query_start_loc, seq_lens, most_rowwise, window, out)
     if len(rows):
         heads, dim = query.shape[1:]
         pieces = Pieces(

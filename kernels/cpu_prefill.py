@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_LOGITS_PER_BLOCK = 1 << 19
-"""Logits held at a time (2 MiB): what a block of queries writes is still in cache when read."""
+_LOGITS_PER_BLOCK = 1 << 20
+"""Logits held at a time (4 MiB): what a block of queries writes is still in cache when read."""
 
 
 class Workspace:

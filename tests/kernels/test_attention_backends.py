@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kernels import cpu, reference
 
 MIXED = [(1, 70), (1, 16), (5, 40), (20, 20), (1, 1), (2, 9), (3, 0), (1, 0), (0, 12), (4, 50)]
+GEMM = [(70, 70), (1, 9), (60, 100), (40, 130)]  # chunks too long for the CPU's compiled rows
 DECODES = [(1, 100), (1, 1), (1, 33), (1, 0)]
 SHAPES = {
     "page1": Shape(page_size=1),
@@ -113,8 +114,45 @@ def test_peaked_logits_stay_finite(backend: ModuleType) -> None:
     )
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_cpu_long_chunks(page_size: int, options: dict[str, float]) -> None:
+    assert_equal_reference(cpu, GEMM, Shape(page_size=page_size), **options)
+
+
+@pytest.fixture
+def widened_dot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter multiplies the bit patterns of bfloat16 in tl.dot: widen them first."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    original = interpreter.InterpreterBuilder.create_dot
+
+    def widen(handle: interpreter.TensorHandle) -> interpreter.TensorHandle:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        bits = handle.data.view(np.uint16).astype(np.uint32) << 16
+        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+
+    def create_dot(self: object, a: object, b: object, *rest: object) -> object:
+        return original(self, widen(a), widen(b), *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+def test_triton_in_bfloat16(widened_dot: None) -> None:
+    from kernels import triton_attention
+
+    shape = Shape(dtype=torch.bfloat16)
+    batch = make_batch(MIXED, shape)
+    expected = reference.paged_attention(*batch, scale=0.25)
+    ours = triton_attention.paged_attention(*batch, scale=0.25, out=batch.outside())
+    torch.testing.assert_close(ours, expected, rtol=2e-2, atol=2e-2)
+
+
 ragged = st.lists(
-    st.tuples(st.integers(0, 12), st.integers(0, 150)).map(lambda p: (p[0], p[0] + p[1])),
+    st.tuples(st.integers(0, 40), st.integers(0, 150)).map(lambda p: (p[0], p[0] + p[1])),
     min_size=1,
     max_size=6,
 )
