@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import (
@@ -154,6 +154,8 @@ class Composer:
         try:
             if rest not in self._bases:
                 self._bases[rest] = compose("config", overrides=list(rest))
+                with open_dict(self._bases[rest]):  # an experiment's grids are long to copy
+                    del self._bases[rest]["sweep"]
             config = copy.deepcopy(self._bases[rest])
             for override in values:
                 OmegaConf.update(config, override.get_key_element(), override.value(), merge=True)

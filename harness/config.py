@@ -251,13 +251,17 @@ def to_mapping(config: object) -> dict[str, Any]:
 
 
 def unknown_name(name: str, known: typing.Iterable[str], what: str) -> str:
-    """A one-line message with the nearest known names, or all of them if few."""
+    """A one-line message with the nearest known names, and all of them where they are few."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    shown = f"choose one of {', '.join(names[:_MANY_NAMES])}"
     if near:
-        return f"unknown {what} {name!r}: did you mean {' or '.join(near)}?"
-    shown = ", ".join(names[:20])
-    return f"unknown {what} {name!r}: choose one of {shown}"
+        question = f"did you mean {' or '.join(near)}?"
+        shown = f"{question} Or {shown}" if len(near) < len(names) < _MANY_NAMES / 2 else question
+    return f"unknown {what} {name!r}: {shown}"
+
+
+_MANY_NAMES = 20
 
 
 _CONTAINERS: Mapping[type, str] = {
