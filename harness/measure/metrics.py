@@ -16,6 +16,9 @@ MEMORY_BOUND_SHARE = 0.5
 
 STEADY_SHARE_OF_PEAK = 0.8
 
+_ROUNDING_S = 1e-7
+"""Less than any step: a token's time, added up from gaps, is off the end of its own by less."""
+
 
 @dataclass(frozen=True, slots=True)
 class PoolFacts:
@@ -193,7 +196,7 @@ def _steady_window(steps: pd.DataFrame, done: pd.DataFrame) -> tuple[float, floa
     longest = int(np.argmax(end[ends] - start[begins]))
     first, last = begins[longest], ends[longest]
     window_s = float(end[last] - start[first])
-    token_times = _token_times(done)
+    token_times = _token_times(done) - _ROUNDING_S
     tokens = int(((token_times > start[first]) & (token_times <= end[last])).sum())
     return float(start[first]), float(end[last]), _ratio(tokens, window_s)
 
