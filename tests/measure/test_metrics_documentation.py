@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from harness.measure.ledger import LedgerEntry
 from harness.measure.metrics import METRIC_NAMES
 
