@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ def _order_line(ladder: Sequence[pd.DataFrame]) -> str:
     in_order = True
     for metric, scale, unit in (("utilisation", 100, " %"), ("batched_requests", 1, "")):
         means = [float(rung[metric].mean()) for rung in ladder]
-        in_order &= all(a < b for a, b in zip(means, means[1:], strict=False))
+        in_order &= all(a < b for a, b in itertools.pairwise(means))
         values = " / ".join(f"{scale * mean:.1f}" for mean in means)
         found.append(f"{metric.replace('_', ' ')} {values}{unit}")
     verdict = "max < pow2 < oracle < paged" if in_order else "NOT max < pow2 < oracle < paged"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -116,16 +116,12 @@ def jobs_of(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Job]:
     return [job for job in jobs if job.run_id in ids]
 
 
-def stack_classes(
-    axes: Axes, x: Sequence[float], shares: pd.DataFrame, width: float = 0.8
-) -> None:
+def stack_classes(axes: Axes, x: Sequence[float], shares: pd.DataFrame, width: float = 0.8) -> None:
     """Bars of the pool by ledger class in %, token at the bottom; `shares` has SHARES columns."""
     bottom = np.zeros(len(x))
     for name, column in zip(CLASSES, SHARES, strict=True):
         heights = 100 * shares[column].to_numpy(dtype=float)
-        axes.bar(
-            x, heights, width, bottom=bottom, color=CLASS_COLOURS[name], linewidth=0, zorder=2
-        )
+        axes.bar(x, heights, width, bottom=bottom, color=CLASS_COLOURS[name], linewidth=0, zorder=2)
         bottom += heights
     axes.set_ylim(0, 100)
 
@@ -133,7 +129,12 @@ def stack_classes(
 def class_handles(shares: pd.DataFrame, threshold: float = 5e-4) -> list[Patch]:
     """Legend entries of the classes that reach `threshold` anywhere."""
     return [
-        Patch(facecolor=CLASS_COLOURS[name], edgecolor="#999999", linewidth=0.3, label=CLASS_LABELS[name])
+        Patch(
+            facecolor=CLASS_COLOURS[name],
+            edgecolor="#999999",
+            linewidth=0.3,
+            label=CLASS_LABELS[name],
+        )
         for name, column in zip(CLASSES, SHARES, strict=True)
         if shares[column].max() > threshold
     ]

@@ -21,16 +21,20 @@ NOT_BOUND = "not memory-bound"
 
 
 def print_table(table: Table, console: Console) -> None:
-    """The table, block by block, and its notes. A lone row is shown as a list."""
-    width = console.width if console.is_terminal else PIPE_WIDTH
+    """The table and its notes, in as many blocks as the width asks for. A lone row is a list."""
+    if not console.is_terminal:  # it would be taken for 80 columns
+        console = Console(file=console.file, width=PIPE_WIDTH)
     console.print()
     console.print(Text(table.title, style="bold"))
     for block in table.blocks:
         columns = _shown(table, block)
-        shape = _as_list if len(table.rows) == 1 else _as_table
-        console.print(shape(table, columns), width=width, soft_wrap=False)
+        if len(table.rows) == 1:
+            console.print(_as_list(table, columns))
+            continue
+        for chunk in _chunks(table, columns, console):
+            console.print(_as_table(table, chunk), soft_wrap=True)
     for note in table.notes:
-        console.print(Text(note, style="dim"), width=width, soft_wrap=False)
+        console.print(Text(note, style="dim"), soft_wrap=False)
 
 
 def to_markdown(tables: Sequence[Table], lines: Sequence[str]) -> str:
@@ -74,6 +78,18 @@ def to_csv_rows(tables: Sequence[Table]) -> pd.DataFrame:
             line["note"] = row.error or _bound_text(row)
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def _chunks(table: Table, columns: Sequence[Column], console: Console) -> list[list[Column]]:
+    """`columns` cut so that each piece, beside the labels, fits the console."""
+    chunks: list[list[Column]] = [[]]
+    for column in columns:
+        wider = _as_table(table, [*chunks[-1], column])
+        options = console.options.update(width=10 * PIPE_WIDTH)
+        if chunks[-1] and console.measure(wider, options=options).maximum > console.width:
+            chunks.append([])
+        chunks[-1].append(column)
+    return chunks
 
 
 def _as_table(table: Table, columns: Sequence[Column]) -> RichTable:

@@ -68,7 +68,7 @@ def _draw_classes(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list
         stack_classes(axes, range(len(bars)), bars)
         axes.set_xticks(range(len(bars)), [short_label(name) for name in bars["strategy"]])
         axes.set_ylabel("share of the pool, %")
-        axes.set_title(f"{workload}: the pool over time by class; above, requests batched", pad=16)
+        axes.set_title(f"{workload} (on the bars: batched requests)", pad=16)
         for x, batched in enumerate(bars["batched_requests"]):
             axes.annotate(f"{batched:.1f}", (x, 100), ha="center", va="bottom", fontsize=8)
     figure.legend(handles=class_handles(points), loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -93,11 +93,16 @@ def _draw_fig2(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Pa
     axes.set_ylabel("KV memory under overload, %")
     axes.set_ylim(0, 100)
     handles = [Patch(facecolor=colour, label=label) for label, colour in PAPER_CLASSES.values()]
-    handles.append(Patch(facecolor="white", edgecolor="#999999", hatch="////", label="not labelled"))
+    handles.append(
+        Patch(facecolor="white", edgecolor="#999999", hatch="////", label="not labelled")
+    )
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_title("Memory by the PagedAttention paper's classes: its Fig. 2, and here")
     points = pd.concat(
-        [frame.loc[rungs].assign(source=name) for name, frame in (("paper", theirs), ("here", ours))]
+        [
+            frame.loc[rungs].assign(source=name)
+            for name, frame in (("paper", theirs), ("here", ours))
+        ]
     )
     return save(figure, "compare_fig2", folder, points.reset_index(names="strategy"), jobs)
 

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from experiments.plotting import CLASS_COLOURS, CLASS_LABELS, save, style
+from experiments.plotting import CLASS_COLOURS, class_patches, save, style
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun
 
@@ -53,10 +53,10 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
 
 
 def draw_runs(runs: Sequence[StoredRun]) -> tuple[Figure, pd.DataFrame]:
-    """One panel a run over the same span of time: until the first of them is done."""
+    """One panel a run over the same span of time: while requests are waiting in all of them."""
     frames = [_first_repetition(run.frame("memory_map")) for run in runs]
     steps = [_first_repetition(run.frame("steps")) for run in runs]
-    until_s = min(float((s["start_s"] + s["duration_s"]).max()) for s in steps)
+    until_s = min(map(_load_end_s, steps))
     figure, grid = plt.subplots(
         1, len(runs), squeeze=False, sharey=True, figsize=(3.4 * len(runs), 4.0)
     )
@@ -71,19 +71,14 @@ def draw_runs(runs: Sequence[StoredRun]) -> tuple[Figure, pd.DataFrame]:
         axes.grid(False)
         axes.set_title(_title(run, step, num_slots, until_s))
         axes.set_xlabel("time, s")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         shown |= {ORDER[index] for index in np.unique(classes)}
     grid[0][0].set_ylabel("slot of the pool")
-    handles = [
-        Patch(facecolor=CLASS_COLOURS[n], edgecolor="#999999", linewidth=0.3, label=CLASS_LABELS[n])
-        for n in ORDER
-        if n in shown
-    ]
+    handles = class_patches(name for name in ORDER if name in shown)
     figure.legend(handles=handles, loc="upper center", ncol=4, bbox_to_anchor=(0.5, 0.0))
     figure.tight_layout()
     labels = [_label(run) for run in runs]
-    points = pd.concat(
-        [f.assign(strategy=label) for f, label in zip(frames, labels, strict=True)]
-    )
+    points = pd.concat([f.assign(strategy=label) for f, label in zip(frames, labels, strict=True)])
     return figure, points[points["from_s"] < until_s]
 
 
@@ -138,6 +133,13 @@ def _title(run: StoredRun, steps: pd.DataFrame, num_slots: int, until_s: float) 
 
 def _label(run: StoredRun) -> str:
     return run.label.split(" · ", 1)[0]
+
+
+def _load_end_s(steps: pd.DataFrame) -> float:
+    """When the queue is empty for good; the end of a run that never had one."""
+    waiting = steps[steps["num_waiting"] > 0]
+    last = waiting if len(waiting) else steps
+    return float((last["start_s"] + last["duration_s"]).max())
 
 
 def _first_repetition(frame: pd.DataFrame) -> pd.DataFrame:
