@@ -25,6 +25,7 @@ from harness.measure.environment import Environment
 RunStatus = Literal["complete", "failed"]
 
 _FRAMES = ("steps", "requests", "memory_map")
+_NEEDED = ("steps", "requests")
 
 _ABANDONED_AFTER_S = 3600.0
 """A half-written run of another machine is left alone for so long."""
@@ -101,11 +102,10 @@ class RunStore:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        if run.status == "complete" and not (
-            (path / "steps.parquet").is_file() and (path / "requests.parquet").is_file()
-        ):
-            return None
-        return run
+        if run.status != "complete":
+            return run
+        is_whole = run.summary and all((path / f"{name}.parquet").is_file() for name in _NEEDED)
+        return run if is_whole else None
 
     def write(self, record: RunRecord) -> Path:
         """Write a run beside its place and move it there in one rename.
@@ -162,7 +162,7 @@ class RunStore:
                 frame.to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)
         _write_json(folder / "config.json", record.config)
         _write_json(folder / "environment.json", dataclasses.asdict(record.environment))
-        _write_json(folder / "summary.json", [_null_for_nan(row) for row in record.summary])
+        _write_json(folder / "summary.json", [null_for_nan(row) for row in record.summary])
         _write_json(
             folder / "status.json",
             {
@@ -205,8 +205,9 @@ def _write_json(path: Path, value: object) -> None:
         file.write("\n")
 
 
-def _null_for_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+def null_for_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row as JSON can hold it: it has no NaN and no infinity."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def _nan_for_null(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
 from harness.runs.rows import settings
-from harness.runs.store import StoredRun
+from harness.runs.store import StoredRun, null_for_nan
 
 
 class JsonlTracker:
-    """Appends to a file that any tool can follow; one line is one write."""
+    """Appends to a file that any tool can follow. A metric that is not a number is null."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a")
+        _drop_torn_line(path)
+        self._file = path.open("ab", buffering=0)  # one line is one write: sweeps may share a file
 
     def log_run(self, run: StoredRun, part: str) -> None:
         line = {
@@ -26,10 +28,18 @@ class JsonlTracker:
             "error": run.error,
             "wall_s": round(run.wall_s, 3),
             **settings(run.config),
-            "summary": run.summary,
+            "summary": [null_for_nan(row) for row in run.summary],
         }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
     def close(self) -> None:
         self._file.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A full disk or a kill may have cut the last line off; the next would be glued to it."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import wandb
 
 from harness.config import TrackingConfig
@@ -20,7 +21,7 @@ class WandbTracker:
     """One W&B run for each stored run, grouped by experiment; offline when not logged in.
 
     Each has the resolved config, the ledger's classes as series over steps (the first
-    repetition, thinned to at most 2,000 points), and the metrics as its summary.
+    repetition, thinned to at most 2,000 points), and the metrics' means as its summary.
     """
 
     def __init__(self, config: TrackingConfig, experiment: str, folder: Path) -> None:
@@ -48,7 +49,9 @@ class WandbTracker:
         session.define_metric("ledger/*", step_metric=_STEP_METRIC)
         if run.status == "complete":
             self._log_series(session, run)
-            session.summary.update({**run.summary[0], "status": run.status})
+            means = pd.DataFrame(run.summary).drop(columns=["repetition", "seed"])
+            session.summary.update(means.mean(numeric_only=True).to_dict())
+            session.summary.update({"status": run.status, "repetitions": len(run.summary)})
         else:
             session.summary.update({"status": run.status, "error": run.error})
         session.finish(exit_code=0 if run.status == "complete" else 1)

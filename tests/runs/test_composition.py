@@ -51,9 +51,10 @@ def test_shared_bases_take_every_kind_of_override(overrides):
 def test_a_cell_leaves_no_trace_in_the_next():
     with hydra_session():
         composer = Composer()
-        assert composer.run(["model=tiny", "model.config.hidden_size=32"]).model.config[
-            "hidden_size"
-        ] == 32
+        assert (
+            composer.run(["model=tiny", "model.config.hidden_size=32"]).model.config["hidden_size"]
+            == 32
+        )
         assert composer.run(["model=tiny"]) == compose_run(["model=tiny"])
 
 
@@ -159,7 +160,7 @@ def test_an_experiments_own_typing_errors_are_found():
         from harness.config import PartConfig
 
         from_mapping(PartConfig, {"axess": {}}, "sweep.presets.quick[0].")
-    with pytest.raises(ConfigError, match="axis kv.page_size=3 must be a list"):
+    with pytest.raises(ConfigError, match=r"axis kv\.page_size=3 must be a list"):
         from_mapping(PartConfig, {"axes": {"kv.page_size": 3}})
 
 
