@@ -307,3 +307,30 @@ def test_what_is_found_cached_only_on_return_counts_as_cached() -> None:
         == 41 + record.recomputed_tokens - record.num_cached_tokens
     )
     assert record.num_cached_tokens == 29
+
+
+def test_a_preempted_sequence_goes_before_those_that_never_ran() -> None:
+    requests = [request(0, 12, 9), request(1, 12, 9), request(2, 24, 1, arrival_s=0.5)]
+    finished, _ = run(requests, num_pages=8)
+    records = finished.records
+    assert records[1].num_preemptions == 1
+    assert records[1].finish_s <= records[2].first_scheduled_s
+
+
+def test_a_refused_head_leaves_a_prefix_that_is_in_use() -> None:
+    # 9 of 12 pages are wanted: the prefix's 3 do not stand in the way, its user does
+    waits = request(1, 36, 1, arrival_s=0.1)
+    requests = [shared(0, 0, 2, 20), waits, shared(2, 0, 2, 2, arrival_s=0.2)]
+    finished, _ = run(requests, allocator="paged_cow", num_pages=12)
+    assert finished.records[1].waited_for_room
+    assert finished.records[2].num_cached_tokens == 10
+    assert list(finished.inner.sequences) == [-1], "it was dropped and held again"
+
+
+def test_a_fork_of_a_prefix_respects_the_watermark() -> None:
+    # of 20 pages 4 are to stay free: the prefix's user fits beside the other but for that
+    requests = [shared(0, 0, 2, 60), shared(1, 0, 40, 1, arrival_s=1.5)]
+    finished, _ = run(requests, allocator="paged_cow", num_pages=20, watermark=0.4)
+    assert "withheld" in {step.refusal for step in finished.recorder.steps}
+    freely, _ = run(requests, allocator="paged_cow", num_pages=20)
+    assert freely.records[1].first_scheduled_s < finished.records[1].first_scheduled_s

@@ -130,3 +130,28 @@ def test_truncated_tokens_are_reserved_again() -> None:
     entry = ledger.entry(allocator.usage(), None)
     assert classes(entry) == {"token": 6, "reserved": 2}
     assert entry.logical_tokens == 6 and entry.free == 24
+
+
+def test_a_shared_page_that_all_forget_in_part_is_no_longer_all_tokens() -> None:
+    ledger = Ledger(8, 4)
+    allocator = PagedCopyOnWrite(PagePool(8, 4))
+    allocator.allocate(0, range(8), 20, 0)
+    allocator.fork(0, 1, 20, 0)
+    for seq_id in range(2):
+        ledger.admit(Extent(seq_id, 8, 20, 8))
+        ledger.map(TableUpdate(seq_id, 0, allocator.block_table(seq_id)))
+    assert classes(ledger.entry(allocator.usage(), None)) == {"token": 8}
+    ledger.truncate(0, 5)
+    assert classes(ledger.entry(allocator.usage(), None)) == {"token": 8}
+    ledger.truncate(1, 6)
+    assert classes(ledger.entry(allocator.usage(), None)) == {"token": 6, "reserved": 2}
+
+
+def test_growth_beyond_an_unknown_end_is_never_reserved() -> None:
+    ledger = Ledger(2, 4)
+    allocator = PagedCopyOnWrite(PagePool(2, 4))
+    allocator.allocate(0, range(2), 20, 0)
+    ledger.admit(Extent(0, 0, None, 2))
+    ledger.map(TableUpdate(0, 0, allocator.block_table(0)))
+    ledger.advance([(0, 3)])
+    assert classes(ledger.entry(allocator.usage(), None)) == {"token": 3, "tail": 1}
