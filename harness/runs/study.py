@@ -99,8 +99,9 @@ def _announce(study: Study, jobs: Sequence[Job], pending: Sequence[Job], console
     seconds = estimate_wall_s(pending, jobs)
     stored = len(jobs) - len(pending)
     already = f", {stored} already stored" if stored else ""
+    count = "1 run" if len(jobs) == 1 else f"{len(jobs)} runs"
     console.print(
-        f"{len(jobs)} runs ({study.preset}){already}; about {_duration(seconds)} to go",
+        f"{count} ({study.preset}){already}; about {_duration(seconds)} to go",
         highlight=False,
     )
 

@@ -1,0 +1,227 @@
+"""Bad input, end to end: one line that names the value, the limit and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from harness.runs.store import RunStore
+
+
+def only_run(folder: Path = Path("results/single")):
+    store = RunStore(folder)
+    (run,) = [store.find(path.name) for path in folder.glob("[0-9a-f]*") if path.is_dir()]
+    return run
+
+
+def assert_ended_at_once(answer, *said: str) -> None:
+    assert answer.status == 2
+    (line,) = answer.err.strip().splitlines()
+    assert line.startswith("error: ")
+    for part in said:
+        assert part in line
+    assert not Path("results").exists()
+
+
+LENGTHS = "prompt_tokens,output_tokens\n8,4\n200,50\n8,4\n"
+
+
+def test_a_prompt_that_can_never_fit_is_refused_and_the_others_finish(command, tmp_path):
+    (tmp_path / "lengths.csv").write_text(LENGTHS)
+    answer = command(
+        "workload=trace",
+        "workload.format=lengths_csv",
+        "workload.path=lengths.csv",
+        "workload.arrivals=all_at_once",
+        "workload.max_output_len=50",
+        "kv.pool_tokens=128",
+    )
+    assert answer.status == 0, answer
+    requests = only_run().frame("requests")
+    assert requests["status"].tolist() == ["finished", "refused", "finished"]
+    reason = requests["reason"].iloc[1]
+    assert "needs up to 256 token slots (prompt 200 + output 50), the pool has 128" in reason
+    assert "raise kv.pool_tokens" in reason
+    assert only_run().summary[0]["num_refused"] == 1
+
+
+def test_a_pool_smaller_than_every_sequence_is_a_failed_row_with_both_sizes(command):
+    answer = command("kv.pool_tokens=32", "workload=fixed", "kv.page_size=16,64")
+    assert answer.status == 1
+    rows = pd.read_csv("results/single/summary.csv").set_index("page_size")
+    assert rows["status"].tolist() == ["failed", "failed"]
+    assert "none of 4 requests could be served" in rows.error[16]
+    assert "the pool has 32: raise kv.pool_tokens" in rows.error[16]
+    assert "kv.pool_tokens=32 leaves 32 token slots, less than one page of 64" in rows.error[64]
+
+
+def test_a_page_size_that_the_kernels_do_not_take_is_told_before_the_run(command, monkeypatch):
+    from kernels import backend
+
+    original = backend.load
+
+    def with_limit(device: str, name: str = "auto") -> backend.AttentionBackend:
+        import dataclasses
+
+        return dataclasses.replace(original(device, name), name="triton", max_page_size=256)
+
+    monkeypatch.setattr(backend, "load", with_limit)
+    answer = command("executor=torch", "device=cpu", "kv.page_size=16,48")
+    assert_ended_at_once(answer, "page size 48", "powers of two from 1 to 256", "reference")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["attention.backend=tritn"], ["attention.backend=tritn", "triton"]),
+        (["kv.page_size=-1"], ["kv.page_size=-1", "at least 1"]),
+        (["model=hub"], ["model=hub needs a checkpoint: add model.path"]),
+        (["model=hub", "model.path=/no/such"], ["model.path=/no/such cannot be used"]),
+        (["kv.memory_fraction=0.5"], ["kv.memory_fraction=0.5", "device.imagined_memory_gib"]),
+        (["attention=contiguous"], ["attention=contiguous", "allocator=contiguous"]),
+    ],
+)
+def test_what_cannot_work_is_told_before_any_run(command, arguments, said):
+    answer = command("executor=torch", "device=cpu", *arguments)
+    assert_ended_at_once(answer, *said)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_device_cuda_without_a_gpu_does_not_fall_back(command):
+    answer = command("executor=torch", "device=cuda")
+    assert_ended_at_once(answer, "device=cuda", "use device=cpu or device=auto")
+
+
+def test_a_memory_fraction_of_an_imagined_device_works(command):
+    answer = command("kv.memory_fraction=0.5", "device.imagined_memory_gib=0.02")
+    assert answer.status == 0
+    # tiny: 256 B of KV a token; weights are taken off first
+    pool = only_run().summary[0]
+    assert 0 < pool["pool_bytes"] < 0.5 * 0.02 * 2**30
+
+
+def test_kv_dtype_decides_what_a_token_weighs(command):
+    assert command("kv.dtype=bfloat16", "kv.pool_tokens=1024").status == 0
+    assert only_run().summary[0]["pool_bytes"] == 1024 * 2 * 2 * 2 * 16 * 2
+
+
+def test_a_kv_dtype_is_what_the_pool_really_holds(command):
+    arguments = ("executor=torch", "device=cpu", "kv.dtype=bfloat16", "kv.pool_tokens=512")
+    answer = command(*arguments, "workload=fixed", "workload.length_scale=0.1")
+    assert answer.status == 0, answer
+    from harness.compose import compose_run, hydra_session
+    from harness.runs.torch_device import TorchDevice
+
+    with hydra_session():
+        config = compose_run(["model=tiny", *arguments])
+    device = TorchDevice(config.model, config.device)
+    executor = device.executor(config, 32, 64)
+    try:
+        measured = executor.pool.storage.nbytes
+    finally:
+        executor.close()
+    assert measured == only_run().summary[0]["pool_bytes"]
+
+
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.97,30,4\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("yesterday,3,4", "TIMESTAMP='yesterday' is not a time"),
+        ("2023-11-16 18:17:04.00,many,4", "ContextTokens='many' is not an integer"),
+        ("2023-11-16 18:17:04.00,3,0", "GeneratedTokens=0 must be at least 1"),
+    ],
+)
+def test_a_malformed_trace_line_is_named_with_file_and_number(command, tmp_path, line, said):
+    (tmp_path / "trace.csv").write_text(AZURE + line + "\n")
+    answer = command("workload=trace", "workload.format=azure", "workload.path=trace.csv")
+    assert_ended_at_once(answer, f"trace.csv:3: {said}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["workload.format=azure", "workload.path=nowhere.csv"], "no such file"),
+        (["workload.format=azur", "workload.path=trace.csv"], "did you mean azure"),
+        (["workload.format=azure"], "needs workload.path"),
+    ],
+)
+def test_a_trace_that_cannot_be_read_is_told_before_any_run(command, tmp_path, arguments, said):
+    (tmp_path / "trace.csv").write_text(AZURE)
+    assert_ended_at_once(command("workload=trace", *arguments), said)
+
+
+BROKEN_FILES = {
+    "missing": (None, "no allocator file"),
+    "syntax": ("x = (\n", "line 1: '(' was never closed"),
+    "import": ("import os\nimport nonesuch\n", "line 2: ModuleNotFoundError"),
+    "raises": ("def f():\n    raise KeyError('k')\nf()\n", "line 2: KeyError: 'k'"),
+    "no_class": ("x = 1\n", "no allocator 'Mine'"),
+    "no_allocator": ("class Mine:\n    pass\n", "subclass of allocators.base.KVCacheAllocator"),
+    "other_name": (
+        "from allocators.paged import Paged\nclass Main(Paged):\n    name = 'm'\n",
+        "did you mean Main",
+    ),
+    "abstract": (
+        "from allocators.base import KVCacheAllocator\nclass Mine(KVCacheAllocator):\n    pass\n",
+        "abstract methods filled in",
+    ),
+    "needs_option": (
+        "from allocators.paged import Paged\nclass Mine(Paged):\n    name = 'm'\n"
+        "    def __init__(self, pool, depth):\n        super().__init__(pool)\n",
+        "option 'depth' needs a default value",
+    ),
+    "taken_option": (
+        "from allocators.paged import Paged\nclass Mine(Paged):\n    name = 'm'\n"
+        "    def __init__(self, pool, expected=1):\n        super().__init__(pool)\n",
+        "option 'expected' has the name of a key",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_FILES)
+def test_an_allocator_file_that_does_not_do_is_told_in_one_line(command, tmp_path, kind):
+    text, said = BROKEN_FILES[kind]
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    assert_ended_at_once(command("allocator=paged,./mine.py:Mine"), "mine.py", said)
+
+
+def test_options_of_an_own_allocator_are_typed_and_swept(command, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from allocators.paged import Paged\nclass Mine(Paged):\n    name = 'mine'\n"
+        "    def __init__(self, pool, depth: int = 1):\n        super().__init__(pool)\n"
+    )
+    own = "allocator=./mine.py:Mine"
+    assert_ended_at_once(command(own, "allocator.depth=deep"), "allocator.depth='deep'", "int")
+    assert_ended_at_once(command(own, "allocator.dept=2"), "did you mean allocator.depth")
+    answer = command(own, "allocator.depth=1,2")
+    assert answer.status == 0
+    rows = pd.read_csv("results/single/summary.csv")
+    assert rows["strategy"].tolist() == ["mine.py:Mine", "mine.py:Mine depth=2"]
+
+
+def test_an_own_allocator_runs_beside_the_built_in_ones(command, own_allocator):
+    (own_allocator.parent / "sub").mkdir()
+    other = own_allocator.parent / "sub" / "mine.py"
+    other.write_text(own_allocator.read_text())
+    answer = command("allocator=paged,./mine.py:Mine,sub/mine.py", "kv.page_size=8")
+    assert answer.status == 0, answer
+    rows = pd.read_csv("results/single/summary.csv").set_index("strategy")
+    assert sorted(rows.index) == ["mine.py:Mine", "paged", "sub/mine.py"]
+    assert rows["utilisation"].nunique() == 1
+
+
+def test_an_own_allocator_goes_into_an_experiment(command, own_allocator):
+    answer = command(
+        "experiment=sweep_page_size", "allocator=./mine.py:Mine", "dry_run=true", quick=False
+    )
+    assert answer.status == 0
+    runs = [line for line in answer.out.splitlines() if "· page" in line]
+    assert runs
+    assert all("mine.py:Mine" in line for line in runs)
