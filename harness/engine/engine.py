@@ -10,9 +10,10 @@ from allocators.base import Usage
 from harness.engine.arrivals import RequestSource
 from harness.engine.clock import Clock
 from harness.engine.executor import Executor
+from harness.engine.memory_events import Extent
 from harness.engine.plan import StepOutcome, TableUpdate
 from harness.engine.request import Request, Workload
-from harness.engine.scheduler import Extent, ScheduledStep, Scheduler
+from harness.engine.scheduler import ScheduledStep, Scheduler
 from harness.engine.sequence import Sequence
 
 

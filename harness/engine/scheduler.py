@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from allocators.base import UNCHANGED, Allocation, KVCacheAllocator, PageCopy
+from harness.engine.held_prefixes import HeldPrefixes
 from harness.engine.length_estimate import LengthEstimator
+from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import Chunk, StepOutcome, StepPlan, TableUpdate
 from harness.engine.sequence import Sequence
 
 Schedule = Literal["mixed_chunked", "mixed_unchunked"]
-
-
-class Refusal(NamedTuple):
-    """Why the head of the queue was not given memory in a step.
-
-    full: fewer pages are available than it needs, or it was itself preempted in this step.
-    withheld: it would fit, but for the watermark. stranded: what it needs before any round-up
-    is free, yet not where the strategy could use it (external fragmentation).
-    """
-
-    request_id: int
-    kind: Literal["full", "withheld", "stranded"]
-
-
-class Extent(NamedTuple):
-    """A sequence that was just given memory.
-
-    final_len: positions it will compute, None if unknown. asked_len: tokens the allocator was
-    asked to provide for. computed_len: leading tokens it found computed.
-    """
-
-    seq_id: int
-    computed_len: int
-    final_len: int | None
-    asked_len: int
 
 
 @dataclass(slots=True)
@@ -107,9 +85,7 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._freed_seq_ids: list[int] = []
-        self._prefix_holders: dict[int, int] = {}
-        self._held_extents: list[tuple[Extent, TableUpdate]] = []
-        self._next_holder_id = -1
+        self._prefixes = HeldPrefixes(allocator)
 
     @property
     def num_unfinished(self) -> int:
@@ -166,7 +142,7 @@ class Scheduler:
         """Give back the memory of finished sequences and return them; keep declared prefixes."""
         if self._allocator.shares_declared_prefix:
             for sequence in step.sequences:
-                self._hold_prefix(sequence)
+                self._prefixes.hold(sequence)
         finished = [sequence for sequence in step.sequences if sequence.finished]
         if finished:
             for sequence in finished:
@@ -176,8 +152,7 @@ class Scheduler:
 
     def take_held(self) -> list[tuple[Extent, TableUpdate]]:
         """Prefixes held for reuse since the last call: live memory that never runs."""
-        held, self._held_extents = self._held_extents, []
-        return held
+        return self._prefixes.take_new()
 
     def _schedule_running(self, draft: _Draft) -> None:
         index = 0
@@ -193,7 +168,7 @@ class Scheduler:
         if missing <= 0:
             return True
         while (allocation := self._allocator.append(sequence.seq_id, missing)) is None:
-            if self._drop_prefix(keep_shared=len(self._running) > 1):
+            if self._drop_prefix(self._running if len(self._running) > 1 else ()):
                 continue
             victim = self._running.pop()
             self._preempt(victim, draft)
@@ -247,7 +222,7 @@ class Scheduler:
     def _place(self, sequence: Sequence) -> Allocation | None:
         """Memory for the head of the queue, at the cost of held prefixes but of nobody else."""
         while (allocation := self._allocate(sequence)) is None:
-            if not self._drop_prefix(keep_shared=bool(self._running), but_of=sequence):
+            if not self._drop_prefix([*self._running, sequence] if self._running else ()):
                 return None
         return allocation
 
@@ -261,9 +236,8 @@ class Scheduler:
         request = sequence.request
         expected_len = self._expected_len(sequence)
         sequence.asked_len = max(len(sequence.token_ids), expected_len)
-        holder_id = self._holder_of(sequence)
-        if holder_id is not None:
-            return self._fork_prefix(sequence, holder_id, expected_len)
+        if self._prefixes.serves(sequence):
+            return self._prefixes.fork(sequence, expected_len, self._keep_free())
         return self._allocator.allocate(
             sequence.seq_id,
             sequence.token_ids,
@@ -271,21 +245,6 @@ class Scheduler:
             expected_len,
             keep_free=self._keep_free(),
         )
-
-    def _fork_prefix(
-        self, sequence: Sequence, holder_id: int, expected_len: int
-    ) -> Allocation | None:
-        allocator, seq_id = self._allocator, sequence.seq_id
-        prefix_len = sequence.request.shared_prefix_len
-        forked = allocator.fork(holder_id, seq_id, sequence.request.max_len, expected_len)
-        if forked is None:
-            return None
-        grown = allocator.append(seq_id, len(sequence.token_ids) - prefix_len)
-        usage = allocator.usage()
-        if grown is None or usage.free + usage.cached < self._keep_free():
-            allocator.free(seq_id)
-            return None
-        return Allocation(prefix_len, forked.copies + grown.copies, 0)
 
     def _expected_len(self, sequence: Sequence) -> int:
         if sequence.admissions == 0:
@@ -301,7 +260,7 @@ class Scheduler:
         usage = self._allocator.usage()
         available = usage.free + usage.cached
         needed = self._allocator.pages_needed(sequence.token_ids, self._expected_len(sequence))
-        if self._holder_of(sequence) is not None:
+        if self._prefixes.serves(sequence):
             needed -= sequence.request.shared_prefix_len // self._allocator.page_size
         if needed > available:
             return Refusal(request_id, "full")
@@ -315,55 +274,13 @@ class Scheduler:
         self._waiting.appendleft(victim)
         draft.preempted.append(victim)
 
-    def _holder_of(self, sequence: Sequence) -> int | None:
-        """Who holds a prefix that the sequence can start from; something must follow it."""
-        request = sequence.request
-        if request.shared_prefix_len >= sequence.num_prompt_tokens:
-            return None
-        return self._prefix_holders.get(request.shared_prefix_id)
-
-    def _drop_prefix(self, *, keep_shared: bool, but_of: Sequence | None = None) -> bool:
-        """Give back the prefix that has been held for longest, False when there is none to drop.
-
-        keep_shared: none that a running sequence declares, nor the one that `but_of` does.
-        """
-        kept: set[int] = set()
-        if keep_shared and self._prefix_holders:
-            kept = {running.request.shared_prefix_id for running in self._running}
-            if but_of is not None:
-                kept.add(but_of.request.shared_prefix_id)
-        for prefix_id in self._prefix_holders:
-            if prefix_id not in kept:
-                self._free(self._prefix_holders.pop(prefix_id))
-                return True
-        return False
-
-    def _hold_prefix(self, sequence: Sequence) -> None:
-        """Keep a declared prefix alive, by a fork cut to its length, once it is computed."""
-        request = sequence.request
-        prefix_len = request.shared_prefix_len
-        if (
-            request.shared_prefix_id < 0
-            or request.shared_prefix_id in self._prefix_holders
-            or not 0 < prefix_len <= sequence.num_computed_tokens
-        ):
-            return
-        holder_id = self._next_holder_id
-        allocation = self._allocator.fork(sequence.seq_id, holder_id, prefix_len, 0)
-        if allocation is None or allocation.copies:
-            if allocation is not None:
-                self._allocator.free(holder_id)
-            return
-        self._allocator.truncate(holder_id, prefix_len)
-        self._next_holder_id -= 1
-        self._prefix_holders[request.shared_prefix_id] = holder_id
-        table = tuple(self._allocator.block_table(holder_id))
-        self._held_extents.append(
-            (
-                Extent(holder_id, prefix_len, prefix_len, prefix_len),
-                TableUpdate(holder_id, 0, table),
-            )
-        )
+    def _drop_prefix(self, users: Iterable[Sequence]) -> bool:
+        """Give back a held prefix that none of `users` declares; False if there is none."""
+        holder_id = self._prefixes.drop(users)
+        if holder_id is None:
+            return False
+        self._freed_seq_ids.append(holder_id)
+        return True
 
     def _free(self, seq_id: int) -> None:
         self._allocator.free(seq_id)

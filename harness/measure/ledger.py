@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from allocators.base import NULL_PAGE, Usage
+from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import TableUpdate
-from harness.engine.scheduler import Extent, Refusal
 
 
 class LedgerEntry(NamedTuple):

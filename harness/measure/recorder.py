@@ -7,9 +7,10 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from allocators.base import Usage
+from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import StepOutcome, TableUpdate
 from harness.engine.request import Request
-from harness.engine.scheduler import Extent, Refusal, ScheduledStep
+from harness.engine.scheduler import ScheduledStep
 from harness.engine.sequence import Sequence
 from harness.measure.ledger import Ledger, LedgerEntry
 from harness.measure.memory_map import MemoryMap

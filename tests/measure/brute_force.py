@@ -10,9 +10,10 @@ from typing import NamedTuple
 from simulated_run import SimulatedRun
 
 from allocators.base import Allocation, KVCacheAllocator, Usage
+from harness.engine.memory_events import Extent
 from harness.engine.plan import StepOutcome, TableUpdate
 from harness.engine.request import Request
-from harness.engine.scheduler import Extent, ScheduledStep
+from harness.engine.scheduler import ScheduledStep
 from harness.engine.sequence import Sequence as EngineSequence
 from harness.measure.ledger import CLASSES
 
@@ -181,7 +182,7 @@ class Auditor:
         request = sequence.request
         asked = sequence.asked_len
         expected = self._run.scheduler._expected_len(sequence)
-        holder = scheduler._prefix_holders.get(request.shared_prefix_id)
+        holder = scheduler._prefixes._holders.get(request.shared_prefix_id)
         new_tokens = asked
         if holder is not None and request.shared_prefix_len < len(request.prompt_ids):
             prefix_len = request.shared_prefix_len

@@ -6,8 +6,8 @@ from simulated_run import Setup, SimulatedRun, request
 
 from allocators.page_pool import PagePool
 from allocators.paged_cow import PagedCopyOnWrite
+from harness.engine.memory_events import Extent
 from harness.engine.plan import TableUpdate
-from harness.engine.scheduler import Extent
 from harness.measure.ledger import Ledger, LedgerEntry
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30

@@ -1,0 +1,88 @@
+"""Declared prefixes that stay in memory for the requests to come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from allocators.base import Allocation, KVCacheAllocator
+from harness.engine.memory_events import Extent
+from harness.engine.plan import TableUpdate
+from harness.engine.sequence import Sequence
+
+
+class HeldPrefixes:
+    """One sequence a prefix, forked from the first request that computed it and cut to length.
+
+    It never runs; later requests of the same `shared_prefix_id` fork it instead of computing
+    the prefix again. Holders have ids of their own, below 0.
+    """
+
+    def __init__(self, allocator: KVCacheAllocator) -> None:
+        self._allocator = allocator
+        self._holders: dict[int, int] = {}
+        self._new: list[tuple[Extent, TableUpdate]] = []
+        self._next_id = -1
+
+    def serves(self, sequence: Sequence) -> bool:
+        """Whether the sequence can start from a held prefix; something must follow it."""
+        request = sequence.request
+        return (
+            request.shared_prefix_id in self._holders
+            and request.shared_prefix_len < sequence.num_prompt_tokens
+        )
+
+    def fork(self, sequence: Sequence, expected_len: int, keep_free: int) -> Allocation | None:
+        """Room for a sequence that is served, on top of its prefix; None when there is none."""
+        allocator, request = self._allocator, sequence.request
+        holder_id = self._holders[request.shared_prefix_id]
+        forked = allocator.fork(holder_id, sequence.seq_id, request.max_len, expected_len)
+        if forked is None:
+            return None
+        num_new = len(sequence.token_ids) - request.shared_prefix_len
+        grown = allocator.append(sequence.seq_id, num_new)
+        usage = allocator.usage()
+        if grown is None or usage.free + usage.cached < keep_free:
+            allocator.free(sequence.seq_id)
+            return None
+        return Allocation(request.shared_prefix_len, forked.copies + grown.copies)
+
+    def hold(self, sequence: Sequence) -> None:
+        """Keep the sequence's declared prefix, once it is computed and if it costs no copy."""
+        request = sequence.request
+        prefix_len = request.shared_prefix_len
+        if (
+            request.shared_prefix_id < 0
+            or request.shared_prefix_id in self._holders
+            or not 0 < prefix_len <= sequence.num_computed_tokens
+        ):
+            return
+        holder_id = self._next_id
+        allocation = self._allocator.fork(sequence.seq_id, holder_id, prefix_len, 0)
+        if allocation is None:
+            return
+        if allocation.copies:
+            self._allocator.free(holder_id)
+            return
+        self._allocator.truncate(holder_id, prefix_len)
+        self._next_id -= 1
+        self._holders[request.shared_prefix_id] = holder_id
+        table = tuple(self._allocator.block_table(holder_id))
+        extent = Extent(holder_id, prefix_len, prefix_len, prefix_len)
+        self._new.append((extent, TableUpdate(holder_id, 0, table)))
+
+    def drop(self, users: Iterable[Sequence]) -> int | None:
+        """Free the prefix held for longest that none of `users` declares; its holder's id."""
+        if not self._holders:
+            return None
+        in_use = {user.request.shared_prefix_id for user in users}
+        for prefix_id, holder_id in self._holders.items():
+            if prefix_id not in in_use:
+                del self._holders[prefix_id]
+                self._allocator.free(holder_id)
+                return holder_id
+        return None
+
+    def take_new(self) -> list[tuple[Extent, TableUpdate]]:
+        """Prefixes held since the last call."""
+        new, self._new = self._new, []
+        return new

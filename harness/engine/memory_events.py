@@ -1,0 +1,30 @@
+"""What the scheduler tells measurement about memory, beyond what the device is told."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+
+class Refusal(NamedTuple):
+    """Why the head of the queue was not given memory in a step.
+
+    full: fewer pages are available than it needs, or it was itself preempted in this step.
+    withheld: it would fit, but for the watermark. stranded: what it needs before any round-up
+    is free, yet not where the strategy could use it (external fragmentation).
+    """
+
+    request_id: int
+    kind: Literal["full", "withheld", "stranded"]
+
+
+class Extent(NamedTuple):
+    """A sequence that was just given memory.
+
+    final_len: positions it will compute, None if unknown. asked_len: tokens the allocator was
+    asked to provide for. computed_len: leading tokens it found computed.
+    """
+
+    seq_id: int
+    computed_len: int
+    final_len: int | None
+    asked_len: int
