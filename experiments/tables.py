@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -59,7 +59,7 @@ def make_tables(rows: pd.DataFrame) -> list[Table]:
     """Tables in the rows' order of parts and workloads."""
     rows = _derived(rows)
     groups = rows.groupby(["part", "workload", "executor"], sort=False)
-    return [_table(part, workload, group) for (part, workload, _), group in groups]
+    return [_table(str(key[0]), str(key[1]), group) for key, group in groups]
 
 
 def _derived(rows: pd.DataFrame) -> pd.DataFrame:
@@ -121,11 +121,11 @@ def _interval(runs: pd.DataFrame, metric: str) -> Interval:
 
 
 def _best(
-    columns: Sequence[Column] | object, cells: Sequence[Mapping[str, Interval]]
+    columns: Iterable[Column], cells: Sequence[Mapping[str, Interval]]
 ) -> dict[str, set[int]]:
     """Rows with the best mean of each column, none where more than half of the rows tie."""
     best: dict[str, set[int]] = {}
-    for column in columns:  # type: ignore[attr-defined]
+    for column in columns:
         means = [cell[column.metric].mean for cell in cells]
         finite = [mean for mean in means if math.isfinite(mean)]
         best[column.metric] = set()

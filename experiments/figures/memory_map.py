@@ -143,7 +143,8 @@ def _load_end_s(steps: pd.DataFrame) -> float:
 
 
 def _first_repetition(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[frame["repetition"] == frame["repetition"].min()]
+    first: pd.DataFrame = frame[frame["repetition"] == frame["repetition"].min()]
+    return first
 
 
 def main(arguments: Sequence[str]) -> int:
