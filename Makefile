@@ -41,7 +41,7 @@ contract: $(READY)  ## A=./mine.py:Mine puts an allocator through the contract t
 	$(BIN)/python -m allocators.contract $(A)
 
 readme: $(READY)  ## README's output, table and pictures, from fresh runs
-	$(BIN)/python -m docs.make_readme
+	$(BIN)/python docs/make_readme.py $(ARGS)
 
 clean:  ## remove what make and Python left behind; results stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

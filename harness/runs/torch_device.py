@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import psutil
@@ -14,6 +15,9 @@ from harness.engine.models import LoadedModel, load_model
 from harness.engine.plan import Chunk, StepPlan, TableUpdate
 from harness.engine.request import SamplingParams
 from harness.engine.torch_executor import TorchExecutor
+
+_KERNEL_WORKSPACE_BYTES = 64 * 2**20
+"""Libraries take workspaces on first use and keep them."""
 
 
 def resolve_device(config: DeviceConfig) -> str:
@@ -51,14 +55,15 @@ class TorchDevice:
 
     def __init__(self, model: ModelConfig, device: DeviceConfig) -> None:
         self.kind = resolve_device(device)
-        if device.threads is not None:
-            torch.set_num_threads(device.threads)
+        self._set_threads(device.threads)
+        self._wanted_threads = device.threads
         torch.backends.cuda.matmul.allow_tf32 = False
         self._loaded: LoadedModel = load_model(model, self.kind)
         self.shape: ModelShape = self._loaded.shape
         self.tokenizer: Any | None = self._loaded.tokenizer
         self.memory_bytes = self._memory_bytes(device)
         self._warm: set[tuple[str, str, bool]] = set()
+        self._clean_bytes: int | None = None
 
     @property
     def threads(self) -> int:
@@ -72,7 +77,26 @@ class TorchDevice:
             _warm_up(warm, config.kv.page_size)
             warm.close()
             self._warm.add(key)
+            self._set_threads(self._wanted_threads)  # numba's thread pool resets it at its start
         return self._build(config, num_pages, max_len)
+
+    @staticmethod
+    def _set_threads(threads: int | None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def _check_clean(self) -> None:
+        """The run before left nothing on the GPU; its peak does not count for the next."""
+        gc.collect()
+        held = torch.cuda.memory_allocated()
+        if self._clean_bytes is None:
+            self._clean_bytes = held
+        if held > self._clean_bytes + _KERNEL_WORKSPACE_BYTES:
+            raise RuntimeError(
+                f"the run before left {held - self._clean_bytes} bytes on the GPU: "
+                "repeat the command, and this run starts in a new process"
+            )
+        torch.cuda.reset_peak_memory_stats()
 
     def peak_memory_bytes(self) -> int:
         """Peak bytes allocated on the GPU; on a CPU, bytes resident in this process now."""
