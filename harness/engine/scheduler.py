@@ -125,6 +125,7 @@ class Scheduler:
     def commit(self, step: ScheduledStep, outcome: StepOutcome, now_s: float) -> None:
         """Take the results in: tokens are computed, publishable, and sampled ones appended."""
         sampled = zip(outcome.token_ids, outcome.margins or repeat(0.0), strict=False)
+        commit = self._allocator.commit
         for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
             start = chunk.start
             end = sequence.num_computed_tokens = start + len(chunk.token_ids)
@@ -133,7 +134,7 @@ class Scheduler:
                 sequence.recomputed_tokens += min(end, furthest) - start
             if end > furthest:
                 sequence.furthest_computed = end
-            self._allocator.commit(sequence.seq_id, chunk.token_ids)
+            commit(sequence.seq_id, chunk.token_ids)
             if chunk.samples:
                 chosen_id, margin = next(sampled)
                 sequence.accept(chosen_id, margin, now_s)

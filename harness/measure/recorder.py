@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from operator import itemgetter
 from typing import NamedTuple
 
 from allocators.base import Usage
@@ -69,9 +68,9 @@ class RunRecorder:
         """A step is done; memory is as it was while it ran. `held` became live before it."""
         plan = step.plan
         computed = [(chunk.seq_id, len(chunk.token_ids)) for chunk in plan.chunks]
-        num_tokens = sum(map(itemgetter(1), computed))
+        num_tokens = sum([count for _, count in computed])
         num_decode = sum(
-            chunk.output_position > 0 and len(chunk.token_ids) == 1 for chunk in plan.chunks
+            [chunk.output_position > 0 and len(chunk.token_ids) == 1 for chunk in plan.chunks]
         )
         host_ns, self._host_ns_before = (
             self._allocator.host_ns - self._host_ns_before,
