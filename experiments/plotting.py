@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -128,6 +128,15 @@ def stack_classes(axes: Axes, x: Sequence[float], shares: pd.DataFrame, width: f
 
 def class_handles(shares: pd.DataFrame, threshold: float = 5e-4) -> list[Patch]:
     """Legend entries of the classes that reach `threshold` anywhere."""
+    return class_patches(
+        name
+        for name, column in zip(CLASSES, SHARES, strict=True)
+        if shares[column].max() > threshold
+    )
+
+
+def class_patches(names: Iterable[str]) -> list[Patch]:
+    """Legend entries of these classes."""
     return [
         Patch(
             facecolor=CLASS_COLOURS[name],
@@ -135,8 +144,7 @@ def class_handles(shares: pd.DataFrame, threshold: float = 5e-4) -> list[Patch]:
             linewidth=0.3,
             label=CLASS_LABELS[name],
         )
-        for name, column in zip(CLASSES, SHARES, strict=True)
-        if shares[column].max() > threshold
+        for name in names
     ]
 
 

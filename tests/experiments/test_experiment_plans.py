@@ -1,0 +1,96 @@
+"""Every experiment composes, and plans the runs that it is meant to."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.resources
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tiny_study import plan
+
+from experiments.figures import available
+
+PAGES = 9
+REFERENCES = 6  # max, pow2, oracle on buddy and on first_fit
+WASTE = {"sharegpt": REFERENCES + 2 * PAGES, "alpaca_shared": REFERENCES + 3 * PAGES}
+
+EXPECTED = {
+    ("sweep_page_size", "quick"): {
+        ("waste", "sharegpt"): WASTE["sharegpt"],
+        ("waste", "alpaca_shared"): WASTE["alpaca_shared"],
+        ("times", "sharegpt"): REFERENCES + 2 * 4,
+        ("times", "alpaca_shared"): REFERENCES + 3 * 4,
+    },
+    ("sweep_page_size", "full"): {
+        ("waste", "sharegpt"): WASTE["sharegpt"],
+        ("waste", "alpaca_shared"): WASTE["alpaca_shared"],
+        ("times", "sharegpt"): 5 * WASTE["sharegpt"],
+        ("times", "alpaca_shared"): 5 * WASTE["alpaca_shared"],
+    },
+    ("compare_allocators", "quick"): {
+        (part, workload): REFERENCES + 3
+        for part in ("waste", "times")
+        for workload in ("sharegpt", "alpaca_shared")
+    },
+    ("compare_allocators", "full"): {
+        (part, workload): count * (REFERENCES + 3)
+        for part, count in (("waste", 1), ("times", 6))
+        for workload in ("sharegpt", "alpaca_shared")
+    },
+    ("sweep_memory_fraction", "quick"): {
+        (part, workload): 4 * fractions
+        for part, fractions in (("waste", 6), ("times", 3))
+        for workload in ("steady", "bursty")
+    },
+    ("sweep_memory_fraction", "full"): {
+        (part, workload): count
+        for part, count in (("waste", 4 * 6), ("times", 5 * 6 * 6))
+        for workload in ("steady", "bursty")
+    },
+    ("memory_map", "quick"): {("map", "sharegpt"): 3},
+    ("memory_map", "full"): {("map", "sharegpt"): 3},
+}
+
+
+def test_every_experiment_is_expected_here() -> None:
+    files = (importlib.resources.files("conf") / "experiment").iterdir()
+    assert {f.name.removesuffix(".yaml") for f in files} == {name for name, _ in EXPECTED}
+
+
+@pytest.mark.parametrize(("experiment", "preset"), EXPECTED)
+def test_plans_as_many_runs_as_meant(tmp_path: Path, experiment: str, preset: str) -> None:
+    jobs, figures = plan(tmp_path, f"experiment={experiment}", f"preset={preset}")
+    counts = Counter((job.part, job.config.workload.name) for job in jobs)
+    assert counts == EXPECTED[experiment, preset]
+    assert set(figures) <= set(available())
+
+
+@pytest.mark.parametrize("experiment", ["sweep_page_size", "compare_allocators"])
+def test_simulated_parts_have_ten_seeds_and_one_pool_for_all(
+    tmp_path: Path, experiment: str
+) -> None:
+    jobs, _ = plan(tmp_path, f"experiment={experiment}")
+    waste = [job.config for job in jobs if job.part == "waste"]
+    assert {config.repetitions for config in waste} == {10}
+    slots = {
+        (c.workload.name, (c.kv.pool_tokens or 0) // c.kv.page_size * c.kv.page_size) for c in waste
+    }
+    assert len(slots) == 2
+
+
+def test_a_chosen_allocator_leaves_the_references_out(tmp_path: Path) -> None:
+    jobs, _ = plan(tmp_path, "experiment=sweep_page_size", "allocator=paged_prefix")
+    assert {job.config.allocator.name for job in jobs} == {"paged_prefix"}
+
+
+def test_a_chosen_workload_leaves_the_other_one_out(tmp_path: Path) -> None:
+    jobs, _ = plan(tmp_path, "experiment=sweep_page_size", "workload=chat")
+    assert {job.config.workload.name for job in jobs} == {"chat"}
+    assert len(jobs) == WASTE["sharegpt"] + REFERENCES + 2 * 4
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_module_of_figures_draws(name: str) -> None:
+    assert callable(importlib.import_module(f"experiments.figures.{name}").draw)
