@@ -11,12 +11,12 @@ import gc
 import multiprocessing as mp
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -48,7 +48,7 @@ class Worker:
         context = mp.get_context("spawn")
         self.connection, child = context.Pipe()
         self._process = context.Process(target=_work, args=(child,), daemon=True)
-        with _ignoring_ctrl_c():
+        with _without_ctrl_c():
             self._process.start()
         child.close()
         self.job: Job | None = None
@@ -178,16 +178,20 @@ def _work(connection: Connection) -> None:
 
 
 @contextmanager
-def _ignoring_ctrl_c() -> Iterator[None]:
-    """A child started here ignores Ctrl-C from its first instruction on: its parent ends it."""
-    if threading.current_thread() is not threading.main_thread():
+def _without_ctrl_c() -> Iterator[None]:
+    """A child started here never sees Ctrl-C, not even while it imports: its parent ends it.
+
+    The signal is held back, not ignored, so the parent gets it as soon as the child is there.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # would let the signal through again if started below
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _die_with_parent() -> None:

@@ -116,6 +116,25 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(running, tmp_path):
     assert {run_id: after[run_id] for run_id in before} == before
 
 
+def is_importing(child: psutil.Process) -> bool:
+    """A worker is there and has begun to import."""
+    try:
+        return any("numpy" in mapped.path for mapped in child.memory_maps())
+    except psutil.Error:
+        return False
+
+
+def test_ctrl_c_while_workers_start_is_as_quiet(tmp_path):
+    process = start(tmp_path, *SWEEP)
+    parent = psutil.Process(process.pid)
+    until(lambda: any(is_importing(child) for child in parent.children()), process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130
+    assert err.strip().startswith("interrupted: finished runs are stored")
+    assert "Traceback" not in err
+
+
 DEADLY = """
 import os, signal
 from allocators.paged import Paged
