@@ -107,12 +107,13 @@ def describe_equality(report: EqualityReport, num_strategies: int) -> Checks:
     if report.failures:
         head = f"tokens differ at logit margins above {MARGIN_LIMIT:g}: "
         return Checks((), tuple(head + failure for failure in report.failures))
-    lines = [
-        f"identical tokens under all {num_strategies} allocators ({report.positions:,} positions"
-        + (f", {report.settings} settings" if report.settings > num_strategies else "")
-        + ")"
-    ]
+    line = f"identical tokens under all {num_strategies} allocators ({report.positions:,} positions"
+    if report.settings > num_strategies:
+        line += f", {report.settings} settings"
+    line += ")"
     if report.near_ties:
-        lines[0] += f" but for {len(report.near_ties)} near-ties"
-        lines += [f"  near-tie: {line}" for line in report.near_ties[:3]]
-    return Checks(tuple(lines), ())
+        margin = max(tie.margin for tie in report.near_ties)
+        count = len(report.near_ties)
+        where = "a position where" if count == 1 else f"{count} positions where"
+        line += f" but for {where} two logits tie within rounding (margin at most {margin:.1g})"
+    return Checks((line,), ())

@@ -34,13 +34,14 @@ class TokenDifference(NamedTuple):
 class EqualityReport(NamedTuple):
     """settings: allocators x page sizes compared. positions: output positions of one of them.
 
-    near_ties: differences at margins up to MARGIN_LIMIT, first of each pair of runs.
+    near_ties: differences at margins up to MARGIN_LIMIT, the first of each pair of runs, without
+    those at the same position of the same request.
     failures: one line for each pair of runs that differ by more.
     """
 
     settings: int
     positions: int
-    near_ties: tuple[str, ...]
+    near_ties: tuple[TokenDifference, ...]
     failures: tuple[str, ...]
 
 
@@ -53,7 +54,7 @@ def compare_tokens(
     request's first difference has another past and says nothing. Requests that only one of
     the runs finished are left out.
     """
-    pair = _finished(expected).join(_finished(found), how="inner", rsuffix="_found")
+    pair = _finished(expected).join(_finished(found).add_suffix("_found"), how="inner")
     first = first_large = None
     for request_id, row in zip(pair.index, pair.itertuples(index=False), strict=True):
         for difference in _differences(int(request_id), row, forced):
@@ -77,9 +78,9 @@ def check_tokens(jobs: Sequence[Job]) -> EqualityReport | None:
             groups.setdefault(_requests_key(job.config), []).append(job)
     compared: set[tuple[str, int]] = set()
     positions = 0
-    near_ties: list[str] = []
+    near_ties: dict[tuple[str, int, int], TokenDifference] = {}
     failures: list[str] = []
-    for group in groups.values():
+    for key, group in groups.items():
         frames = [(job, frame) for job in group if (frame := _requests(job)) is not None]
         if len(frames) < 2:
             continue
@@ -92,10 +93,10 @@ def check_tokens(jobs: Sequence[Job]) -> EqualityReport | None:
             if large is not None:
                 failures.append(_describe(large, job, reference))
             elif first is not None:
-                near_ties.append(_describe(first, job, reference))
+                near_ties.setdefault((key, first.request_id, first.position), first)
     if not compared:
         return None
-    return EqualityReport(len(compared), positions, tuple(near_ties), tuple(failures))
+    return EqualityReport(len(compared), positions, tuple(near_ties.values()), tuple(failures))
 
 
 def strategies_of(jobs: Iterable[Job]) -> int:

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from experiments.checks import run_checks
 from experiments.figures import draw_figures
-from experiments.provenance import with_device
 from experiments.table_output import print_table, to_csv_rows, to_markdown
 from experiments.tables import make_tables
 from harness.runs.jobs import Job
@@ -37,7 +36,7 @@ def present(
     """
     if rows.empty:
         return Presentation([], ())
-    tables = make_tables(with_device(rows, jobs))
+    tables = make_tables(rows, jobs)
     for table in tables:
         print_table(table, console)
     checks = run_checks(rows, jobs)

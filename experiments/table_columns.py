@@ -27,6 +27,10 @@ class Column:
     may_hide: bool = False
     in_files_only: bool = False
 
+    def shown(self, value: float) -> float:
+        """The figure that a reader sees for `value` of the metric."""
+        return round(value * self.scale, self.digits)
+
 
 def _share(name: str, head: str, best: Best = "none", *, may_hide: bool = False) -> Column:
     title = f"{name.removesuffix('_share').replace('_', '-')} %"
@@ -34,6 +38,10 @@ def _share(name: str, head: str, best: Best = "none", *, may_hide: bool = False)
 
 
 UTILISATION = Column("utilisation", "used %", "used %", 100.0, best="max", has_interval=True)
+
+UTILISATION_UNDER_LOAD = Column(
+    "paper_token_share", "at full\nload %", "used % while saturated", 100.0, best="max"
+)
 
 WASTE = (
     _share("reserved_share", "re-\nserved", "min"),
@@ -110,6 +118,14 @@ TIMES = (
     ),
 )
 
-MEMORY_BLOCK = (UTILISATION, *WASTE, SATURATED)
-SIMULATED_BLOCK = (UTILISATION, *WASTE, BATCHED, STEPS, *COUNTS, SATURATED)
+MEMORY_BLOCK = (UTILISATION, UTILISATION_UNDER_LOAD, *WASTE, SATURATED)
+SIMULATED_BLOCK = (
+    UTILISATION,
+    UTILISATION_UNDER_LOAD,
+    *WASTE,
+    BATCHED,
+    SATURATED,
+    STEPS,
+    *COUNTS,
+)
 SERVICE_BLOCK = (BATCHED, *TIMES, *COUNTS, SATURATED)

@@ -123,7 +123,7 @@ def _shown(table: Table, block: Sequence[Column]) -> list[Column]:
 
     def is_zero(column: Column) -> bool:
         cells = [row.cells[column.metric] for row in table.rows]
-        return all(not cell.mean or math.isnan(cell.mean) for cell in cells)
+        return all(math.isnan(cell.mean) or not column.shown(cell.mean) for cell in cells)
 
     single = len(table.rows) == 1
     return [

@@ -8,24 +8,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from experiments.provenance import with_device
+from experiments.settings import short_name, varied_settings
 from experiments.table_columns import MEMORY_BLOCK, SERVICE_BLOCK, SIMULATED_BLOCK, Column
 from harness.measure.metrics import MEMORY_BOUND_SHARE
-from harness.measure.statistics import Interval, t_interval
-
-AXES = (
-    "memory_fraction",
-    "rate",
-    "length_scale",
-    "schedule",
-    "token_budget",
-    "watermark",
-    "model",
-    "attention",
-    "pool_tokens",
-)
-"""Settings that get a column of their own where they differ within a table."""
-
-TIE = 1e-9
+from harness.measure.statistics import MIN_REPETITIONS_FOR_INTERVAL, Interval, t_interval
+from harness.runs.jobs import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +43,11 @@ class Table:
     rows: tuple[TableRow, ...]
 
 
-def make_tables(rows: pd.DataFrame) -> list[Table]:
-    """Tables in the rows' order of parts and workloads."""
-    rows = _derived(rows)
+def make_tables(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Table]:
+    """Tables in the rows' order of parts and workloads; `jobs` are where `rows` came from."""
+    rows = _derived(with_device(rows, jobs))
     groups = rows.groupby(["part", "workload", "executor"], sort=False)
-    return [_table(str(key[0]), str(key[1]), group) for key, group in groups]
+    return [_table(str(key[0]), str(key[1]), group, jobs) for key, group in groups]
 
 
 def _derived(rows: pd.DataFrame) -> pd.DataFrame:
@@ -70,20 +58,26 @@ def _derived(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(tokens_per_step=per_step, tokens_per_step_per_gib=per_step / gib)
 
 
-def _table(part: str, workload: str, group: pd.DataFrame) -> Table:
+def _table(part: str, workload: str, group: pd.DataFrame, jobs: Sequence[Job]) -> Table:
     is_simulated = bool((group["executor"] == "simulated").all())
     blocks = (SIMULATED_BLOCK,) if is_simulated else (MEMORY_BLOCK, SERVICE_BLOCK)
-    axes = [a for a in AXES if a in group and group[a].dropna().nunique() > 1]
-    if axes == ["pool_tokens"] and group["page_size"].nunique() > 1:
-        axes = []  # the pool is the same but for whole pages, and pages are shown
-    metrics = {column.metric: column for block in blocks for column in block}
-    keys = ["strategy", "page_size", *(axis for axis in axes if axis != "pool_tokens")]
+    columns = {column.metric: column for block in blocks for column in block}.values()
+    varied = varied_settings([job for job in jobs if job.run_id in set(group["run_id"])])
+    settings = pd.DataFrame(
+        {key: group["run_id"].map(values) for key, values in varied.items()}, index=group.index
+    )
+    keys = [group["strategy"], group["page_size"], *(settings[key] for key in settings)]
     cells: list[tuple[pd.DataFrame, dict[str, Interval]]] = []
     for _, runs in group.groupby(keys, sort=False, dropna=False):
-        cells.append((runs, {m: _interval(runs, m) for m in metrics}))
-    best = _best(metrics.values(), [cell for _, cell in cells])
+        cells.append((runs, {c.metric: _interval(runs, c.metric) for c in columns}))
+    best = _best(columns, [cell for _, cell in cells])
     table_rows = tuple(
-        _row(runs, values, axes, frozenset(m for m in metrics if index in best[m]))
+        _row(
+            runs,
+            values,
+            tuple(settings.loc[runs.index[0]]),
+            frozenset(c.metric for c in columns if index in best[c.metric]),
+        )
         for index, (runs, values) in enumerate(cells)
     )
     return Table(
@@ -91,14 +85,17 @@ def _table(part: str, workload: str, group: pd.DataFrame) -> Table:
         workload,
         _title(part, workload, group),
         _notes(group, table_rows, is_simulated),
-        ("strategy", "page x pages", *(axis.replace("_", " ") for axis in axes)),
+        ("strategy", "page x pages", *map(short_name, varied)),
         blocks,
         table_rows,
     )
 
 
 def _row(
-    runs: pd.DataFrame, values: Mapping[str, Interval], axes: Sequence[str], best: frozenset[str]
+    runs: pd.DataFrame,
+    values: Mapping[str, Interval],
+    settings: tuple[str, ...],
+    best: frozenset[str],
 ) -> TableRow:
     first = runs.iloc[0]
     pages = first.get("pool_pages", math.nan)
@@ -106,7 +103,7 @@ def _row(
     failed = runs[runs["status"] != "complete"]
     saturated = values["saturated_share"].mean
     return TableRow(
-        labels=(first["strategy"], shown, *(_axis_text(first[axis]) for axis in axes)),
+        labels=(str(first["strategy"]), shown, *settings),
         cells=values,
         best=best,
         is_memory_bound=bool(saturated >= MEMORY_BOUND_SHARE),
@@ -123,16 +120,16 @@ def _interval(runs: pd.DataFrame, metric: str) -> Interval:
 def _best(
     columns: Iterable[Column], cells: Sequence[Mapping[str, Interval]]
 ) -> dict[str, set[int]]:
-    """Rows with the best mean of each column, none where more than half of the rows tie."""
+    """Rows that show the best mean of each column; none where more than half of the rows do."""
     best: dict[str, set[int]] = {}
     for column in columns:
-        means = [cell[column.metric].mean for cell in cells]
+        means = [column.shown(cell[column.metric].mean) for cell in cells]
         finite = [mean for mean in means if math.isfinite(mean)]
         best[column.metric] = set()
         if column.best == "none" or len(finite) < 2:
             continue
         top = max(finite) if column.best == "max" else min(finite)
-        winners = {i for i, mean in enumerate(means) if abs(mean - top) <= TIE * max(1, abs(top))}
+        winners = {index for index, mean in enumerate(means) if mean == top}
         if 2 * len(winners) <= len(finite):
             best[column.metric] = winners
     return best
@@ -149,13 +146,13 @@ def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) ->
     notes = []
     if len(complete):
         notes.append(str(complete.iloc[0]["workload_description"]))
-        notes.append(_pool_note(complete))
+        notes.append(_pool_note(complete, rows))
     if is_simulated:
         notes.append(
             "Simulated: every step takes the same virtual time, so times and rates are not shown; "
             "tokens per step count instead."
         )
-    elif (complete.get("device", pd.Series(dtype=str)) == "cpu").any():
+    elif (complete["device"] == "cpu").any():
         notes.append(
             "CPU figures: most of a step is matrix multiplication (bound by GEMM), which no "
             "allocator changes; on a GPU memory weighs more."
@@ -169,17 +166,22 @@ def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) ->
     return tuple(notes)
 
 
-def _pool_note(complete: pd.DataFrame) -> str:
+def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow]) -> str:
     tokens, gib = complete["pool_tokens"], complete["pool_bytes"] / 2**30
     pool = f"{tokens.min():,.0f}"
     size = f"{gib.min():.3g}"
     if tokens.max() > tokens.min():
         pool += f" to {tokens.max():,.0f}"
         size += f" to {gib.max():.3g}"
-    counts = complete.groupby(["strategy", "page_size", "memory_fraction"], dropna=False).size()
-    seeds = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()}-{counts.max()}"
-    shown = "± is the 95 % interval" if counts.min() >= 5 else "single values, no interval below 5"
-    imagined = complete.get("imagined_memory_gib", pd.Series(dtype=float)).dropna()
+    counts = [max(cell.n for cell in row.cells.values()) for row in rows if not row.error]
+    fewest, most = min(counts), max(counts)
+    seeds = f"{fewest}" if fewest == most else f"{fewest}-{most}"
+    shown = (
+        "± is the 95 % interval"
+        if fewest >= MIN_REPETITIONS_FOR_INTERVAL
+        else "no interval below 5"
+    )
+    imagined = complete["imagined_memory_gib"].dropna()
     device = (
         f"; memory fractions are of an imagined device of {imagined.iloc[0]:g} GiB"
         if len(imagined) and complete["memory_fraction"].notna().any()
@@ -189,7 +191,3 @@ def _pool_note(complete: pd.DataFrame) -> str:
         f"Pool: {pool} tokens, {size} GiB of KV{device}. Repetitions: {seeds} ({shown}). "
         "Best mean of a column: *."
     )
-
-
-def _axis_text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

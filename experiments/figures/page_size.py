@@ -94,7 +94,7 @@ def _page_axis(axes: Axes, sizes: Sequence[int]) -> None:
 def _draw_waste(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     points = means(rows, KEYS, SHARES)
     workloads = list(dict.fromkeys(points["workload"]))
-    strategies = list(dict.fromkeys(_swept(points)["strategy"]))
+    strategies = sorted(dict.fromkeys(_swept(points)["strategy"]), key=_rung)
     figure, grid = plt.subplots(
         len(workloads), len(strategies), squeeze=False, sharey=True,
         figsize=(1.2 + 2.9 * len(strategies), 0.9 + 2.4 * len(workloads)),
@@ -124,11 +124,17 @@ def _draw_reference_lines(axes: Axes, points: pd.DataFrame) -> None:
     for _, reference in _references(points).iterrows():
         dashes = FIT_DASHES.get(reference["fit"], (2, 2))
         height = 100 * reference["utilisation"]
-        axes.axhline(height, color="white", linewidth=2.2, zorder=3)
+        axes.axhline(height, color="white", linewidth=1.9, alpha=0.8, zorder=3)
         axes.axhline(
             height, color=EXPECTED_COLOURS.get(reference["expected"], "#999999"), dashes=dashes,
             linewidth=1.3, zorder=4,
         )  # fmt: skip
+
+
+def _rung(strategy: str) -> int:
+    """Place on the ladder of strategies; any other comes last."""
+    ladder = list(MARKERS)
+    return ladder.index(strategy) if strategy in ladder else len(ladder)
 
 
 def _references(points: pd.DataFrame) -> pd.DataFrame:
@@ -143,7 +149,7 @@ def _swept(points: pd.DataFrame) -> pd.DataFrame:
 def _line_handles(points: pd.DataFrame) -> list[Line2D]:
     lines = [
         Line2D([], [], color=STRATEGY_COLOURS.get(name), marker=MARKERS.get(name, "D"), label=name)
-        for name in dict.fromkeys(_swept(points)["allocator"])
+        for name in sorted(dict.fromkeys(_swept(points)["allocator"]), key=_rung)
     ]
     return [*lines, *_reference_handles(points)]
 

@@ -73,7 +73,7 @@ def timed_jobs(run_tiny: Runner, tmp_path: Path) -> list[Job]:
     """Real runs of three strategies, in a store of the test's own."""
     study = run_tiny(
         "executor=torch", "device=cpu", "repetitions=1", "workload=sharegpt",
-        "workload.num_requests=6", "workload.length_scale=0.02", "kv.pool_tokens=128",
+        "workload.num_requests=8", "workload.length_scale=0.04", "kv.pool_tokens=128",
         "allocator=contiguous,paged,paged_prefix",
     )  # fmt: skip
     root = tmp_path / "store"
@@ -82,11 +82,13 @@ def timed_jobs(run_tiny: Runner, tmp_path: Path) -> list[Job]:
 
 
 def plant(job: Job, margin: float) -> None:
+    """Change the last token that the longest request chose."""
     path = job.root / job.run_id / "requests.parquet"
     frame = pd.read_parquet(path)
     row = int(frame["chosen_ids"].map(len).idxmax())
-    frame.at[row, "chosen_ids"][-1] += 1
-    frame.at[row, "margins"][-1] = margin
+    ids, margins = frame.at[row, "chosen_ids"], frame.at[row, "margins"]
+    frame.at[row, "chosen_ids"] = [*ids[:-1], ids[-1] + 1]
+    frame.at[row, "margins"] = [*margins[:-1], margin]
     frame.to_parquet(path)
 
 
@@ -101,7 +103,7 @@ def margins_to(jobs: list[Job], margin: float) -> None:
 def test_real_runs_have_equal_tokens(timed_jobs: list[Job]) -> None:
     report = check_tokens(timed_jobs)
     assert report is not None
-    assert report.settings == 3 and report.positions > 20
+    assert report.settings == 3 and report.positions > 30
     assert not report.failures and not report.near_ties
     lines = describe_equality(report, 3).lines
     assert lines == (f"identical tokens under all 3 allocators ({report.positions} positions)",)
@@ -120,6 +122,8 @@ def test_a_planted_near_tie_passes(timed_jobs: list[Job]) -> None:
     plant(timed_jobs[2], margin=1e-5)
     report = check_tokens(timed_jobs)
     assert report is not None and not report.failures and len(report.near_ties) == 1
+    (line,) = describe_equality(report, 3).lines
+    assert "but for a position where two logits tie" in line and "1e-05" in line
 
 
 def test_simulated_runs_have_no_tokens_to_compare(run_tiny: Runner) -> None:

@@ -70,7 +70,7 @@ def test_page_size_draws_times_only_where_there_are_any(run_tiny: Runner, tmp_pa
 def test_memory_fraction(run_tiny: Runner, tmp_path: Path) -> None:
     study = run_tiny(
         "experiment=sweep_memory_fraction", "kv.memory_fraction=0.5,0.9", "model=small",
-        "device.imagined_memory_gib=0.31", "workload.rate=500",
+        "device.imagined_memory_gib=0.31", "workload.rate=500", "repetitions=1",
     )  # fmt: skip
     points = check_files(
         memory_fraction.draw(study.rows, study.jobs, tmp_path), "memory_fraction_simulated"

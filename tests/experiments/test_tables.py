@@ -16,43 +16,47 @@ from experiments.table_output import print_table, to_csv_rows, to_markdown
 from experiments.tables import make_tables
 
 
-def printed(rows: pd.DataFrame) -> str:
+def printed(rows: pd.DataFrame, study: Study) -> str:
     out = io.StringIO()
-    for table in make_tables(rows):
+    for table in make_tables(rows, study.jobs):
         print_table(table, Console(file=out))
     return out.getvalue()
 
 
 def test_a_table_for_each_part_and_workload_and_a_row_for_each_strategy(compared: Study) -> None:
-    tables = make_tables(compared.rows)
-    found = {(t.part, t.workload) for t in tables}
-    assert found == {(p, w) for p in ("waste", "times") for w in ("sharegpt", "alpaca_shared")}
+    tables = make_tables(compared.rows, compared.jobs)
+    assert [(t.part, t.workload) for t in tables] == [
+        ("waste", "sharegpt"),
+        ("waste", "alpaca_shared"),
+    ]
     assert all(len({row.labels[0] for row in t.rows}) == len(t.rows) == 9 for t in tables)
 
 
 def test_best_mean_is_marked(compared: Study) -> None:
     rows = compared.rows
-    waste = rows[(rows["part"] == "waste") & (rows["workload"] == "sharegpt")]
-    means = waste.groupby("strategy")["utilisation"].mean()
-    table = make_tables(waste)[0]
-    marked = {row.labels[0] for row in table.rows if "utilisation" in row.best}
-    assert marked == {name for name in means.index if means[name] >= means.max() - 1e-9}
-    least = waste.groupby("strategy")["reserved_share"].mean()
-    marked = {row.labels[0] for row in table.rows if "reserved_share" in row.best}
-    assert marked == {name for name in least.index if least[name] <= least.min() + 1e-9}
-    lines = [line for line in printed(waste).splitlines() if line.startswith("paged ")]
-    assert ("*" in lines[0]) == bool(table.rows[-3].best)
+    waste = rows[(rows["part"] == "waste") & (rows["workload"] == "alpaca_shared")]
+    (table,) = make_tables(waste, compared.jobs)
+    for metric, digits in (("batched_requests", 1), ("tokens_per_step_per_gib", 2)):
+        shown = {row.labels[0]: round(row.cells[metric].mean, digits) for row in table.rows}
+        marked = {row.labels[0] for row in table.rows if metric in row.best}
+        assert marked == {name for name, mean in shown.items() if mean == max(shown.values())}
+        assert 0 < len(marked) < len(shown)
+    waste = waste.assign(utilisation=(waste["strategy"] == "paged_cow").astype(float))
+    (table,) = make_tables(waste, compared.jobs)
+    assert {r.labels[0] for r in table.rows if "utilisation" in r.best} == {"paged_cow"}
+    lines = [line for line in printed(waste, compared).splitlines() if "paged_cow" in line]
+    assert "100.0 ±0.0*" in lines[0]
 
 
 def test_no_mark_where_most_rows_tie(compared: Study) -> None:
     rows = compared.rows.assign(preemptions=0)
-    for table in make_tables(rows):
+    for table in make_tables(rows, compared.jobs):
         assert not any("preemptions" in row.best for row in table.rows)
 
 
 def test_interval_from_five_repetitions_on(compared: Study) -> None:
     rows = compared.rows
-    table = make_tables(rows)[0]
+    table = make_tables(rows, compared.jobs)[0]
     values = rows[
         (rows["part"] == table.part)
         & (rows["workload"] == table.workload)
@@ -61,35 +65,41 @@ def test_interval_from_five_repetitions_on(compared: Study) -> None:
     cell = table.rows[0].cells["utilisation"]
     assert cell.n == 5 and cell.mean == pytest.approx(values.mean())
     assert cell.half_width == pytest.approx(2.7764 * values.std() / np.sqrt(5), rel=1e-4)
-    assert "±" in printed(rows)
+    assert "±" in printed(rows, compared)
     few = rows[rows["repetition"] < 4]
-    assert "±" not in printed(few).replace("± is", "")
+    assert "±" not in printed(few, compared).replace("± is", "")
 
 
 def test_rows_without_memory_pressure_say_so(run_tiny: Runner) -> None:
-    rows = run_tiny("allocator=paged,contiguous", "kv.pool_tokens=100000").rows
-    assert "† not memory-bound" in printed(rows)
-    assert to_markdown(make_tables(rows), []).count("| not memory-bound |") == 2
+    study = run_tiny("allocator=paged,contiguous", "kv.pool_tokens=100000")
+    assert "† not memory-bound" in printed(study.rows, study)
+    assert to_markdown(make_tables(study.rows, study.jobs), []).count("| not memory-bound |") == 2
 
 
-def test_simulated_tables_show_no_times_and_timed_ones_do(compared: Study) -> None:
-    simulated = to_markdown(make_tables(compared.rows), [])
-    assert "tokens/s" not in simulated and "TTFT" not in simulated and "per step" in simulated
-    timed = compared.rows.assign(executor="torch", device="cpu")
-    text = to_markdown(make_tables(timed), [])
+def test_simulated_tables_show_no_times_and_timed_ones_do(
+    compared: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated = to_markdown(make_tables(compared.rows, compared.jobs), [])
+    assert "tokens/s " not in simulated and "TTFT" not in simulated and "tokens/step" in simulated
+    monkeypatch.setattr(
+        "experiments.tables.with_device",
+        lambda rows, jobs: rows.assign(device="cpu", imagined_memory_gib=np.nan),
+    )
+    timed = compared.rows.assign(executor="torch")
+    text = to_markdown(make_tables(timed, compared.jobs), [])
     assert "output tokens/s per GiB of KV" in text and "TTFT ms" in text and "GEMM" in text
 
 
 def test_pool_stands_in_every_table(compared: Study) -> None:
-    for table in make_tables(compared.rows):
+    for table in make_tables(compared.rows, compared.jobs):
         assert any("Pool: 320 tokens" in note and "GiB" in note for note in table.notes)
         assert all("16 x 20" in row.labels for row in table.rows)
 
 
-def test_imagined_memory_is_said_to_be(compared: Study) -> None:
-    rows = compared.rows.assign(memory_fraction=0.5, imagined_memory_gib=4.0)
-    notes = " ".join(note for table in make_tables(rows) for note in table.notes)
-    assert "imagined device of 4 GiB" in notes
+def test_imagined_memory_is_said_to_be(run_tiny: Runner) -> None:
+    study = run_tiny("model=small", "kv.memory_fraction=0.9,0.95", "device.imagined_memory_gib=0.2")
+    notes = " ".join(note for t in make_tables(study.rows, study.jobs) for note in t.notes)
+    assert "imagined device of 0.2 GiB" in notes
 
 
 def test_a_failed_run_is_a_row_with_its_error(compared: Study) -> None:
@@ -99,31 +109,36 @@ def test_a_failed_run_is_a_row_with_its_error(compared: Study) -> None:
     rows[measured] = rows[measured].astype(object)
     rows.loc[failed, measured] = np.nan
     rows.loc[failed, "status"], rows.loc[failed, "error"] = "failed", "out of memory: 3 GiB"
-    text = printed(rows)
+    text = printed(rows, compared)
     assert "FAILED" in text and "out of memory: 3 GiB" in text
 
 
 def test_settings_that_differ_get_columns(run_tiny: Runner) -> None:
-    rows = run_tiny("allocator=paged", "kv.pool_tokens=200,320", "engine.watermark=0,0.1").rows
-    table = make_tables(rows)[0]
-    assert table.label_heads == ("strategy", "page x pages", "watermark", "pool tokens")
-    assert len(table.rows) == 4
+    study = run_tiny(
+        "allocator=paged", "kv.pool_tokens=200,320", "workload.num_requests=8,16",
+        "attention=paged,auto",
+    )  # fmt: skip
+    (table,) = make_tables(study.rows, study.jobs)
+    assert table.label_heads == (
+        "strategy", "page x pages", "pool tokens", "num requests", "attention",
+    )  # fmt: skip
+    assert len(table.rows) == 8 and table.rows[0].cells["utilisation"].n == 5
 
 
 def test_no_line_is_wider_than_a_pipe_or_a_terminal(compared: Study) -> None:
     timed = compared.rows.assign(executor="torch")
-    assert max(map(len, printed(compared.rows).splitlines())) <= 118
+    assert max(map(len, printed(compared.rows, compared).splitlines())) <= 118
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=100, color_system=None)
-    for table in make_tables(timed):
+    for table in make_tables(timed, compared.jobs):
         print_table(table, console)
     assert max(len(line.rstrip()) for line in out.getvalue().splitlines()) <= 100
     assert "…" not in out.getvalue()
 
 
 def test_csv_has_every_row_and_its_best(compared: Study) -> None:
-    frame = to_csv_rows(make_tables(compared.rows))
-    assert len(frame) == 4 * 9
+    frame = to_csv_rows(make_tables(compared.rows, compared.jobs))
+    assert len(frame) == 2 * 9
     assert frame["used %"].between(0, 100).all()
     assert frame["best in"].str.contains("used %").any()
 
@@ -144,7 +159,7 @@ def test_classes_that_do_not_sum_fail(compared: Study) -> None:
 
 def test_order_is_said_with_buddy_and_first_fit(compared: Study) -> None:
     lines = check_order(compared.rows)
-    assert len(lines) == 2 * 2 * 2
+    assert len(lines) == 2 * 2
     good = compared.rows.copy()
     rank = good["expected"].map({"max": 0.1, "pow2": 0.2, "oracle": 0.3, "none": 0.4})
     good["utilisation"], good["batched_requests"] = rank, rank

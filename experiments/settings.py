@@ -1,0 +1,71 @@
+"""Which settings tell the runs of a comparison apart, beside strategy and page size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from harness.config import to_mapping
+from harness.runs.jobs import Job, strategy_label
+
+_KNOWN_ELSEWHERE = (
+    "seed",
+    "repetitions",
+    "kv.page_size",
+    "allocator.name",
+    "allocator.expected",
+    "workload.name",
+    "executor.kind",
+)
+_NAMED = ("model",)
+"""Groups whose name stands for all of their keys."""
+
+
+def varied_settings(jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
+    """For each key that differs between `jobs`, its value as text by run id.
+
+    Left out are keys that a table shows anyway, and what a strategy's label says.
+    """
+    flat = {job.run_id: dict(_flatten(to_mapping(job.config))) for job in jobs}
+    labels = {job.run_id: strategy_label(job.config.allocator) for job in jobs}
+    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    return {
+        key: {run_id: _text(values.get(key)) for run_id, values in flat.items()}
+        for key in keys
+        if not _is_shown(key) and _differs(key, flat, labels)
+    }
+
+
+def short_name(key: str) -> str:
+    """A key as a heading: its last part, or its group where that says more."""
+    group, _, last = key.rpartition(".")
+    return (group if last in ("kind", "name") else last).replace("_", " ")
+
+
+def _is_shown(key: str) -> bool:
+    group = key.split(".", 1)[0]
+    return key in _KNOWN_ELSEWHERE or (group in _NAMED and key != f"{group}.name")
+
+
+def _differs(key: str, flat: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -> bool:
+    """Whether runs differ in `key`; an allocator's option must differ within one label."""
+    if not key.startswith("allocator."):
+        return len({_text(values.get(key)) for values in flat.values()}) > 1
+    by_label: dict[str, set[str]] = {}
+    for run_id, values in flat.items():
+        by_label.setdefault(labels[run_id], set()).add(_text(values.get(key)))
+    return any(len(found) > 1 for found in by_label.values())
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
