@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.resources
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from tiny_study import plan
 
 from experiments.figures import available
+from harness.runs.jobs import Job
 
 PAGES = 9
 REFERENCES = 6  # max, pow2, oracle on buddy and on first_fit
@@ -59,19 +62,22 @@ def test_every_experiment_is_expected_here() -> None:
     assert {f.name.removesuffix(".yaml") for f in files} == {name for name, _ in EXPECTED}
 
 
+@functools.cache
+def planned(experiment: str, preset: str) -> tuple[list[Job], Sequence[str]]:
+    return plan(Path("nowhere"), f"experiment={experiment}", f"preset={preset}")
+
+
 @pytest.mark.parametrize(("experiment", "preset"), EXPECTED)
-def test_plans_as_many_runs_as_meant(tmp_path: Path, experiment: str, preset: str) -> None:
-    jobs, figures = plan(tmp_path, f"experiment={experiment}", f"preset={preset}")
+def test_plans_as_many_runs_as_meant(experiment: str, preset: str) -> None:
+    jobs, figures = planned(experiment, preset)
     counts = Counter((job.part, job.config.workload.name) for job in jobs)
     assert counts == EXPECTED[experiment, preset]
     assert set(figures) <= set(available())
 
 
 @pytest.mark.parametrize("experiment", ["sweep_page_size", "compare_allocators"])
-def test_simulated_parts_have_ten_seeds_and_one_pool_for_all(
-    tmp_path: Path, experiment: str
-) -> None:
-    jobs, _ = plan(tmp_path, f"experiment={experiment}")
+def test_simulated_parts_have_ten_seeds_and_one_pool_for_all(experiment: str) -> None:
+    jobs, _ = planned(experiment, "quick")
     waste = [job.config for job in jobs if job.part == "waste"]
     assert {config.repetitions for config in waste} == {10}
     slots = {

@@ -71,6 +71,7 @@ def test_memory_fraction(run_tiny: Runner, tmp_path: Path) -> None:
     study = run_tiny(
         "experiment=sweep_memory_fraction", "kv.memory_fraction=0.5,0.9", "model=small",
         "device.imagined_memory_gib=0.31", "workload.rate=500", "repetitions=1",
+        "workload.num_requests=8",
     )  # fmt: skip
     points = check_files(
         memory_fraction.draw(study.rows, study.jobs, tmp_path), "memory_fraction_simulated"
