@@ -63,6 +63,9 @@ FIT_DASHES = {"buddy": (4, 1.5), "first_fit": (1.2, 1.2), "best_fit": (6, 1.5, 1
 
 MARKERS = {"paged": "o", "paged_cow": "^", "paged_prefix": "s"}
 
+WIDTHS = {"paged": 3.0, "paged_cow": 2.0, "paged_prefix": 1.1}
+"""Strategies that often coincide are drawn thinner one after the other, so that all show."""
+
 
 @contextmanager
 def style() -> Iterator[None]:

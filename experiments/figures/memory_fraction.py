@@ -13,6 +13,7 @@ from experiments.plotting import (
     EXPECTED_COLOURS,
     MARKERS,
     STRATEGY_COLOURS,
+    WIDTHS,
     jobs_of,
     means,
     save,
@@ -88,5 +89,6 @@ def _draw_lines(axes: Axes, points: pd.DataFrame, metric: str, scale: float) -> 
             yerr=scale * line[f"{metric}_ci"].fillna(0), label=str(strategy), capsize=2,
             color=colours.get(expected if is_contiguous else allocator),
             marker=MARKERS.get(allocator, "D"), linestyle="--" if is_contiguous else "-",
+            linewidth=WIDTHS.get(allocator, 1.6),
         )  # fmt: skip
     axes.set_ylim(bottom=0)

@@ -16,6 +16,7 @@ from experiments.plotting import (
     FIT_DASHES,
     MARKERS,
     STRATEGY_COLOURS,
+    WIDTHS,
     class_handles,
     jobs_of,
     means,
@@ -80,7 +81,7 @@ def _draw_lines(axes: Axes, points: pd.DataFrame, metric: str) -> None:
         axes.errorbar(
             line["page_size"], line[metric], yerr=line[f"{metric}_ci"].fillna(0),
             color=STRATEGY_COLOURS.get(str(allocator)), marker=MARKERS.get(str(allocator), "D"),
-            capsize=2,
+            capsize=2, linewidth=WIDTHS.get(str(allocator), 1.6),
         )  # fmt: skip
     _page_axis(axes, sorted(_swept(points)["page_size"].unique()))
 
