@@ -72,6 +72,8 @@ def _draw_grid(
                 grid[row][0].set_ylabel(label.replace(", ", ",\n"))
         grid[0][column].set_title(workload)
         grid[-1][column].set_xlabel("memory fraction")
+    for axes in grid[:, 0]:  # once all are drawn: it stops the shared axes from growing
+        axes.set_ylim(bottom=0)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncol=4, bbox_to_anchor=(0.5, 0.0))
     figure.tight_layout()
@@ -91,4 +93,3 @@ def _draw_lines(axes: Axes, points: pd.DataFrame, metric: str, scale: float) -> 
             marker=MARKERS.get(allocator, "D"), linestyle="--" if is_contiguous else "-",
             linewidth=WIDTHS.get(allocator, 1.6),
         )  # fmt: skip
-    axes.set_ylim(bottom=0)

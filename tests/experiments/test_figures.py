@@ -80,6 +80,16 @@ def test_memory_fraction(run_tiny: Runner, tmp_path: Path) -> None:
     assert set(points["workload"]) == {"steady", "bursty"}
 
 
+def test_no_point_lies_outside_of_shared_axes(compared: Study) -> None:
+    rows = compared.rows.assign(memory_fraction=0.5)
+    high = rows.assign(workload="other", batched_requests=100 * rows["batched_requests"])
+    figure, points = memory_fraction._draw_grid(
+        pd.concat([rows, high]), [("batched_requests", 1.0, "batched requests")]
+    )
+    assert all(axes.get_ylim()[0] == 0 for axes in figure.axes)
+    assert all(axes.get_ylim()[1] > points["batched_requests"].max() for axes in figure.axes)
+
+
 def test_figures_are_the_same_bytes_again(compared: Study, tmp_path: Path) -> None:
     first = compare.draw(compared.rows, compared.jobs, tmp_path / "a")
     second = compare.draw(compared.rows, compared.jobs, tmp_path / "b")
