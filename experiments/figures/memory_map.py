@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.plotting import CLASS_COLOURS, class_patches, save, style
+from harness.config import RunConfig, from_mapping
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun
 
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     folder = Path(arguments[0])
     maps = sorted(folder.glob("*/memory_map.parquet"))
-    found: dict[str, Any] = {}
+    found: dict[str, StoredRun] = {}
     for path in maps:
         run = RunStore(folder).find(path.parent.name)
         if run is not None and run.status == "complete":
@@ -163,8 +163,13 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{folder}: no run has a map; run with measure.memory_map=true", file=sys.stderr)
         return 1
     with style():
-        figure, points = draw_runs(list(found.values())[:MAX_PANELS])
-        for path in save(figure, "memory_map", folder / "figures", points, []):
+        runs = list(found.values())[:MAX_PANELS]
+        figure, points = draw_runs(runs)
+        jobs = [
+            Job(from_mapping(RunConfig, run.config), run.run_id, run.label, "", folder, "")
+            for run in runs
+        ]
+        for path in save(figure, "memory_map", folder / "figures", points, jobs):
             print(path)
     return 0
 
