@@ -32,6 +32,7 @@ from harness.runs.grid import Part
 from harness.schema import admit_files, register_schema
 
 _STEERING_KEYS = SteeringConfig.__dataclass_fields__.keys() | {"sweep"}
+_TAKE_ONE_VALUE = SteeringConfig.__dataclass_fields__.keys() | {"experiment"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,9 @@ def parse_command(arguments: Sequence[str]) -> Command:
             swept[key] = _swept_values(override)
         else:
             fixed[key] = _value_text(override)
+    for key, values in swept.items():
+        if key.split(".", 1)[0] in _TAKE_ONE_VALUE:
+            raise ConfigError(f"{key}={','.join(values)}: takes one value; give a command for each")
     return Command(fixed, swept, tuple(verbatim))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from harness.compose import Command, Composer, Study, compose_study
-from harness.config import DeviceConfig, RunConfig
+from harness.config import ConfigError, DeviceConfig, RunConfig
 from harness.measure.environment import capture_environment
 from harness.runs.code_hash import CodeHashes
 from harness.runs.display import SweepDisplay
@@ -29,6 +29,11 @@ def run_study(command: Command, console: Console) -> int:
     study = compose_study(command)
     folder = study.results_dir / study.name
     jobs = plan_jobs(study, command, folder, console)
+    if not jobs:
+        raise ConfigError(
+            f"experiment={study.name} preset={study.preset}: no part of it is left, because each "
+            "is about a key that you gave: give fewer, or leave the experiment out"
+        )
     pending = pending_jobs(jobs)
     _announce(study, jobs, pending, console)
     if study.dry_run:
