@@ -108,6 +108,7 @@ def _is_comparable(config: RunConfig) -> bool:
     return (
         config.executor.kind == "torch"
         and config.model.dtype == "float32"
+        and config.kv.dtype in ("auto", "float32")
         and config.workload.temperature == 0
     )
 
