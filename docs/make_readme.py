@@ -41,7 +41,7 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 
 def command_output(*arguments: str) -> str:
-    """What `python -m harness ARGUMENTS` prints, long lists of runs cut to their first lines."""
+    """What `python -m ARGUMENTS` prints, long lists of runs cut to their first lines."""
     environment = {**os.environ, "COLUMNS": "110", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
@@ -105,7 +105,7 @@ def memory_map() -> str:
     command_output("harness", "experiment=memory_map")
     target = ROOT / "docs/images/memory_map.png"
     target.parent.mkdir(exist_ok=True)
-    shutil.copy(ROOT / "results/memory_map/memory_map.png", target)
+    shutil.copy(ROOT / "results/memory_map/figures/memory_map.png", target)
     return f"![The pool over time under three strategies]({target.relative_to(ROOT)})"
 
 
