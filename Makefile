@@ -38,11 +38,12 @@ bench: $(READY)  ## micro-benchmarks (pytest-benchmark)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
 contract: $(READY)  ## A=./mine.py:Mine puts an allocator through the contract test
+	@test -n "$(A)" || { echo "which allocator? make contract A=./mine.py:Mine, or A=paged"; exit 2; }
 	$(BIN)/python -m allocators.contract $(A)
 
 readme: $(READY)  ## README's output, table and pictures, from fresh runs
 	$(BIN)/python docs/make_readme.py $(ARGS)
 
 clean:  ## remove what make and Python left behind; results stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
