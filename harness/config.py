@@ -176,6 +176,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check_at_least_one("repetitions", self.repetitions)
+        if self.executor.kind == "simulated" and self.workload.output == "free":
+            raise ConfigError(
+                "executor=simulated cannot know where a free output ends: use "
+                "workload.output=forced_ids or forced_length, or executor=torch"
+            )
         if self.attention.kind == "contiguous" and self.allocator.name != "contiguous":
             raise ConfigError(
                 f"attention=contiguous reads sequences without a table, which allocator="

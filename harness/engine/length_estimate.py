@@ -32,6 +32,11 @@ class LengthEstimator:
     spread: float = 0.0
     seed: int = 0
 
+    @property
+    def is_sufficient(self) -> bool:
+        """No sequence will outgrow its estimate."""
+        return self.kind in ("max", "pow2", "oracle")
+
     def expected_len(self, request: Request) -> int:
         """Tokens to reserve for `request`; 0 when no estimate is made."""
         if self.kind == "none":

@@ -253,8 +253,10 @@ class Scheduler:
         return self._estimator.revised_len(sequence.request, len(sequence.token_ids))
 
     def _keep_free(self) -> int:
-        """The watermark protects running sequences; without any, it would only block the queue."""
-        return self._watermark_pages if self._running and self._allocator.grows_on_demand else 0
+        """The watermark is for running sequences that may still grow: with none running, or
+        where each was given all it can need at its admission, it would only block the queue."""
+        grows = self._allocator.grows_on_demand and not self._estimator.is_sufficient
+        return self._watermark_pages if self._running and grows else 0
 
     def _explain_refusal(self, sequence: Sequence) -> Refusal:
         request_id = sequence.request.request_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -16,11 +17,15 @@ _PACKAGES = ("torch", "triton", "transformers", "numpy", "numba", "hydra-core", 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """memory_gib: of the host. threads: torch's. git_revision: with `+` when files differ."""
+    """device: with the GPU's name, if it is one. load_average: of the last minute, before the
+    run; above the number of cores, times are not to be trusted. memory_gib: of the host.
+    threads: torch's. git_revision: with `+` when files differ.
+    """
 
     device: str
     cpu: str
     num_cores: int
+    load_average: float
     memory_gib: float
     threads: int
     python: str
@@ -31,11 +36,12 @@ class Environment:
 
 
 def capture_environment(device: str, threads: int) -> Environment:
-    """Read it off the machine, once a process."""
+    """Read it off the machine, now."""
     return Environment(
         device=device,
         cpu=_cpu_name(),
         num_cores=psutil.cpu_count() or 1,
+        load_average=round(psutil.getloadavg()[0], 2),
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         threads=threads,
         python=platform.python_version(),
@@ -62,6 +68,7 @@ def _cpu_name() -> str:
     return platform.processor() or "unknown"
 
 
+@functools.cache
 def _git_revision() -> str:
     """Revision of the checkout this code runs from; "none" for an installed package."""
     root = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ from harness.runs.jobs import Job
 from harness.runs.store import RunStore
 
 _SIMULATED_S_PER_TOKEN = 4e-6
-_SIMULATED_S_PER_RUN = 0.3
-_MODEL_FLOPS = 4e10
+_SIMULATED_S_PER_RUN = 0.05
+_MODEL_FLOPS = 1e11
 _MEAN_TOKENS = {"sharegpt": 499.0, "alpaca_like": 78.0}
 _WORKER_START_S = {True: 8.0, False: 3.0}
 

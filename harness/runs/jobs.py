@@ -35,6 +35,8 @@ def make_job(config: RunConfig, part: str, root: Path, device_name: str, hashes:
     is_simulated = config.executor.kind == "simulated"
     name = config.allocator.name
     code = hashes.code(name, not is_simulated) + hashes.data(config.workload.path)
+    if config.model.path is not None and Path(config.model.path).is_dir():
+        code += hashes.data(config.model.path)
     device = "simulated" if is_simulated else device_name
     run_id = make_run_id(to_mapping(config), code, device)
     return Job(config, run_id, run_label(config), part, root, hashes.allocator(name))

@@ -29,6 +29,7 @@ def make_workload(config: RunConfig, device: Device, seed: int) -> Workload:
         seed=seed,
         vocab_size=device.shape.vocab_size,
         tokenizer=device.tokenizer,
+        eos_ids=device.eos_ids,
     )
 
 
@@ -124,4 +125,4 @@ def _peak_bytes(device: Device) -> int | None:
 
 def environment_of(device: Device) -> Environment:
     """The environment of runs on `device`."""
-    return capture_environment(getattr(device, "kind", "simulated"), getattr(device, "threads", 1))
+    return capture_environment(getattr(device, "name", "simulated"), getattr(device, "threads", 1))

@@ -20,6 +20,10 @@ _KERNEL_WORKSPACE_BYTES = 64 * 2**20
 """Libraries take workspaces on first use and keep them."""
 
 
+_WARM_UP_LEN = 8
+"""Tokens of each sequence that a fresh executor is tried on."""
+
+
 def resolve_device(config: DeviceConfig) -> str:
     """`cpu` or `cuda`. Asked for a GPU that is not there, it says so and falls back to nothing."""
     has_cuda = torch.cuda.is_available()
@@ -62,8 +66,14 @@ class TorchDevice:
         self.shape: ModelShape = self._loaded.shape
         self.tokenizer: Any | None = self._loaded.tokenizer
         self.memory_bytes = self._memory_bytes(device)
-        self._warm: set[tuple[str, str, bool]] = set()
+        self.eos_ids = _eos_ids(self._loaded)
+        self._warm: set[tuple[str, str, bool, int, str]] = set()
         self._clean_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the numbers were made on."""
+        return f"cuda ({torch.cuda.get_device_name(0)})" if self.kind == "cuda" else "cpu"
 
     @property
     def threads(self) -> int:
@@ -71,14 +81,17 @@ class TorchDevice:
 
     def executor(self, config: RunConfig, num_pages: int, max_len: int) -> Executor:
         """A fresh executor with a pool of `num_pages`; what compiles lazily has been compiled."""
-        key = (config.attention.kind, config.attention.backend, config.engine.fused)
+        attention, kv = config.attention, config.kv
+        key = (attention.kind, attention.backend, config.engine.fused, kv.page_size, kv.dtype)
         if key not in self._warm:
-            warm = self._build(config, num_pages=8, max_len=64)
-            _warm_up(warm, config.kv.page_size)
+            num_pages_each = -(-_WARM_UP_LEN // kv.page_size)
+            warm = self._build(config, 2 * num_pages_each, _WARM_UP_LEN, max_seqs=2)
+            _warm_up(warm, num_pages_each)
             warm.close()
             self._warm.add(key)
             self._set_threads(self._wanted_threads)  # numba's thread pool resets it at its start
-        return self._build(config, num_pages, max_len)
+        self._check_clean()
+        return self._build(config, num_pages, max_len, config.engine.max_num_seqs)
 
     @staticmethod
     def _set_threads(threads: int | None) -> None:
@@ -88,6 +101,8 @@ class TorchDevice:
     def _check_clean(self) -> None:
         """The run before left nothing on the GPU; its peak does not count for the next."""
         gc.collect()
+        if self.kind != "cuda":
+            return
         held = torch.cuda.memory_allocated()
         if self._clean_bytes is None:
             self._clean_bytes = held
@@ -99,12 +114,14 @@ class TorchDevice:
         torch.cuda.reset_peak_memory_stats()
 
     def peak_memory_bytes(self) -> int:
-        """Peak bytes allocated on the GPU; on a CPU, bytes resident in this process now."""
+        """Peak bytes allocated on the GPU by this run; on a CPU, bytes resident at its end."""
         if self.kind == "cuda":
             return int(torch.cuda.max_memory_allocated())
         return int(psutil.Process().memory_info().rss)
 
-    def _build(self, config: RunConfig, num_pages: int, max_len: int) -> TorchExecutor:
+    def _build(
+        self, config: RunConfig, num_pages: int, max_len: int, max_seqs: int
+    ) -> TorchExecutor:
         kind = config.attention.kind
         if kind == "auto":
             kind = "contiguous" if config.allocator.name == "contiguous" else "paged"
@@ -112,7 +129,7 @@ class TorchDevice:
             self._loaded,
             num_pages=num_pages,
             page_size=config.kv.page_size,
-            max_seqs=config.engine.max_num_seqs,
+            max_seqs=max_seqs,
             max_len=max_len,
             attention=kind,
             kernels=config.attention.backend,
@@ -128,13 +145,23 @@ class TorchDevice:
         return int(device.imagined_memory_gib * 2**30)
 
 
-def _warm_up(executor: TorchExecutor, page_size: int) -> None:
-    """A prefill and decodes of two sequences, so that nothing compiles inside a run."""
+def _warm_up(executor: TorchExecutor, num_pages_each: int) -> None:
+    """A prefill and a decode of two sequences, so that nothing compiles inside a run."""
     greedy = SamplingParams()
-    prompt = (1,) * min(4, page_size * 4)
+    prompt = (1,) * (_WARM_UP_LEN - 1)
     prefill = tuple(Chunk(seq, 0, prompt, True, greedy, 0) for seq in (0, 1))
-    tables = tuple(TableUpdate(seq, 0, tuple(range(4 * seq, 4 * seq + 4))) for seq in (0, 1))
+    tables = tuple(
+        TableUpdate(seq, 0, tuple(range(num_pages_each * seq, num_pages_each * (seq + 1))))
+        for seq in (0, 1)
+    )
     executor.execute(StepPlan(prefill, tables))
-    if len(prompt) + 1 <= 4 * page_size:
-        decode = tuple(Chunk(seq, len(prompt), (1,), True, greedy, 1) for seq in (0, 1))
-        executor.execute(StepPlan(decode))
+    decode = tuple(Chunk(seq, len(prompt), (1,), True, greedy, 1) for seq in (0, 1))
+    executor.execute(StepPlan(decode))
+
+
+def _eos_ids(loaded: LoadedModel) -> frozenset[int]:
+    """End-of-sequence tokens of a checkpoint or a preset, where it names any."""
+    ids = getattr(loaded.model.generation_config, "eos_token_id", None)
+    if ids is None:
+        return frozenset()
+    return frozenset(ids if isinstance(ids, list) else [ids])

@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_run import request
 
+from allocators.page_pool import PagePool
+from allocators.paged import Paged
 from harness.engine.length_estimate import LengthEstimator
+from harness.engine.request import Request
+from harness.engine.scheduler import Scheduler, SchedulerConfig
+from harness.engine.sequence import Sequence
 
 REQUESTS = st.builds(
     lambda request_id, prompt, output, slack: request(
@@ -75,3 +80,17 @@ def test_an_output_that_ends_freely_can_only_be_bounded(kind) -> None:  # type: 
     with pytest.raises(ValueError, match=f"allocator.expected={kind} .*request 7 ends freely"):
         LengthEstimator(kind).expected_len(free)
     assert LengthEstimator("max").expected_len(free) == 12
+
+
+@pytest.mark.parametrize("kind", ["max", "pow2", "oracle"])
+def test_sufficient_estimates_need_no_watermark(kind: str) -> None:
+    """A paged strategy that reserved all it can need is admitted like a contiguous one."""
+    pool = PagePool(10, 4)
+    scheduler = Scheduler(Paged(pool), SchedulerConfig(watermark=0.5), LengthEstimator(kind))
+    for seq_id in range(5):
+        request = Request(seq_id, 0.0, (1, 2, 3, 4), max_tokens=5, forced_len=5)
+        scheduler.add(Sequence(seq_id, request, 0.0))
+    step = scheduler.schedule(0.0)
+    assert len(step.sequences) == 5
+    assert LengthEstimator(kind).is_sufficient
+    assert not LengthEstimator("predicted").is_sufficient

@@ -181,3 +181,25 @@ def test_pool_is_what_the_ledger_says(device, prompts):
     _, prepared = run(device, prompts, STRATEGIES[3], pool_tokens=160)
     measured = prepared.executor.pool.storage.untyped_storage().nbytes()
     assert measured == 160 * device.shape.kv_bytes_per_token
+
+
+def test_a_free_output_ends_at_the_models_own_end_of_sequence(device, prompts, expected):
+    assert device.eos_ids == frozenset({2}), "Llama's, which the presets keep"
+    third = expected[3][2]
+    stops = frozenset({third})
+    request = Request(0, 0.0, prompts[3], max_tokens=21, eos_ids=stops)
+    config = RunConfig(kv=KVConfig(page_size=4), model=model_preset("tiny"))
+    workload = Workload("free", (request,), "")
+    prepared = prepare(config, workload, 40, device, seed=0)
+    prepared.engine.run(workload)
+    prepared.recorder.close()
+    (record,) = prepared.recorder.requests
+    assert record.chosen_ids == expected[3][: expected[3].index(third) + 1]
+    assert len(prepared.recorder.entries) == len(prepared.recorder.steps)
+
+
+def test_one_sequence_at_a_time_runs_on_a_cold_device(prompts, expected):
+    cold = TorchDevice(model_preset("tiny"), DeviceConfig(kind="cpu"))
+    alone = EngineConfig(token_budget=64, max_num_seqs=1)
+    records, _ = run(cold, prompts[:2], STRATEGIES[3], engine=alone, page_size=1)
+    assert [record.chosen_ids for record in records] == expected[:2]

@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
+from harness.config import ConfigError, ExecutorConfig, RunConfig
 from harness.runs.store import RunStore
+from harness.workloads.config import WorkloadConfig
 
 
 def only_run(folder: Path = Path("results/single")):
@@ -225,3 +227,8 @@ def test_an_own_allocator_goes_into_an_experiment(command, own_allocator):
     runs = [line for line in answer.out.splitlines() if "· page" in line]
     assert runs
     assert all("mine.py:Mine" in line for line in runs)
+
+
+def test_a_free_output_cannot_be_simulated() -> None:
+    with pytest.raises(ConfigError, match=r"workload\.output=forced_ids"):
+        RunConfig(executor=ExecutorConfig("simulated"), workload=WorkloadConfig(output="free"))

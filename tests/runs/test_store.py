@@ -18,7 +18,7 @@ from harness.measure.environment import Environment
 from harness.runs import store as store_module
 from harness.runs.store import NotStoredError, RunRecord, RunStore
 
-ENVIRONMENT = Environment("cpu", "a CPU", 2, 8.0, 1, "3.11", "linux", "default", {}, "none")
+ENVIRONMENT = Environment("cpu", "a CPU", 2, 0.5, 8.0, 1, "3.11", "linux", "default", {}, "none")
 
 
 def make_record(run_id: str = "abc", status: str = "complete", num_rows: int = 50) -> RunRecord:
