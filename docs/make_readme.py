@@ -1,7 +1,8 @@
 """Fills the generated blocks of README.md with the real output of the commands they name.
 
-A block lies between `<!-- generated: NAME -->` and `<!-- end -->`. Runs go to results/, so what
-is stored is not run again; `--only NAME` fills one block.
+A block lies between `<!-- generated: NAME -->` and `<!-- end -->`. Of a long output the README
+shows the first table and the closing lines; all of it goes to docs/output/. Runs go to
+results/, so what is stored is not run again; `--only NAME` fills one block.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 MAX_RUN_LINES = 4
+TABLE_TITLE = re.compile(r"^\w+ · .+ · (simulated|timed)")
 
 
 def main() -> None:
@@ -74,19 +76,63 @@ def fenced(command: str, output: str) -> str:
     return f"```console\n$ {command}\n{output}\n```"
 
 
+def excerpt(output: str, whole: Path) -> str:
+    """The first table and the closing checks of `output`, all of which goes to `whole`."""
+    whole.parent.mkdir(exist_ok=True)
+    whole.write_text(output + "\n")
+    lines = output.splitlines()
+    tables = [i for i, line in enumerate(lines) if TABLE_TITLE.match(line)]
+    closing = next(i for i, line in enumerate(lines) if line.startswith("ledger classes sum"))
+    if len(tables) < 2:
+        return output
+    skipped = f"... {len(tables) - 1} more tables: {whole.relative_to(ROOT)} ..."
+    return "\n".join([*lines[: tables[1]], skipped, "", *lines[closing:]])
+
+
+def picture(name: str, source: str, alt: str) -> str:
+    """Copy a figure of results/ to docs/images/ and show it."""
+    target = ROOT / f"docs/images/{name}.png"
+    target.parent.mkdir(exist_ok=True)
+    shutil.copy(ROOT / "results" / source, target)
+    return f"![{alt}]({target.relative_to(ROOT)})"
+
+
 def single() -> str:
     return fenced("python -m harness", command_output("harness"))
 
 
 def sweep() -> str:
-    return fenced("make sweep", command_output("harness", "experiment=sweep_page_size"))
+    output = command_output("harness", "experiment=sweep_page_size")
+    shown = excerpt(output, ROOT / "docs/output/sweep_page_size.txt")
+    return fenced("make sweep", shown)
+
+
+def sweep_figure() -> str:
+    return picture(
+        "page_size_waste",
+        "sweep_page_size/figures/page_size_waste.png",
+        "Waste by class against page size, with contiguous strategies as reference lines",
+    )
 
 
 def compare() -> str:
-    return fenced(
-        "python -m harness experiment=compare_allocators",
-        command_output("harness", "experiment=compare_allocators"),
+    output = command_output("harness", "experiment=compare_allocators")
+    shown = excerpt(output, ROOT / "docs/output/compare_allocators.txt")
+    return fenced("python -m harness experiment=compare_allocators", shown)
+
+
+def compare_figure() -> str:
+    return picture(
+        "compare_fig2",
+        "compare_allocators/figures/compare_fig2.png",
+        "Memory by the PagedAttention paper's classes: published and measured here",
     )
+
+
+def peers() -> str:
+    arguments = "--repetitions 1 --peers engine,generate:16,generate:32,generate_batch"
+    output = command_output("benchmarks.peers", *arguments.split())
+    return fenced(f"python benchmarks/peers.py {arguments}", output)
 
 
 def example() -> str:
@@ -103,17 +149,21 @@ def contract() -> str:
 
 def memory_map() -> str:
     command_output("harness", "experiment=memory_map")
-    target = ROOT / "docs/images/memory_map.png"
-    target.parent.mkdir(exist_ok=True)
-    shutil.copy(ROOT / "results/memory_map/figures/memory_map.png", target)
-    return f"![The pool over time under three strategies]({target.relative_to(ROOT)})"
+    return picture(
+        "memory_map",
+        "memory_map/figures/memory_map.png",
+        "The pool over time under three strategies",
+    )
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "memory_map": memory_map,
     "single": single,
     "sweep": sweep,
+    "sweep_figure": sweep_figure,
     "compare": compare,
+    "compare_figure": compare_figure,
+    "peers": peers,
     "example": example,
     "contract": contract,
 }
