@@ -43,10 +43,15 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 
 def command_output(*arguments: str) -> str:
-    """What `python -m ARGUMENTS` prints, long lists of runs cut to their first lines."""
+    """What `python -m MODULE ARGUMENTS` prints, long lists of runs cut to their first lines."""
+    return script_output("-m", *arguments)
+
+
+def script_output(*arguments: str) -> str:
+    """What `python ARGUMENTS` prints, cut likewise."""
     environment = {**os.environ, "COLUMNS": "110", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, "-m", *arguments],
+        [sys.executable, *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -131,7 +136,7 @@ def compare_figure() -> str:
 
 def peers() -> str:
     arguments = "--repetitions 1 --peers engine,generate:16,generate:32,generate_batch"
-    output = command_output("benchmarks.peers", *arguments.split())
+    output = script_output("benchmarks/peers.py", *arguments.split())
     return fenced(f"python benchmarks/peers.py {arguments}", output)
 
 
