@@ -48,7 +48,7 @@ def estimate_wall_s(pending: Sequence[Job], jobs: Sequence[Job]) -> float:
 def _guess(config: RunConfig) -> float:
     workload = config.workload
     mean = _MEAN_TOKENS.get(workload.lengths, workload.prompt_mean + workload.output_mean)
-    num_tokens = (workload.num_requests or 1000) * mean * workload.length_scale
+    num_tokens = (workload.num_requests or 1000) * mean * workload.scale
     num_tokens *= config.repetitions
     if config.executor.kind == "simulated":
         return num_tokens * _SIMULATED_S_PER_TOKEN + config.repetitions * _SIMULATED_S_PER_RUN

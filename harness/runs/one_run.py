@@ -17,7 +17,7 @@ from harness.measure.environment import Environment, capture_environment
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics
 from harness.measure.records import requests_frame, steps_frame
 from harness.runs.build import Device, SimulatedDevice, prepare
-from harness.runs.pool_size import kv_bytes_per_token, pool_pages
+from harness.runs.pool_size import kv_bytes_per_token, longest_request_len, pool_pages
 from harness.runs.store import RunRecord
 from harness.workloads.generate import generate
 
@@ -30,6 +30,7 @@ def make_workload(config: RunConfig, device: Device, seed: int) -> Workload:
         vocab_size=device.shape.vocab_size,
         tokenizer=device.tokenizer,
         eos_ids=device.eos_ids,
+        longest_len=longest_request_len(config, device.shape),
     )
 
 

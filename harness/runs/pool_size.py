@@ -9,6 +9,8 @@ from harness.engine.request import Workload
 DEFAULT_MEMORY_FRACTION = 0.9
 DEFAULT_POOL_DEMAND = 16.0
 
+_LONGEST_REQUESTS_IN_POOL = 4
+
 
 def pool_pages(
     config: RunConfig, shape: ModelShape, workload: Workload, device_bytes: int | None
@@ -49,6 +51,16 @@ def pool_pages(
 def needs_device_memory(config: RunConfig) -> bool:
     """The pool is asked for as a fraction of a memory."""
     return config.kv.pool_tokens is None and config.kv.memory_fraction is not None
+
+
+def longest_request_len(config: RunConfig, shape: ModelShape) -> int:
+    """Tokens, prompt and output, that the longest request of a fitted trace may have: what the
+    model can read, and a quarter of a pool given in tokens, so that requests compete for it.
+    """
+    longest = shape.max_positions
+    if config.kv.pool_tokens is not None:
+        longest = min(longest, max(2, config.kv.pool_tokens // _LONGEST_REQUESTS_IN_POOL))
+    return longest
 
 
 def kv_bytes_per_token(config: RunConfig, shape: ModelShape) -> int:

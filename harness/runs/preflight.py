@@ -10,7 +10,7 @@ from allocators.page_pool import PagePool
 from harness.config import ConfigError, RunConfig
 from harness.engine.model_shape import ModelConfig, ModelShape, model_shape
 from harness.runs.build import build_allocator
-from harness.runs.pool_size import needs_device_memory
+from harness.runs.pool_size import longest_request_len, needs_device_memory
 from harness.workloads.generate import generate
 
 
@@ -19,7 +19,7 @@ class Preflight:
 
     def __init__(self) -> None:
         self._shapes: dict[str, ModelShape] = {}
-        self._replayed: set[tuple[str, int]] = set()
+        self._replayed: set[tuple[str, int, int]] = set()
         self._checked_kernels: set[tuple[object, ...]] = set()
 
     def check(self, config: RunConfig) -> None:
@@ -75,13 +75,18 @@ class Preflight:
     def _check_trace(self, config: RunConfig, shape: ModelShape) -> None:
         """Read a trace to its end. A checkpoint's own tokenizer is left to the run."""
         workload = config.workload
-        key = (repr(workload), shape.vocab_size)
+        key = (repr(workload), shape.vocab_size, longest_request_len(config, shape))
         if workload.path is None and workload.generator == "synthetic":
             return
         if config.model.path is not None or key in self._replayed:
             return
         try:
-            generate(workload, seed=config.seed, vocab_size=shape.vocab_size)
+            generate(
+                workload,
+                seed=config.seed,
+                vocab_size=shape.vocab_size,
+                longest_len=longest_request_len(config, shape),
+            )
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self._replayed.add(key)

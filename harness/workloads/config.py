@@ -18,16 +18,18 @@ class WorkloadConfig:
     """A workload: lengths x arrivals x sharing, or a trace. Lengths are in tokens.
 
     generator: module of `harness.workloads` that makes the requests (synthetic, trace).
-    num_requests: None takes all of a trace.
+    num_requests: None takes all of a trace; fewer than it has are a stretch of it, which the
+        seed chooses (0: its start).
     lengths: distribution of (prompt, output); the `fixed`, `uniform` and `lognormal` ones
         read the keys below. `*_cv` is standard deviation over mean.
     max_len: serving bound on prompt + output, before scaling. Samples with
         prompt + output >= max_len are drawn again, rows of a trace are dropped (the
-        PagedAttention artifact's rule). None, for traces: the longest request's length.
+        PagedAttention artifact's rule). None, for traces: what the pool and the model serve.
     max_output_len: bound on the output alone, before scaling; longer outputs are cut.
         A request asks for min(max_len - prompt, max_output_len) tokens.
     length_scale: multiplies every length, rounded to at least 1; `max_len`,
-        `max_output_len` and `shared_len` are given before it.
+        `max_output_len` and `shared_len` are given before it. None: 1, and for a trace
+        whatever fits it to the pool and the model (see `trace_fit`).
     arrivals: `trace` takes the trace's own times. rate: requests (chat: sessions) per second.
     burstiness: shape of the gamma distribution of gaps (vLLM's convention): 1 is Poisson,
         below 1 comes in bursts; the coefficient of variation is 1 / sqrt(burstiness).
@@ -62,7 +64,7 @@ class WorkloadConfig:
     output_cv: float = 1.0
     max_len: int | None = 2048
     max_output_len: int | None = None
-    length_scale: float = 1.0
+    length_scale: float | None = None
     arrivals: str = "all_at_once"
     rate: float = 1.0
     burstiness: float = 1.0
@@ -84,6 +86,11 @@ class WorkloadConfig:
     block_len: int | None = None
     page_multiple: int = 16
     options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def scale(self) -> float:
+        """The factor on lengths; 1 where none was given."""
+        return 1.0 if self.length_scale is None else self.length_scale
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -108,7 +115,7 @@ class WorkloadConfig:
                 raise ValueError(f"workload.{key}={value}: must be at least 1")
         for key in _POSITIVE:
             value = getattr(self, key)
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"workload.{key}={value}: must be above 0")
         for key in _NOT_NEGATIVE:
             value = getattr(self, key)

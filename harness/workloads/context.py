@@ -23,13 +23,15 @@ class Context:
     """The run's side of a workload: nothing here depends on the allocator.
 
     tokens: where random token ids come from. tokenizer: None for the built-in one.
-    eos_ids: end a request whose output is free.
+    eos_ids: end a request whose output is free. longest_len: tokens that the longest request
+    of a trace is fitted to, None for any.
     """
 
     seed: int
     tokens: TokenSource
     tokenizer: TextTokenizer | None = None
     eos_ids: frozenset[int] = frozenset()
+    longest_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

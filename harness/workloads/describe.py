@@ -24,7 +24,7 @@ def bounds_in_words(config: WorkloadConfig, max_len: int | None, scale: float) -
     if config.max_output_len is not None:
         words.append(f"output <= {config.max_output_len}")
     if scale != 1:
-        words.append(f"all lengths then x {scale:g}")
+        words.append(f"all lengths then x {scale:.4g}")
     return ", ".join(words)
 
 

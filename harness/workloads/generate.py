@@ -23,18 +23,20 @@ def generate(
     vocab_size: int,
     tokenizer: TextTokenizer | None = None,
     eos_ids: frozenset[int] = frozenset(),
+    longest_len: int | None = None,
 ) -> Workload:
     """The workload of `config`: a function of these arguments alone.
 
     tokenizer: for traces of text, the built-in byte tokenizer without one. eos_ids: end free
-    outputs, and are never drawn as random tokens. Raises ValueError with the key to change
+    outputs, and are never drawn as random tokens. longest_len: tokens that a trace without
+    `length_scale` or `max_len` is fitted to. Raises ValueError with the key to change
     where the config, the trace or the vocabulary does not do.
     """
     known = generators()
     if config.generator not in known:
         raise unknown("workload.generator", config.generator, known)
     tokens = TokenSource(seed, vocab_size, config.first_regular_id, eos_ids)
-    return known[config.generator](config, Context(seed, tokens, tokenizer, eos_ids))
+    return known[config.generator](config, Context(seed, tokens, tokenizer, eos_ids, longest_len))
 
 
 def generators() -> dict[str, Generator]:

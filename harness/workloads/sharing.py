@@ -20,7 +20,7 @@ class SystemPrompt:
     def __init__(self, config: WorkloadConfig, context: Context) -> None:
         self.fraction = config.shared_fraction
         length = shared_len(config)
-        length = scale_length(length, config.length_scale) if length else 0
+        length = scale_length(length, config.scale) if length else 0
         self.ids: tuple[int, ...] = tuple(
             context.tokens.draw(Stream.SHARED_PREFIX, 0, length).tolist()
         )
@@ -94,6 +94,6 @@ def add_chat_sessions(
 def _scaled(
     config: WorkloadConfig, pairs: Pairs, arrivals: Floats
 ) -> Iterator[tuple[int, int, float, float]]:
-    prompts = scale_lengths(pairs.prompts, config.length_scale).tolist()
-    outputs = scale_lengths(pairs.outputs, config.length_scale).tolist()
+    prompts = scale_lengths(pairs.prompts, config.scale).tolist()
+    outputs = scale_lengths(pairs.outputs, config.scale).tolist()
     return zip(prompts, outputs, pairs.variates.tolist(), arrivals.tolist(), strict=True)

@@ -35,7 +35,7 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
         partial(fitting_mask, config, config.max_len),
     )
     arrivals = arrival_times(config, count, context.seed)
-    scale = config.length_scale
+    scale = config.scale
     limits = Limits.of(config, scale_length(config.max_len, scale), scale)
     builder = RequestBuilder(config, context, limits)
     system = SystemPrompt(config, context)
@@ -46,7 +46,7 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
     parts = (
         describe(config),
         sharing_in_words(config),
-        bounds_in_words(config, config.max_len, config.length_scale),
+        bounds_in_words(config, config.max_len, config.scale),
         arrivals_in_words(config),
     )
     return Workload(

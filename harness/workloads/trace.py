@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.engine.request import Workload
@@ -13,6 +14,7 @@ from harness.workloads.choices import unknown
 from harness.workloads.config import WorkloadConfig
 from harness.workloads.context import Context, Place, RequestBuilder
 from harness.workloads.describe import arrivals_in_words, bounds_in_words
+from harness.workloads.trace_fit import fit_trace
 from harness.workloads.trace_row import ReadContext, Reader, TraceRow
 from harness.workloads.trace_scaling import ScaledRow, scale_factor, scale_rows, scaled_limits
 from harness.workloads.traces import note, readers
@@ -25,28 +27,35 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
 
     Rows with prompt + output >= max_len are dropped, and the description says how many; a
     session ends at such a row. Blocks of prefix hashes scale to whole pages, and everything
-    else in such a trace by the same factor.
+    else in such a trace by the same factor. What the config leaves open is fitted to
+    `context.longest_len`. Of a trace with more than `num_requests`, the seed chooses the
+    stretch that is replayed.
     """
     read, path = _reader(config)
     tokenizer = context.tokenizer or ByteTokenizer(config.first_regular_id)
     try:
-        rows, dropped = select(config, read(path, ReadContext(context.seed, tokenizer)))
+        whole = list(read(path, ReadContext(context.seed, tokenizer)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as {config.format}: {error}") from error
-    if not rows:
+    fitted = fit_trace(config, whole, context.longest_len)
+    kept, num_dropped = select(fitted, whole)
+    if not kept:
         raise ValueError(
-            f"{path}: none of its requests is left, {dropped} have prompt + output >= "
-            f"workload.max_len={config.max_len}: raise it, or lower workload.start_s="
+            f"{path}: none of its requests is left, {num_dropped} have prompt + output >= "
+            f"workload.max_len={fitted.max_len}: raise it, or lower workload.start_s="
             f"{config.start_s:g}"
         )
-    factor = scale_factor(config, rows)
+    rows = stretch(kept, config.num_requests, context.seed)
+    factor = scale_factor(fitted, rows)
     scaled = list(scale_rows(rows, factor, context))
-    builder = RequestBuilder(config, context, scaled_limits(config, factor, scaled))
+    builder = RequestBuilder(fitted, context, scaled_limits(fitted, factor, scaled))
     _add_rows(builder, scaled)
     parts = [
         f"{config.format} trace {path.name} {note(str(config.format))}".rstrip(),
-        f"{len(rows)} requests" + (f", {dropped} too long" if dropped else ""),
-        bounds_in_words(config, config.max_len, factor),
+        f"{len(rows)} requests" + (f" of {len(kept):,}" if len(rows) < len(kept) else ""),
+        f"{num_dropped:,} of {len(whole):,} too long" if num_dropped else "",
+        bounds_in_words(fitted, fitted.max_len, factor),
+        _fit_in_words(config, fitted, context.longest_len),
         arrivals_in_words(config),
     ]
     return Workload(
@@ -75,9 +84,10 @@ def _reader(config: WorkloadConfig) -> tuple[Reader, Path]:
 
 
 def select(config: WorkloadConfig, rows: Iterable[TraceRow]) -> tuple[list[TraceRow], int]:
-    """The rows to replay, and how many were dropped as too long (a session ends there)."""
+    """The rows that may be replayed, and how many were dropped as too long (a session ends
+    there)."""
     kept: list[TraceRow] = []
-    dropped = 0
+    num_dropped = 0
     origin: float | None = None
     session: str | None = None
     skipped: str | None = None
@@ -91,14 +101,35 @@ def select(config: WorkloadConfig, rows: Iterable[TraceRow]) -> tuple[list[Trace
             skipped = row.session
             continue
         if config.max_len is not None and row.prompt_len + row.output_len >= config.max_len:
-            dropped += 1
+            num_dropped += 1
             skipped = row.session
             continue
         session = row.session
         kept.append(row)
-        if len(kept) == config.num_requests:
-            break
-    return kept, dropped
+    return kept, num_dropped
+
+
+def stretch(rows: Sequence[TraceRow], num_requests: int | None, seed: int) -> Sequence[TraceRow]:
+    """`num_requests` consecutive rows that begin with a session, if any: the first of them for
+    seed 0, the next for seed 1, and so on round the trace. So seeds differ in their lengths."""
+    if num_requests is None or num_requests >= len(rows):
+        return rows
+    last = len(rows) - num_requests
+    openings = [index for index in range(last + 1) if _opens(rows, index)]
+    wanted = seed * num_requests % (openings[-1] + 1)
+    start = openings[bisect_left(openings, wanted)]
+    return rows[start : start + num_requests]
+
+
+def _fit_in_words(given: WorkloadConfig, fitted: WorkloadConfig, longest_len: int | None) -> str:
+    if (given.scale, given.max_len) == (fitted.scale, fitted.max_len):
+        return ""
+    return f"fitted to requests of {longest_len} tokens"
+
+
+def _opens(rows: Sequence[TraceRow], index: int) -> bool:
+    session = rows[index].session
+    return session is None or index == 0 or session != rows[index - 1].session
 
 
 def _add_rows(builder: RequestBuilder, rows: list[ScaledRow]) -> None:

@@ -37,15 +37,15 @@ def scale_factor(config: WorkloadConfig, rows: Sequence[TraceRow]) -> float:
     `length_scale`, and then all lengths of the trace take it. Text cannot be stretched.
     """
     first = rows[0]
-    if first.prompt_ids is not None and config.length_scale > 1:
+    if first.prompt_ids is not None and config.scale > 1:
         raise ValueError(
-            f"workload.length_scale={config.length_scale:g}: text can be cut but not "
+            f"workload.length_scale={config.scale:g}: text can be cut but not "
             "stretched, give at most 1"
         )
     if not first.block_len:
-        return config.length_scale
+        return config.scale
     block_len = scaled_block_len(
-        first.block_len, config.length_scale, config.page_multiple, config.block_len
+        first.block_len, config.scale, config.page_multiple, config.block_len
     )
     return block_len / first.block_len
 

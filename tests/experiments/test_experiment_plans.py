@@ -7,13 +7,16 @@ import importlib
 import importlib.resources
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_study import plan
 
 from experiments.figures import available
+from harness.config import ExecutorConfig
 from harness.runs.jobs import Job
+from harness.runs.one_run import environment_of, execute_run, simulated_device
 
 PAGES = 9
 REFERENCES = 6  # max, pow2, oracle on buddy and on first_fit
@@ -95,6 +98,34 @@ def test_a_chosen_workload_leaves_the_other_one_out(tmp_path: Path) -> None:
     jobs, _ = plan(tmp_path, "experiment=sweep_page_size", "workload=chat")
     assert {job.config.workload.name for job in jobs} == {"chat"}
     assert len(jobs) == WASTE["sharegpt"] + REFERENCES + 2 * 4
+
+
+def test_a_trace_needs_no_other_key(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = [
+        f"2023-11-16 18:{i // 60:02d}:{i % 60:02d}.0,{400 + 37 * i % 4000},{i + 1}"
+        for i in range(300)
+    ]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
+    jobs, _ = plan(
+        tmp_path, "experiment=sweep_page_size", "workload=trace", "workload.format=azure",
+        f"workload.path={trace}",
+    )  # fmt: skip
+    assert {job.part for job in jobs} == {"waste", "times"}
+    for part in ("waste", "times"):
+        config = next(
+            job.config
+            for job in jobs
+            if (job.part, job.config.allocator.expected, job.config.allocator.options.get("fit"))
+            == (part, "max", "buddy")
+        )
+        simulated = replace(config, executor=ExecutorConfig("simulated"), repetitions=2)
+        device = simulated_device(simulated)
+        record = execute_run(simulated, "run", "trace", device, environment_of(device))
+        first, second = record.summary
+        assert first["num_refused"] == second["num_refused"] == 0
+        assert first["memory_bound"] and second["memory_bound"]
+        assert first["prompt_tokens"] != second["prompt_tokens"]
 
 
 @pytest.mark.parametrize("name", available())

@@ -163,9 +163,12 @@ def test_order_is_said_with_buddy_and_first_fit(compared: Study) -> None:
     good = compared.rows.copy()
     rank = good["expected"].map({"max": 0.1, "pow2": 0.2, "oracle": 0.3, "none": 0.4})
     good["utilisation"], good["batched_requests"] = rank, rank
+    good["memory_bound"] = True
     assert all(": max < pow2 < oracle < paged:" in line for line in check_order(good))
     good.loc[good["expected"] == "oracle", "utilisation"] = 0.15
     assert all(": NOT max" in line for line in check_order(good))
+    good["memory_bound"] = good["expected"] == "max"
+    assert all("memory was not scarce" in line for line in check_order(good))
 
 
 def test_a_failed_check_fails_the_presentation(compared: Study) -> None:

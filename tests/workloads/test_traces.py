@@ -69,7 +69,7 @@ def test_the_longest_request_is_the_bound_unless_one_is_given(tmp_path):
     bounded = replay("azure", path, max_len=500, max_output_len=20)
     assert sizes(bounded) == [(374, 20), (40, 8)]
     assert {r.max_tokens for r in bounded.requests} == {20}
-    assert "1 too long" in bounded.description
+    assert "1 of 3 too long" in bounded.description
 
 
 def test_other_arrivals_replace_the_times(tmp_path):
