@@ -38,6 +38,8 @@ def test_a_prompt_that_can_never_fit_is_refused_and_the_others_finish(command, t
         "workload.format=lengths_csv",
         "workload.path=lengths.csv",
         "workload.arrivals=all_at_once",
+        "workload.length_scale=1",
+        "workload.max_len=300",
         "workload.max_output_len=50",
         "kv.pool_tokens=128",
     )
