@@ -320,12 +320,20 @@ def test_a_better_hypothesis_displaces_the_worst() -> None:
     assert [h.token_ids for h in search.hypotheses()] == [(1, 4, 5, 1), (2, 7, 9)]
 
 
-def test_equal_scores_keep_the_order_they_came_in() -> None:
-    search = BeamSearch(BeamParams(3), 1, max_tokens=2, eos_ids=frozenset())
-    same = dict.fromkeys((4, 2, 9, 1, 3, 5), 0.1)
-    assert search.step(_candidates(same)) == BeamStep((0, 0, 0), (4, 2, 9), False)
-    assert search.step(_candidates(same, same, same)).done
-    assert [h.token_ids for h in search.hypotheses()] == [(4, 4), (4, 2), (4, 9)]
+@pytest.mark.parametrize("num_equal", [1, 2, 3])
+def test_equal_scores_keep_the_order_they_came_in(num_equal: int) -> None:
+    search = BeamSearch(BeamParams(4), 1, max_tokens=2, eos_ids=frozenset())
+    tokens = (4, 2, 9, 1, 3, 5, 8, 6)
+    assert search.step(_candidates(dict.fromkeys(tokens, 0.05))).token_ids == tokens[:4]
+    row = dict.fromkeys(tokens[:num_equal], 0.1) | dict.fromkeys(tokens[num_equal:], 0.05)
+    assert search.step(_candidates(*[row] * 4)).done
+    ends = [(first, last) for first in tokens[:4] for last in tokens[:num_equal]]
+    assert [h.token_ids for h in search.hypotheses()] == ends[:4]
+
+
+def test_a_beam_that_can_only_draw_level_is_not_waited_for() -> None:
+    search = BeamSearch(BeamParams(2), 1, max_tokens=9, eos_ids=frozenset({8, 9}))
+    assert search.step(_candidates({9: 0.25, 8: 0.25, 1: 0.25, 2: 0.1, 3: 0.1, 4: 0.05})).done
 
 
 @pytest.mark.parametrize(("width", "num_eos", "needed"), [(2, 0, 4), (3, 1, 6), (4, 3, 16)])
