@@ -1,44 +1,32 @@
 """The contract test of any allocator: `python -m allocators.contract NAME_OR_FILE`.
 
 Random operations against a token tape (`allocators.tape`) on small pools; the first violation
-is cut down to the operations it takes and told as a story.
+is cut down to the operations it takes and told as a story. Then a long life on one pool for each
+setting, without and with faults (`allocators.endurance`).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from allocators.base import KVCacheAllocator
 from allocators.discovery import load, option_choices
+from allocators.endurance import endure
 from allocators.page_pool import PagePool
+from allocators.replay import Build, Failure, Operation, perform, replay, shrink
 from allocators.tape import ContractViolationError, TapeEngine
 
 PAGE_SIZES = (4, 1, 2, 16)
 MAX_LIVE = 6
-SHRINK_SECONDS = 4.0
-
-Build = Callable[[], KVCacheAllocator]
-
-
-class Operation(NamedTuple):
-    """A method of TapeEngine and its arguments."""
-
-    method: str
-    arguments: tuple[object, ...]
-
-
-class Failure(NamedTuple):
-    """A violation, and the operations that lead to it on a new allocator."""
-
-    message: str
-    operations: list[Operation]
-    story: list[str]
+LIFE_PAGES, LIFE_PAGE_SIZE = 24, 4
+MAX_STORY_LINES = 60
 
 
 class Verdict(NamedTuple):
@@ -50,7 +38,7 @@ class Verdict(NamedTuple):
 
 
 def verify(
-    cls: type[KVCacheAllocator], num_steps: int = 150, num_seeds: int = 40, limit_s: float = 15.0
+    cls: type[KVCacheAllocator], num_steps: int = 150, num_seeds: int = 40, limit_s: float = 8.0
 ) -> Verdict:
     """Try an allocator under each combination of its Literal options, on pages of several
     sizes, until one fails, all are done or `limit_s` is over."""
@@ -76,10 +64,35 @@ def verify(
             count += len(operations)
             failure = replay(build, operations)
             if failure is not None:
-                named = "".join(f", {name}={value}" for name, value in chosen.items())
-                setting = f"{num_pages} pages of {page_size}{named}, seed {seed}"
+                setting = f"{num_pages} pages of {page_size}{_named(chosen)}, seed {seed}"
                 return Verdict(count, setting, shrink(build, failure))
     return Verdict(count, "", None)
+
+
+def verify_long(
+    cls: type[KVCacheAllocator], num_steps: int = 10_000, limit_s: float = 8.0
+) -> Verdict:
+    """Have an allocator live long under each combination of its Literal options, without and
+    with faults; each life gets an equal part of `limit_s` at most."""
+    lives = list(itertools.product(option_sets(cls), (False, True)))
+    count = 0
+    for chosen, faults in lives:
+        build = functools.partial(_build_for_life, cls, chosen)
+        life = endure(build, num_steps, faults=faults, limit_s=limit_s / len(lives))
+        count += life.num_steps
+        if life.failure is not None:
+            setting = f"{LIFE_PAGES} pages of {LIFE_PAGE_SIZE}{_named(chosen)}, a long life"
+            setting += " with faults" * faults
+            return Verdict(count, setting, shrink(build, life.failure))
+    return Verdict(count, "", None)
+
+
+def _build_for_life(cls: type[KVCacheAllocator], chosen: dict[str, object]) -> KVCacheAllocator:
+    return cls(PagePool(LIFE_PAGES, LIFE_PAGE_SIZE), **chosen)
+
+
+def _named(chosen: dict[str, object]) -> str:
+    return "".join(f", {name}={value}" for name, value in chosen.items())
 
 
 def option_sets(cls: type[KVCacheAllocator]) -> list[dict[str, object]]:
@@ -98,80 +111,9 @@ def random_operations(build: Build, rng: random.Random, num_steps: int) -> Itera
         operation = chooser.choose()
         yield operation
         try:
-            getattr(engine, operation.method)(*operation.arguments)
-        except Exception:  # `replay` says which
+            perform(engine, operation)
+        except ContractViolationError:  # `replay` says which
             return
-
-
-def replay(build: Build, operations: Sequence[Operation]) -> Failure | None:
-    """Run operations on a new allocator, skipping those that make no sense (any more), and
-    end everything; the failure, if there is one."""
-    engine = TapeEngine(build())
-    done: list[Operation] = []
-    try:
-        for operation in operations:
-            if makes_sense(engine, operation):
-                done.append(operation)
-                getattr(engine, operation.method)(*operation.arguments)
-        engine.finish()
-    except ContractViolationError as error:
-        return Failure(str(error), done, engine.log)
-    except Exception as error:  # an answer of the wrong shape
-        return Failure(f"{type(error).__name__}: {error}", done, engine.log)
-    return None
-
-
-def shrink(build: Build, failure: Failure) -> Failure:
-    """Leave out operations while the story still ends in a violation."""
-    deadline = time.monotonic() + SHRINK_SECONDS
-    size = max(1, len(failure.operations) // 2)
-    while True:
-        start = 0
-        while start < len(failure.operations) and time.monotonic() < deadline:
-            rest = failure.operations[:start] + failure.operations[start + size :]
-            shorter = replay(build, rest)
-            if shorter is not None and len(shorter.operations) < len(failure.operations):
-                failure = shorter
-            else:
-                start += size
-        if size == 1:
-            return failure
-        size //= 2
-
-
-def makes_sense(engine: TapeEngine, operation: Operation) -> bool:
-    """Whether an engine in this state could ask for that."""
-    method, arguments = operation
-    live = engine.live
-    first = arguments[0]
-    if method == "allocate":
-        return first not in live and first not in engine.swapped
-    if method == "discard_swapped":
-        return first in engine.swapped
-    if method == "swap_in":
-        return all(seq_id in engine.swapped for seq_id in first)  # type: ignore[attr-defined]
-    if method == "swap_out":
-        return all(seq_id in live for seq_id in first)  # type: ignore[attr-defined]
-    if method == "rebranch":
-        assert isinstance(first, dict)
-        seq_ids = {*first, *first.values()}
-        return seq_ids <= live.keys() and len({len(live[s].token_ids) for s in seq_ids}) == 1
-    if first not in live:
-        return False
-    assert isinstance(first, int)
-    sequence = live[first]
-    size = arguments[1] if len(arguments) > 1 else 0
-    if method == "append":
-        assert isinstance(size, list)
-        return len(sequence.token_ids) + len(size) <= sequence.max_len
-    if method == "fork":
-        return size not in live and size not in engine.swapped
-    assert isinstance(size, int)
-    if method == "truncate":
-        return max(1, sequence.num_released) <= size <= len(sequence.token_ids)
-    if method == "release":
-        return size <= sequence.num_computed
-    return True
 
 
 class OperationChooser:
@@ -251,8 +193,9 @@ class OperationChooser:
 
     def _rebranch(self, seq_id: int) -> Operation:
         live = self._engine.live
-        length = len(live[seq_id].token_ids)
-        group = [s for s in live if len(live[s].token_ids) == length]
+        group = [s for s in live if self._engine.are_beams([seq_id, s])]
+        if not self._engine.are_beams(group):
+            group = [seq_id, *[s for s in group if s != seq_id][:1]]
         if len(group) == 1 and len(live) < MAX_LIVE:
             return self._fork(seq_id)
         children = self._rng.sample(group, self._rng.randint(1, len(group)))
@@ -270,7 +213,8 @@ class OperationChooser:
 
     def _swap_out(self, seq_id: int) -> Operation:
         others = [s for s in self._engine.live if s != seq_id]
-        chosen = self._rng.sample(others, self._rng.randint(0, min(2, len(others))))
+        most = self._rng.choice([min(2, len(others)), len(others)])
+        chosen = self._rng.sample(others, self._rng.randint(0, most))
         return Operation("swap_out", ([seq_id, *chosen],))
 
     def _return_swapped(self) -> Operation:
@@ -278,7 +222,8 @@ class OperationChooser:
         seq_ids = list(self._engine.swapped)
         if rng.random() < 0.2:
             return Operation("discard_swapped", (rng.choice(seq_ids),))
-        return Operation("swap_in", (rng.sample(seq_ids, rng.randint(1, len(seq_ids))),))
+        count = rng.choice([len(seq_ids), rng.randint(1, len(seq_ids))])
+        return Operation("swap_in", (rng.sample(seq_ids, count),))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -287,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("allocator", help="a name, or path/to/file.py:Class")
     parser.add_argument("--steps", type=int, default=150, help="operations a run")
     parser.add_argument("--seeds", type=int, default=40, help="runs a setting")
+    parser.add_argument("--life", type=int, default=10_000, help="operations of a long life")
     given = parser.parse_args(arguments)
     try:
         cls = load(given.allocator)
@@ -295,14 +241,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     started = time.monotonic()
     verdict = verify(cls, given.steps, given.seeds)
+    num_operations = verdict.num_operations
+    if verdict.failure is None:
+        verdict = verify_long(cls, given.life)
+        num_operations += verdict.num_operations
     took = f"{time.monotonic() - started:.1f} s"
     if verdict.failure is None:
-        print(
-            f"{given.allocator}: keeps the contract ({verdict.num_operations} operations, {took})"
-        )
+        print(f"{given.allocator}: keeps the contract ({num_operations} operations, {took})")
         return 0
     print(f"{given.allocator}: BREAKS the contract ({verdict.setting})")
-    for line in verdict.failure.story:
+    story = verdict.failure.story
+    if len(story) > MAX_STORY_LINES:
+        print(f"  ... {len(story) - MAX_STORY_LINES} lines before")
+    for line in story[-MAX_STORY_LINES:]:
         print(f"  {line}")
     print(f"  => {verdict.failure.message}")
     return 1

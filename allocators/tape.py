@@ -1,23 +1,18 @@
-"""A token tape: a list that plays GPU memory, and an engine that drives an allocator over it.
+"""An engine that drives an allocator over a token tape.
 
 Every operation does what a real engine would do with the answer (apply copies, update its own
 copy of the block table, write by slot) and then checks the contract of `allocators.base`.
-What stands at a slot is not a bare token but a *KV id*, one for each different sequence of
-tokens up to and including that one, since the KV of a token depends on all before it. So
-nothing is ever right by accident.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
 from allocators.base import NULL_PAGE, Allocation, KVCacheAllocator
+from allocators.token_tape import EMPTY, Tape
 
 T = TypeVar("T")
-
-EMPTY = -1
-"""KV id of a slot that was never written."""
 
 
 class ContractViolationError(AssertionError):
@@ -25,10 +20,14 @@ class ContractViolationError(AssertionError):
 
 
 class TapeSequence:
-    """The engine's view of a sequence: its tokens, how many are computed, its block table."""
+    """The engine's view of a sequence: its tokens, the KV id that each is to get, how many are
+    computed, its block table."""
 
-    def __init__(self, token_ids: Sequence[int], max_len: int, expected_len: int) -> None:
+    def __init__(
+        self, token_ids: Sequence[int], kv_ids: Sequence[int], max_len: int, expected_len: int
+    ) -> None:
         self.token_ids = list(token_ids)
+        self.kv_ids = list(kv_ids)
         self.max_len = max_len
         self.expected_len = expected_len
         self.num_computed = 0
@@ -37,7 +36,7 @@ class TapeSequence:
 
     def copy(self, max_len: int, expected_len: int) -> TapeSequence:
         """A branch with the same tokens; its table is not known yet."""
-        other = TapeSequence(self.token_ids, max_len, expected_len)
+        other = TapeSequence(self.token_ids, self.kv_ids, max_len, expected_len)
         other.num_computed = self.num_computed
         other.num_released = self.num_released
         return other
@@ -48,18 +47,20 @@ class TapeEngine:
     ContractViolationError when the allocator breaks the contract.
 
     Methods that ask for room return whether it was granted. `log` tells what happened.
+
+    num_withheld: free pages that another user of the pool holds during the next requests, as
+        another layer group may. Such a refusal is as good as any: nothing has changed.
     """
 
     def __init__(self, allocator: KVCacheAllocator) -> None:
+        self.num_withheld = 0
         self.allocator = allocator
         self.page_size = allocator.page_size
         self.num_pages = allocator.pool.num_pages
-        self.tape = [EMPTY] * (self.num_pages * self.page_size)
+        self.tape = Tape(self.num_pages, self.page_size)
         self.live: dict[int, TapeSequence] = {}
-        self.swapped: dict[int, tuple[TapeSequence, dict[int, int]]] = {}
+        self.swapped: dict[int, tuple[TapeSequence, int, list[int]]] = {}
         self.log: list[str] = []
-        self._kv_ids: dict[tuple[int, int], int] = {}
-        self._kv_tokens: list[tuple[int, ...]] = []
 
     def allocate(
         self,
@@ -80,10 +81,13 @@ class TapeEngine:
         )
         if outcome is None:
             needed = allocator.pages_for(max(len(token_ids), min(expected_len, max_len)))
-            if not self.live and needed + keep_free <= allocator.max_sequence_pages:
+            starved = self.live or self.num_withheld
+            if not starved and needed + keep_free <= allocator.max_sequence_pages:
                 self._fail(f"refused {needed} pages although no sequence holds any")
             return False
-        sequence = self.live[seq_id] = TapeSequence(token_ids, max_len, expected_len)
+        sequence = self.live[seq_id] = TapeSequence(
+            token_ids, self.tape.kv_ids(EMPTY, token_ids), max_len, expected_len
+        )
         if not 0 <= outcome.num_cached_tokens < len(token_ids):
             self._fail(
                 f"num_cached_tokens={outcome.num_cached_tokens} of {len(token_ids)}: the last "
@@ -104,7 +108,9 @@ class TapeEngine:
         outcome = self._ask(lambda: self.allocator.append(seq_id, len(token_ids)))
         if outcome is None:
             return False
-        self.live[seq_id].token_ids += token_ids
+        sequence = self.live[seq_id]
+        sequence.kv_ids += self.tape.kv_ids(sequence.kv_ids[-1], token_ids)
+        sequence.token_ids += token_ids
         self._apply(outcome)
         self._update_table(seq_id, outcome.first_changed)
         self.check()
@@ -117,9 +123,7 @@ class TapeEngine:
         end = min(len(sequence.token_ids), start + num_tokens)
         token_ids = sequence.token_ids[start:end]
         self.log.append(f"compute positions {start} to {end - 1} of {seq_id}; commit {token_ids}")
-        kv_ids = self._kv_of(sequence.token_ids[:end])
-        for position in range(start, end):
-            self.tape[self._slot(sequence, position)] = kv_ids[position]
+        self._write(seq_id, start, sequence.kv_ids[start:end])
         sequence.num_computed = end
         self._call(lambda: self.allocator.commit(seq_id, token_ids))
         self.check()
@@ -137,7 +141,7 @@ class TapeEngine:
         return True
 
     def rebranch(self, parents: Mapping[int, int]) -> bool:
-        """A beam step: each key goes on from its value."""
+        """A beam step: each key goes on from its value; `are_beams` says for which that is."""
         self.log.append(f"rebranch({dict(parents)})")
         before = self.allocator.usage()
         outcome = self._ask(lambda: self.allocator.rebranch(parents))
@@ -163,7 +167,7 @@ class TapeEngine:
         self.log.append(f"truncate({seq_id}, {new_len})")
         self._call(lambda: self.allocator.truncate(seq_id, new_len))
         sequence = self.live[seq_id]
-        del sequence.token_ids[new_len:]
+        del sequence.token_ids[new_len:], sequence.kv_ids[new_len:]
         sequence.num_computed = min(sequence.num_computed, new_len)
         self.check()
 
@@ -178,11 +182,11 @@ class TapeEngine:
     def swap_out(self, seq_ids: Sequence[int]) -> bool:
         """Save what the sequences hold, then give their pages up."""
         self.log.append(f"swap_out({list(seq_ids)})")
-        saved = {seq_id: self._pages_read(self.live[seq_id]) for seq_id in seq_ids}
+        saved = {seq_id: self._save(self.live[seq_id]) for seq_id in seq_ids}
         if self._ask(lambda: self.allocator.swap_out(seq_ids)) is None:
             return False
         for seq_id in seq_ids:
-            self.swapped[seq_id] = (self.live.pop(seq_id), saved[seq_id])
+            self.swapped[seq_id] = (self.live.pop(seq_id), *saved[seq_id])
         self.check()
         return True
 
@@ -194,11 +198,9 @@ class TapeEngine:
             return False
         self._apply(outcome)
         for seq_id in seq_ids:
-            sequence, saved = self.swapped.pop(seq_id)
-            self.live[seq_id] = sequence
+            self.live[seq_id], first, kv_ids = self.swapped.pop(seq_id)
             self._update_table(seq_id, 0)
-            for position, kv_id in saved.items():
-                self.tape[self._slot(sequence, position)] = kv_id
+            self._write(seq_id, first, kv_ids)
         self.check()
         return True
 
@@ -239,6 +241,15 @@ class TapeEngine:
         else:
             self._fail("append to an unknown sequence is not a KeyError")
 
+    def are_beams(self, seq_ids: Iterable[int]) -> bool:
+        """Whether these live sequences are as alike as those of one beam step: equally long, and
+        nobody has released what another one would still write."""
+        sequences = [self.live[seq_id] for seq_id in seq_ids]
+        first = min(sequence.num_computed for sequence in sequences)
+        return len({len(sequence.token_ids) for sequence in sequences}) == 1 and all(
+            sequence.num_released <= first for sequence in sequences
+        )
+
     def check(self) -> None:
         """Reconcile contents, tables, usage and the allocator's own books."""
         mapped: set[int] = set()
@@ -270,32 +281,32 @@ class TapeEngine:
             self._fail(f"block table {table} of {seq_id} maps a page twice")
 
     def _check_contents(self, seq_id: int, sequence: TapeSequence) -> None:
-        wanted = self._kv_of(sequence.token_ids[: sequence.num_computed])
-        found = self._read(sequence)
-        for offset, kv_id in enumerate(found):
-            position = sequence.num_released + offset
-            if kv_id != wanted[position]:
-                what = "nothing" if kv_id == EMPTY else f"{self._kv_tokens[kv_id]}"
-                self._fail(
-                    f"position {position} of {seq_id} (page "
-                    f"{sequence.table[position // self.page_size]}) should hold the KV after "
-                    f"tokens {self._kv_tokens[wanted[position]]}, it holds that after {what}"
-                )
+        """Every position that is computed and may still be read holds its KV."""
+        start, end = sequence.num_released, sequence.num_computed
+        wanted = sequence.kv_ids[start:end]
+        found = self.tape.read(sequence.table, start, end)
+        if found == wanted:
+            return
+        position = next(i for i, kv_id in enumerate(wanted, start) if found[i - start] != kv_id)
+        self._fail(
+            f"position {position} of {seq_id} (page {sequence.table[position // self.page_size]}) "
+            f"should hold the KV after tokens {self.tape.tokens(wanted[position - start])}, it "
+            f"holds that after {self.tape.tokens(found[position - start]) or 'nothing'}"
+        )
 
-    def _read(self, sequence: TapeSequence) -> list[int]:
-        """KV ids from the first position still read to the last computed one."""
-        positions = range(sequence.num_released, sequence.num_computed)
-        return [self.tape[self._slot(sequence, position)] for position in positions]
+    def _write(self, seq_id: int, start: int, kv_ids: Sequence[int]) -> None:
+        sequence = self.live[seq_id]
+        first, last = start // self.page_size, (start + len(kv_ids) - 1) // self.page_size
+        for index in range(first, last + 1):
+            if not 0 <= sequence.table[index] < self.num_pages:
+                self._fail(f"entry {index} of {sequence.table} of {seq_id} is to be written")
+        self.tape.write(sequence.table, start, kv_ids)
 
-    def _pages_read(self, sequence: TapeSequence) -> dict[int, int]:
-        """KV ids by position, in all pages that are not released as a whole."""
+    def _save(self, sequence: TapeSequence) -> tuple[int, list[int]]:
+        """The first position of the pages that are not released as a whole, and all KV ids
+        computed from there on."""
         first = sequence.num_released // self.page_size * self.page_size
-        positions = range(first, sequence.num_computed)
-        return {position: self.tape[self._slot(sequence, position)] for position in positions}
-
-    def _slot(self, sequence: TapeSequence, position: int) -> int:
-        index, offset = divmod(position, self.page_size)
-        return sequence.table[index] * self.page_size + offset
+        return first, self.tape.read(sequence.table, first, sequence.num_computed)
 
     def _table(self, seq_id: int) -> list[int]:
         return list(self._call(lambda: self.allocator.block_table(seq_id)))
@@ -308,36 +319,30 @@ class TapeEngine:
 
     def _apply(self, outcome: Allocation) -> None:
         """Run the copies: all sources are read before any destination is written."""
-        size = self.page_size
         if outcome.copies:
             self.log.append("    " + ", ".join(f"copy {a} -> {b}" for a, b in outcome.copies))
-        contents = [self.tape[a * size : (a + 1) * size] for a, _ in outcome.copies]
-        for (_, page), content in zip(outcome.copies, contents, strict=True):
-            self.tape[page * size : (page + 1) * size] = content
-
-    def _kv_of(self, token_ids: Sequence[int]) -> list[int]:
-        """The KV id at each position."""
-        ids = []
-        parent = EMPTY
-        for index, token in enumerate(token_ids):
-            key = (parent, token)
-            if key not in self._kv_ids:
-                self._kv_ids[key] = len(self._kv_tokens)
-                self._kv_tokens.append(tuple(token_ids[: index + 1]))
-            parent = self._kv_ids[key]
-            ids.append(parent)
-        return ids
+            self.tape.copy(outcome.copies)
 
     def _ask(self, request: Callable[[], Allocation | None]) -> Allocation | None:
         """Call for room; a refusal must have changed nothing."""
         before = (self.allocator.usage(), {seq_id: self._table(seq_id) for seq_id in self.live})
-        outcome = self._call(request)
+        outcome = self._call(lambda: self._with_less_room(request))
         if outcome is None:
             self.log[-1] += "  -> None"
             after = (self.allocator.usage(), {seq_id: self._table(seq_id) for seq_id in self.live})
             if after != before:
                 self._fail(f"returned None, but changed {before} to {after}")
             self.check()
+        return outcome
+
+    def _with_less_room(self, request: Callable[[], Allocation | None]) -> Allocation | None:
+        pool = self.allocator.pool
+        withheld = pool.take(min(self.num_withheld, pool.num_free))
+        if not withheld:
+            return request()
+        self.log[-1] += f"  # {len(withheld)} free pages withheld"
+        outcome = request()
+        pool.put_back(withheld)
         return outcome
 
     def _call(self, function: Callable[[], T]) -> T:

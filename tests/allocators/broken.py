@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from allocators.base import UNCHANGED, Allocation, KVCacheAllocator, PageCopy, SequenceState
+from allocators.base import (
+    NULL_PAGE,
+    UNCHANGED,
+    Allocation,
+    KVCacheAllocator,
+    PageCopy,
+    SequenceState,
+)
 from allocators.contiguous import Contiguous
 from allocators.page_pool import PagePool
 from allocators.paged import Paged
@@ -270,3 +277,121 @@ class NeverRefuses(KVCacheAllocator):
     def usage(self):  # type: ignore[no-untyped-def]
         mapped = len(self.mapped_pages())
         return (mapped, 0, self.pool.num_pages - mapped)
+
+
+class PrunesPageStillRead(PagedCopyOnWrite):
+    """Frees what a pruned beam held, though another beam goes on reading it."""
+
+    name: ClassVar[str] = "prunes_page_still_read"
+
+    def rebranch(self, parents: Mapping[int, int]) -> Allocation | None:
+        pruned = [s for s in parents if s not in parents.values()]
+        shared = {
+            p for s in pruned for p in self.sequences[s].page_ids if p in self.pool.extra_refs
+        }
+        outcome = super().rebranch(parents)
+        self.pool.put_back(sorted(shared & self.mapped_pages()))
+        return outcome
+
+    def check_integrity(self) -> None:
+        """Looks away."""
+
+
+class TruncatesSharedPageTwice(PagedCopyOnWrite):
+    """Drops its reference to a shared page twice when tokens are rejected."""
+
+    name: ClassVar[str] = "truncates_shared_page_twice"
+
+    def truncate(self, seq_id: int, new_len: int) -> None:
+        table = self.sequences[seq_id].page_ids
+        shared = [p for p in table[self.pages_for(new_len) :] if p in self.pool.extra_refs]
+        super().truncate(seq_id, new_len)
+        self._give_back(shared)
+
+    def check_integrity(self) -> None:
+        """Looks away."""
+
+
+class MixesUpSwappedPages(PagedCopyOnWrite):
+    """Takes sequences that shared their first page for sharing all: only the longest one's
+    contents come back."""
+
+    name: ClassVar[str] = "mixes_up_swapped_pages"
+
+    def swap_out(self, seq_ids: Sequence[int]) -> Allocation | None:
+        outcome = super().swap_out(seq_ids)
+        longest: dict[int, list[int]] = {}
+        for state in sorted((self._swapped[s] for s in seq_ids), key=lambda s: -len(s.page_ids)):
+            if state.page_ids[0] != NULL_PAGE:
+                known = longest.setdefault(state.page_ids[0], state.page_ids)
+                state.page_ids = known[: len(state.page_ids)]
+        return outcome
+
+
+class ReleasesForkedPage(PagedCopyOnWrite):
+    """Frees what has left a window, though a fork still reads it."""
+
+    name: ClassVar[str] = "releases_forked_page"
+
+    def release(self, seq_id: int, upto: int) -> None:
+        sequence = self.sequences[seq_id]
+        pages = sequence.page_ids[sequence.num_released : upto // self.page_size]
+        shared = [page for page in pages if page in self.pool.extra_refs]
+        super().release(seq_id, upto)
+        self.pool.put_back(shared)
+
+    def check_integrity(self) -> None:
+        """Looks away."""
+
+
+class LeaksOnRefusedSwapIn(Paged):
+    """Takes room one sequence after the other, and forgets it where a later one has none."""
+
+    name: ClassVar[str] = "leaks_on_refused_swap_in"
+
+    def swap_in(self, seq_ids: Sequence[int]) -> Allocation | None:
+        tables = []
+        for seq_id in seq_ids:
+            pages = self.pool.take(self.pages_for(self._swapped[seq_id].length))
+            if pages is None:
+                return None
+            tables.append(pages)
+        self.pool.put_back([page for table in tables for page in table])
+        return super().swap_in(seq_ids)
+
+    def check_integrity(self) -> None:
+        """Looks away."""
+
+
+class LeaksWhenCancelledInSwap(PagedCopyOnWrite):
+    """Reserves room for those swapped out, and keeps it when one of them is cancelled."""
+
+    name: ClassVar[str] = "leaks_when_cancelled_in_swap"
+
+    def discard_swapped(self, seq_id: int) -> None:
+        super().discard_swapped(seq_id)
+        self.pool.take(1)
+
+
+class RefusesHalfWay(PagedCopyOnWrite):
+    """Takes the page for the copy first, and has lost it where there is no second one."""
+
+    name: ClassVar[str] = "refuses_half_way"
+
+    def append(self, seq_id: int, num_tokens: int = 1) -> Allocation | None:
+        outcome = super().append(seq_id, num_tokens)
+        if outcome is None:
+            self.pool.take(1)
+        return outcome
+
+    def check_integrity(self) -> None:
+        """Looks away."""
+
+
+class ReleasesPartialPage(Paged):
+    """Gives a page back whose last tokens are still in the window."""
+
+    name: ClassVar[str] = "releases_partial_page"
+
+    def release(self, seq_id: int, upto: int) -> None:
+        super().release(seq_id, upto + self.page_size - 1)

@@ -21,7 +21,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("class_name", BROKEN)
 def test_broken_allocator_is_found(class_name: str) -> None:
-    verdict = verify(load(f"{BROKEN_FILE}:{class_name}"), num_seeds=4)
+    verdict = verify(load(f"{BROKEN_FILE}:{class_name}"))
     assert verdict.failure is not None
     assert len(verdict.failure.operations) <= 12, "the story is not cut down"
 

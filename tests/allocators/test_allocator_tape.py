@@ -107,8 +107,7 @@ class AllocatorMachine(RuleBasedStateMachine):
             if self.engine.fork(parent_id, self.next_id, *self.bounds(data, length)):
                 beams.append(self.next_id)
         for step in range(3):
-            lengths = {len(self.engine.live[beam].token_ids) for beam in beams}
-            if step and len(lengths) == 1:
+            if step and self.engine.are_beams(beams):
                 choice = st.sampled_from(beams)
                 self.engine.rebranch({beam: data.draw(choice, label="parent") for beam in beams})
             self.decode(data)
@@ -124,10 +123,11 @@ class AllocatorMachine(RuleBasedStateMachine):
     @precondition(any_live)
     @rule(data=st.data())
     def rebranch(self, data: st.DataObject) -> None:
-        live = self.engine.live
-        length = len(live[self.pick(data)].token_ids)
-        group = [seq_id for seq_id in live if len(live[seq_id].token_ids) == length]
-        parents = st.dictionaries(st.sampled_from(group), st.sampled_from(group), min_size=1)
+        beams: list[int] = []
+        for seq_id in [self.pick(data), *self.engine.live]:
+            if seq_id not in beams and self.engine.are_beams([*beams, seq_id]):
+                beams.append(seq_id)
+        parents = st.dictionaries(st.sampled_from(beams), st.sampled_from(beams), min_size=1)
         self.engine.rebranch(data.draw(parents, label="parents"))
 
     @precondition(any_live)
