@@ -157,6 +157,18 @@ def test_drafts_are_accepted_as_often_as_the_overlap_allows() -> None:
     assert abs(rate - overlap) < 5 * 0.5 / TRIALS**0.5
 
 
+def test_one_request_draws_afresh_at_every_position() -> None:
+    """One seed, as many positions: what many seeds give at one position."""
+    params = [SamplingParams(temperature=1.0, seed=5)] * TRIALS
+    positions = list(range(TRIALS))
+    drafted = draw_draft(DRAFT[FIRST].repeat(TRIALS, 1), params, positions)
+    logits = _target_logits(torch.tensor(drafted.token_ids)[:, None]).reshape(-1, VOCAB)
+    drafts = [[token] for token in drafted.token_ids]
+    got = verify(logits, drafts, list(drafted.probs[:, None]), params, positions)
+    counts = np.bincount([v.token_ids[0] for v in got], minlength=VOCAB)
+    assert _p_value(counts, _truth(params[0]).sum(1)) > NEVER
+
+
 # ---- wrong rules, which the test above must tell from the right one
 
 Rule = Callable[[np.ndarray, np.ndarray, int, np.ndarray], tuple[bool, np.ndarray]]
