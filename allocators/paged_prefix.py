@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 from allocators.base import NULL_PAGE, Allocation, PageCopy, SequenceState, Usage
+from allocators.eviction import Eviction
+from allocators.idle_pages import IdlePages
 from allocators.page_pool import PagePool
 from allocators.paged_cow import PagedCopyOnWrite
 from allocators.prefix_index import ROOT, PrefixIndex
@@ -51,8 +53,12 @@ class PagedPrefix(PagedCopyOnWrite):
     predecessor's; the first page published under a hash stays, later ones with the same
     contents only stand in for it when it is evicted. `allocate` starts from the longest
     published prefix, at most the prompt less its last token, whose logits are wanted. Idle
-    published pages are evicted least recently used first, a sequence's last page before its
-    first, once no other page is free.
+    published pages are evicted once no other page is free, a sequence's last page before its
+    first.
+
+    eviction: which idle page goes first among those that no published page follows: the least
+        recently used (`lru`), the one that `allocate` found least often (`lfu`), the one
+        published first (`fifo`). `allocators.eviction` says so exactly.
 
     partial_reuse: go on after the last full page in common by copying the page that shares the
         most leading tokens with what follows, if those are at least `min_partial_tokens`. A
@@ -64,7 +70,11 @@ class PagedPrefix(PagedCopyOnWrite):
     shares_declared_prefix: ClassVar[bool] = False  # allocate finds the prefix, declared or not
 
     def __init__(
-        self, pool: PagePool, partial_reuse: bool = True, min_partial_tokens: int = 1
+        self,
+        pool: PagePool,
+        partial_reuse: bool = True,
+        min_partial_tokens: int = 1,
+        eviction: Eviction = "lru",
     ) -> None:
         super().__init__(pool)
         if min_partial_tokens < 1:
@@ -72,7 +82,7 @@ class PagedPrefix(PagedCopyOnWrite):
         self._partial_reuse = partial_reuse
         self._min_partial_tokens = min_partial_tokens
         self._index = PrefixIndex(pool.page_size)
-        self._evictable: OrderedDict[int, None] = OrderedDict()
+        self._evictable = IdlePages(self._index, eviction)
         self._histories: dict[int, History] = {}
         self._remembered: OrderedDict[int, tuple[list[int], list[bytes]]] = OrderedDict()
 
@@ -89,18 +99,28 @@ class PagedPrefix(PagedCopyOnWrite):
         match = self._match(seq_id, token_ids)
         hits, source = match.page_ids, match.source
         evictable = self._evictable
-        num_idle = sum(page in evictable for page in hits)
+        num_idle = evictable.count(hits) if hits else 0
         num_new = self.pages_for(max(length, min(expected_len, max_len))) - len(hits)
         spare = self.pool.num_free + len(evictable) - num_idle - num_new
         if spare < keep_free:
             self._remember(seq_id, token_ids, match.digests)
             return None
-        if source in evictable and spare == 0:
-            source = -1  # it is itself needed as one of the new pages
-        self._revive(hits)
-        if source in evictable:
-            evictable.move_to_end(source)
-        pages = self._take(num_new)
+        idle_source = source >= 0 and source in evictable
+        if idle_source and spare == 0:
+            source, idle_source = -1, False  # it is itself needed as one of the new pages
+        if hits:
+            self._revive(hits)
+        if source >= 0:
+            evictable.count_hits([*hits, source])
+            evictable.refresh(source)
+        elif hits:
+            evictable.count_hits(hits)
+        if idle_source and num_new > self.pool.num_free:
+            evictable.reuse((source,))  # it must not become one of the new pages
+            pages = self._take(num_new)
+            evictable.add((source,))
+        else:
+            pages = self._take(num_new)
         assert pages is not None, "room was counted above"
         num_cached = len(hits) * self.page_size
         copies: tuple[PageCopy, ...] = ()
@@ -119,12 +139,13 @@ class PagedPrefix(PagedCopyOnWrite):
         if outcome is not None and not outcome.copies and index < len(sequence.page_ids):
             page = sequence.page_ids[index]
             if self._index.holds(page):  # it was truncated into, and will be overwritten
-                self._free_lost(self._index.withdraw(page))
+                self.pool.put_back(self._evictable.withdraw(page))
         return outcome
 
     def free(self, seq_id: int) -> None:
-        if self._partial_reuse and seq_id in self._histories:
-            self._publish_last_page(seq_id)
+        history = self._histories.get(seq_id)
+        if history is not None and self._partial_reuse:
+            self._publish_last_page(seq_id, history)
         super().free(seq_id)
         del self._histories[seq_id]
 
@@ -140,6 +161,7 @@ class PagedPrefix(PagedCopyOnWrite):
         known += token_ids
         digests = history.digests
         size = self.page_size
+        num_published = len(self._index.published)
         for start in range(len(digests) * size, len(known) - size + 1, size):
             tokens = tuple(known[start : start + size])
             parent = digests[-1] if digests else ROOT
@@ -148,6 +170,7 @@ class PagedPrefix(PagedCopyOnWrite):
                 digests.append(self._index.digest(parent, tokens))
             else:
                 digests.append(self._index.publish(page, parent, tokens))
+        self._note_published(num_published)
 
     def fork(
         self, parent_id: int, child_id: int, max_len: int, expected_len: int
@@ -189,41 +212,50 @@ class PagedPrefix(PagedCopyOnWrite):
         """Pages `allocate` would take from those available: hits on pages that other sequences
         map are not among them."""
         pages, _ = self._full_hits(token_ids, [])
-        mapped = sum(page not in self._evictable for page in pages)
+        mapped = len(pages) - self._evictable.count(pages)
         return super().pages_needed(token_ids, expected_len) - mapped
 
     def cached_pages(self) -> tuple[int, ...]:
-        """Idle pages that the index can return, the next one to be evicted first."""
+        """Idle pages that the index can return, in the order of eviction but for those that
+        others follow, which go after them."""
         return tuple(self._evictable)
 
     def check_integrity(self) -> None:
         super().check_integrity()
-        index, idle = self._index, self._evictable.keys()
+        index, idle = self._index, self._evictable
         index.check_integrity()
+        idle.check_integrity()
         mapped = self.mapped_pages()
         assert index.published.keys() - mapped == set(idle), "idle published pages != evictable"
         assert index.twins.keys() <= mapped, "an idle page stands in for another"
         live = self.sequences.keys() | self._swapped.keys()
         assert self._histories.keys() == live, "histories of sequences that are gone"
 
-    def _publish_last_page(self, seq_id: int) -> None:
+    def _publish_last_page(self, seq_id: int, history: History) -> None:
         """Make a last page that is only partly computed findable: nobody will write it again.
 
         It is padded with ids that no token has, different for each page, so that only its
         computed tokens can match.
         """
-        history = self._histories[seq_id]
         start = len(history.digests) * self.page_size
-        tokens = tuple(history.token_ids[start:])
-        if len(tokens) < self._min_partial_tokens:
+        if len(history.token_ids) - start < self._min_partial_tokens:
             return
+        tokens = tuple(history.token_ids[start:])
         page = self.sequences[seq_id].page_ids[start // self.page_size]
         if page == NULL_PAGE or self._is_frozen(page):
             return
         parent = history.digests[-1] if history.digests else ROOT
         if self._index.longest_partial(parent, tokens)[1] < len(tokens):
             padding = (-1 - page,) * (self.page_size - len(tokens))
+            num_published = len(self._index.published)
             self._index.publish(page, parent, tokens + padding)
+            self._note_published(num_published)
+
+    def _note_published(self, num_before: int) -> None:
+        """Tell the policy what is new in the index since it held `num_before` pages."""
+        num_new = len(self._index.published) - num_before
+        if num_new:
+            self._evictable.note_published(num_new)
 
     def _match(self, seq_id: int, token_ids: Sequence[int]) -> Match:
         """The longest published prefix of a prompt less its last token."""
@@ -272,52 +304,33 @@ class PagedPrefix(PagedCopyOnWrite):
 
     def _revive(self, pages: Sequence[int]) -> None:
         """Add a reference to published pages, idle or mapped."""
-        evictable = self._evictable
-        shared = []
-        for page in pages:
-            if page in evictable:
-                del evictable[page]
-            else:
-                shared.append(page)
-        self.pool.share(shared)
-
-    def _free_lost(self, lost: Sequence[int]) -> None:
-        """Pages that the index can no longer return are free, unless they are mapped."""
-        idle = [page for page in lost if page in self._evictable]
-        for page in idle:
-            del self._evictable[page]
-        self.pool.put_back(idle)
+        mapped = self._evictable.reuse(pages)
+        if mapped:
+            self.pool.share(mapped)
 
     def _take(self, count: int) -> list[int] | None:
         missing = count - self.pool.num_free
-        if missing > len(self._evictable):
-            return None
-        while missing > 0:
-            page, _ = self._evictable.popitem(last=False)
-            lost = self._index.withdraw(page)
-            self.pool.free_pages.append(page)
-            if lost:
-                self._free_lost(lost)
-            missing = count - self.pool.num_free
+        if missing > 0:
+            if missing > len(self._evictable):
+                return None
+            self.pool.free_pages += self._evictable.give_up(missing)
         return self.pool.take(count)
 
     def _give_back(self, pages: Sequence[int]) -> None:
         published, twins, evictable = self._index.published, self._index.twins, self._evictable
-        blank = []
-        for page in reversed(self.pool.drop(pages)):
-            if page in published:
-                evictable[page] = None
-                continue
-            blank.append(page)
+        dropped = self.pool.drop(pages)
+        blank = [page for page in dropped if page not in published]
+        if not blank:
+            evictable.add(reversed(dropped))
+            return
+        evictable.add([page for page in reversed(dropped) if page in published])
+        for page in reversed(blank):
             if page in twins:
-                original = self._index.withdraw_twin(page)
-                if original in evictable:
-                    evictable.move_to_end(original)
-        if blank:
-            self.pool.put_back(blank[::-1])
+                evictable.refresh(self._index.withdraw_twin(page))
+        self.pool.put_back(blank)
 
     def _held_pages(self) -> set[int]:
-        return super()._held_pages() | self._evictable.keys()
+        return super()._held_pages() | set(self._evictable)
 
     def _is_frozen(self, page: int) -> bool:
         return super()._is_frozen(page) or self._index.holds(page)

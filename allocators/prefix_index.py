@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from struct import Struct
+from typing import NamedTuple
 
 ROOT = b""
 """Parent digest of a sequence's first page."""
@@ -12,6 +13,16 @@ ROOT = b""
 
 Entry = tuple[bytes, bytes, tuple[int, ...]]
 """A published page's digest, its parent's, and its tokens; bare because one is made a page."""
+
+
+class Withdrawal(NamedTuple):
+    """What came of taking a page out: the twin in its place, or -1; pages cut off."""
+
+    successor: int
+    lost: Sequence[int]
+
+
+NOTHING_LOST = Withdrawal(-1, ())
 
 
 class PrefixIndex:
@@ -61,12 +72,12 @@ class PrefixIndex:
                 self._children[parent] = page
         return digest
 
-    def withdraw(self, page: int) -> Sequence[int]:
+    def withdraw(self, page: int) -> Withdrawal:
         """Take out a page that the index holds. A twin takes its place; without one, all pages
-        that could be reached only through it go as well, and are returned."""
+        that could be reached only through it go as well."""
         if page in self.twins:
             self.withdraw_twin(page)
-            return ()
+            return NOTHING_LOST
         entry = self.published.pop(page)
         digest, parent, token_ids = entry
         if digest in self._twins_of:
@@ -79,10 +90,31 @@ class PrefixIndex:
                 self._add_sibling(parent, token_ids, successor)
             else:
                 self._children[parent] = successor
-            return ()
+            return Withdrawal(successor, ())
         del self.page_of[digest]
-        self._remove_child(parent, token_ids)
-        return self._cut_below(digest) if digest in self._children else ()
+        if type(self._children[parent]) is int:  # spares most pages the call
+            del self._children[parent]
+        else:
+            self._remove_child(parent, token_ids)
+        if digest not in self._children:
+            return NOTHING_LOST
+        return Withdrawal(-1, self._cut_below(digest))
+
+    def is_followed(self, page: int) -> bool:
+        """Whether withdrawing a published page would cut others off: they are published behind
+        it, and no twin would take its place."""
+        digest = self.published[page][0]
+        return digest in self._children and digest not in self._twins_of
+
+    def predecessor(self, page: int) -> int:
+        """The page that a published page or a twin is reached through; -1 for a first page."""
+        digest = self.twins.get(page)
+        entry = self.published[page if digest is None else self.page_of[digest]]
+        return self.page_of.get(entry[1], -1)
+
+    def followers(self, page: int) -> list[int]:
+        """Pages that are published directly behind a published page."""
+        return self._child_pages(self.published[page][0])
 
     def withdraw_twin(self, page: int) -> int:
         """Take out a twin; returns the published page with the same contents."""

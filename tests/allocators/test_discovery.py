@@ -53,7 +53,8 @@ def test_wrong_allocator(spec: str, message: str, allocator_files: Path) -> None
 
 
 def test_options_and_their_choices() -> None:
-    assert list(options(load("paged_prefix"))) == ["partial_reuse", "min_partial_tokens"]
+    names = ["partial_reuse", "min_partial_tokens", "eviction"]
+    assert list(options(load("paged_prefix"))) == names
     assert options(load("paged_prefix"))["partial_reuse"].default is True
     assert option_choices(load("contiguous")) == {"fit": ("buddy", "first_fit", "best_fit")}
     assert options(load("paged")) == {}
