@@ -178,7 +178,8 @@ def _train_one(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
     batches = _batches(ids, recipe.batch_size, seed)
-    done, recent = 0, []
+    done = 0
+    recent: list[float] = []
     while done < steps and (seconds is None or time.perf_counter() - start < seconds):
         progress = done / steps
         if seconds is not None:
