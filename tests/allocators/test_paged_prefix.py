@@ -12,6 +12,7 @@ import pytest
 
 from allocators import paged_prefix
 from allocators.base import PageCopy, Usage
+from allocators.eviction import Eviction
 from allocators.page_pool import PagePool
 from allocators.paged_prefix import PagedPrefix
 from allocators.prefix_index import PrefixIndex, TokenTrie, common_prefix_len
@@ -271,3 +272,65 @@ def test_trie_agrees_with_a_dict() -> None:
         tokens, _ = held.popitem()
         trie.remove(tokens)
     assert not trie.root
+
+
+def heads(allocator: PagedPrefix) -> list[int]:
+    """First token of each idle page, in the policy's order."""
+    return [allocator._index.published[page][2][0] for page in allocator.cached_pages()]
+
+
+def test_lfu_keeps_what_is_found_often() -> None:
+    allocator = PagedPrefix(PagePool(6, 4), partial_reuse=False, eviction="lfu")
+    for seq_id in range(3):
+        serve(allocator, seq_id, [*range(8), 0])
+    serve(allocator, 3, [*range(20, 28), 0])
+    assert heads(allocator) == [24, 20, 4, 0]
+    serve(allocator, 4, range(50, 62))
+    assert heads(allocator)[-2:] == [4, 0], "found twice, if long ago"
+    assert serve(allocator, 5, [*range(8), 0]) == 8
+
+
+def test_lfu_forgets_hits_with_the_page_and_hands_them_to_a_twin() -> None:
+    allocator = PagedPrefix(PagePool(4, 4), partial_reuse=False, eviction="lfu")
+    serve(allocator, 0, BASE[:4])
+    serve(allocator, 1, BASE[:5])
+    allocator.allocate(2, BASE[:4], 4, 0)
+    allocator.commit(2, BASE[:4])
+    twin = allocator.block_table(2)[0]
+    allocator.allocate(3, range(12), 12, 0)
+    assert allocator.usage() == Usage(mapped=4, cached=0, free=0), "the first one is evicted"
+    allocator.free(2)
+    allocator.free(3)
+    serve(allocator, 4, range(20, 24))
+    assert allocator.cached_pages()[-1] == twin
+    serve(allocator, 5, range(30, 46))
+    serve(allocator, 6, BASE[:4])
+    serve(allocator, 7, range(20, 24))
+    assert heads(allocator)[-2:] == [BASE[0], 20], "evicted in between: no more than the other"
+
+
+def test_fifo_takes_no_notice_of_use() -> None:
+    allocator = PagedPrefix(PagePool(6, 4), partial_reuse=False, eviction="fifo")
+    serve(allocator, 0, [*range(8), 0])
+    serve(allocator, 1, [*range(20, 28), 0])
+    for seq_id in range(2, 5):
+        assert serve(allocator, seq_id, [*range(8), 0]) == 8
+    serve(allocator, 5, range(50, 61))
+    assert sorted(heads(allocator)) == [0, 20, 24, 50, 54], "published first, its last page first"
+    serve(allocator, 6, range(60, 66))
+    assert sorted(heads(allocator)) == [20, 24, 50, 54, 60]
+
+
+@pytest.mark.parametrize("eviction", ["lru", "lfu", "fifo"])
+def test_source_of_a_copy_is_never_one_of_the_new_pages(eviction: Eviction) -> None:
+    """However little it is worth to the policy: here it was published first and never found."""
+    allocator = PagedPrefix(PagePool(6, 4), eviction=eviction)
+    serve(allocator, 0, BASE[:4])
+    (source,) = allocator.cached_pages()
+    serve(allocator, 1, range(12))
+    serve(allocator, 2, range(13))
+    outcome = allocator.allocate(3, [*BASE[:3], *range(50, 65)], 18, 0)
+    assert outcome.copies == (PageCopy(source, allocator.block_table(3)[0]),)
+    assert source not in allocator.block_table(3)
+    assert allocator.cached_pages() == (source,)
+    allocator.check_integrity()
