@@ -233,7 +233,8 @@ def acceptance_by_k(
     """Share of greedy drafts that are accepted for k = 1 to `max_k`.
 
     Plain forward passes without any cache: the figure that an engine's own must agree with.
-    After each verification the draft starts anew behind the accepted tokens.
+    After each verification the draft starts anew behind the accepted tokens. A small model's
+    greedy output repeats itself, which is easier to guess than text.
     """
     length = len(prompts[0])
     sequences = torch.tensor([list(p) for p in prompts])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,16 @@ def _accepted_by_hand(
     return accepted, proposed
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Models this small lose time by sharing their work, and much where cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_acceptance_is_that_of_decoding_step_by_step() -> None:
     """Two small random models that differ a little, so that some drafts are right."""
     target, draft = build(DRAFT, seed=0).eval(), build(DRAFT, seed=0).eval()
