@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +18,8 @@ MAX_HITS = 1023
 class EvictionOrder(ABC):
     """A policy: idle pages in the order in which they are to go, tree or not.
 
-    Every operation is O(1) a page, amortised, whatever the number of pages.
+    Every operation but iteration is O(1) a page, whatever the number of pages; `fifo` says where
+    it is not.
 
     idle: the pages in the order, as keys.
     """
@@ -160,62 +162,66 @@ class LeastFrequentlyUsed(EvictionOrder):
 
 
 class FirstInFirstOut(EvictionOrder):
-    """`fifo`: by the time at which a page was published.
+    """`fifo`: by the time at which a page was published, however often it is used after that.
 
-    All published pages stand in one line. A page whose turn comes while it is in use is passed
-    over; once idle, it goes before all that still stand in line. Those passed over go in the
-    order in which they became idle: finding the one published first would not be O(1).
+    Pages become idle in any order, so the one published first comes from a heap: O(log n) for
+    n idle pages where the others are O(1). A page enters the heap once for each time that its
+    turn comes, not each time that it becomes idle.
     """
 
     def __init__(self) -> None:
         self.idle: dict[int, None] = {}
         self._num_published = 0
-        self._line: OrderedDict[int, int] = OrderedDict()  # pages by number of publication
-        self._places: dict[int, int] = {}  # the other way round
-        self._overdue: OrderedDict[int, None] = OrderedDict()  # idle, and out of the line
+        self._places: dict[int, int] = {}  # of published pages, idle or not
+        self._page_at: dict[int, int] = {}  # the other way round
+        self._heap: list[int] = []  # places of all idle pages, and perhaps of others
+        self._in_heap: set[int] = set()
 
     def add(self, pages: Iterable[int]) -> None:
         for page in pages:
             self.idle[page] = None
-            if page not in self._places:
-                self._overdue[page] = None
+            place = self._places[page]
+            if place not in self._in_heap:
+                self._in_heap.add(place)
+                heapq.heappush(self._heap, place)
 
     def remove(self, pages: Iterable[int]) -> None:
         for page in pages:
             del self.idle[page]
-            self._overdue.pop(page, None)
 
     def take_first(self) -> int:
-        page = next(iter(self._overdue), -1)
+        page = -1
         while page not in self.idle:
-            _, page = self._line.popitem(last=False)
-            del self._places[page]
-        self.remove((page,))
+            place = heapq.heappop(self._heap)
+            self._in_heap.remove(place)
+            page = self._page_at.get(place, -1)
+        del self.idle[page]
         return page
 
     def put_first(self, page: int) -> None:
         self.add((page,))
-        self._overdue.move_to_end(page, last=False)
 
     def note_published(self, pages: Iterable[int]) -> None:
         for page in reversed(list(pages)):
             self._num_published += 1
-            self._line[self._num_published] = page
             self._places[page] = self._num_published
+            self._page_at[self._num_published] = page
 
     def forget(self, page: int) -> None:
         place = self._places.pop(page, None)
         if place is not None:
-            del self._line[place]
+            del self._page_at[place]
+        if len(self._heap) > 2 * len(self._places) + 64:  # pages withdrawn without their turn
+            self._in_heap &= self._page_at.keys()
+            self._heap = sorted(self._in_heap)
 
     def rename(self, page: int, successor: int) -> None:
-        place = self._places.pop(page, None)
-        if place is not None:
-            self._line[place] = successor
-            self._places[successor] = place
+        place = self._places.pop(page)
+        self._places[successor] = place
+        self._page_at[place] = successor
 
     def __iter__(self) -> Iterator[int]:
-        return chain(self._overdue, (page for page in self._line.values() if page in self.idle))
+        return iter(sorted(self.idle, key=self._places.__getitem__))
 
 
 ORDERS: Mapping[str, type[EvictionOrder]] = {

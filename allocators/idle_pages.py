@@ -27,8 +27,9 @@ class IdlePages:
     `fifo` ranks it before them, and gives up a chain from its end when the turn of its first page
     comes.
 
-    Every operation is O(1) a page, amortised over publications and returns: a page is put to wait
-    at most once for each time it becomes idle or another is published behind it.
+    Every operation costs as many of the policy's a page, amortised over publications and returns:
+    a page is put to wait at most once for each time it becomes idle or another is published
+    behind it.
 
     add(pages): these published pages have become idle, one after the other.
     count_hits(pages): a new sequence starts from these published pages, idle or not.

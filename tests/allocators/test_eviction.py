@@ -10,7 +10,7 @@ import pytest
 
 from allocators import paged_prefix
 from allocators.contract import OperationChooser
-from allocators.eviction import MAX_HITS, ORDERS, Eviction, EvictionOrder
+from allocators.eviction import MAX_HITS, ORDERS, Eviction, EvictionOrder, FirstInFirstOut
 from allocators.idle_pages import IdlePages
 from allocators.page_pool import PagePool
 from allocators.paged_prefix import PagedPrefix
@@ -31,6 +31,8 @@ class PlainOrder:
         self.idle_since: dict[int, int] = {}
 
     def rank(self, page: int) -> tuple[int, int]:
+        if self.name == "fifo":
+            return (0, self.published[page])
         since = self.idle_since[page]
         return (0 if self.name == "lru" else min(self.num_hits[page], MAX_HITS), since)
 
@@ -85,8 +87,8 @@ def drive(name: str, order: EvictionOrder, plain: PlainOrder) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", ["lru", "lfu"])
-def test_lru_and_lfu_agree_with_looking_at_every_page(name: str) -> None:
+@pytest.mark.parametrize("name", POLICIES)
+def test_policy_agrees_with_looking_at_every_page(name: str) -> None:
     order, plain = ORDERS[name](), PlainOrder(name)
     for _ in drive(name, order, plain):
         assert list(order) == sorted(plain.idle_since, key=plain.rank)
@@ -116,6 +118,16 @@ def test_fifo_is_the_order_of_publication_whatever_the_hits() -> None:
     assert order.take_first() == 3, "its turn was missed"
     order.put_first(3)
     assert list(order) == [3, 5]
+
+
+def test_fifo_keeps_no_trace_of_withdrawn_pages() -> None:
+    order = FirstInFirstOut()
+    for page in range(10_000):
+        order.note_published([page])
+        order.add([page])
+        order.remove([page])
+        order.forget(page)
+    assert len(order._heap) == len(order._in_heap) <= 65
 
 
 def test_fifo_line_follows_a_rename_and_a_withdrawal() -> None:
