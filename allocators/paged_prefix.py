@@ -323,9 +323,10 @@ class PagedPrefix(PagedCopyOnWrite):
         if not blank:
             evictable.add(reversed(dropped))
             return
-        evictable.add([page for page in reversed(dropped) if page in published])
-        for page in reversed(blank):
-            if page in twins:
+        for page in reversed(dropped):
+            if page in published:
+                evictable.add((page,))
+            elif page in twins:
                 evictable.refresh(self._index.withdraw_twin(page))
         self.pool.put_back(blank)
 

@@ -334,3 +334,18 @@ def test_source_of_a_copy_is_never_one_of_the_new_pages(eviction: Eviction) -> N
     assert source not in allocator.block_table(3)
     assert allocator.cached_pages() == (source,)
     allocator.check_integrity()
+
+
+def test_a_twin_given_back_counts_as_use_of_the_first_before_its_predecessor() -> None:
+    allocator = PagedPrefix(PagePool(8, 4), partial_reuse=False)
+    allocator.allocate(0, BASE[:5], 9, 0)
+    allocator.commit(0, BASE[:5])
+    allocator.allocate(1, BASE[:9], 9, 0)
+    allocator.append(0, 4)
+    allocator.commit(0, BASE[5:9])
+    allocator.commit(1, BASE[4:9])
+    serve(allocator, 2, range(4))
+    allocator.free(0)
+    assert heads(allocator) == [0, BASE[4]]
+    allocator.free(1)
+    assert heads(allocator) == [0, BASE[4], BASE[0]]
