@@ -107,6 +107,10 @@ class KVCacheAllocator(ABC):
     grows_on_demand: ClassVar[bool] = True
     """Running sequences may ask for more pages, so the watermark (`keep_free`) applies."""
 
+    forks_share: ClassVar[bool] = False
+    """`fork` and `rebranch` let sequences share pages. Where they don't, the engine asks for all
+    branches of a request at its admission: copies need as much room as so many requests."""
+
     shares_declared_prefix: ClassVar[bool] = False
     """`fork` is cheap enough that the engine should fork declared prefixes, not recompute them."""
 

@@ -21,6 +21,7 @@ class PagedCopyOnWrite(Paged):
     """
 
     name: ClassVar[str] = "paged_cow"
+    forks_share: ClassVar[bool] = True
     shares_declared_prefix: ClassVar[bool] = True
 
     def __init__(self, pool: PagePool) -> None:

@@ -13,7 +13,9 @@ from typing import Any, Literal, TypeVar
 
 from harness.engine.length_estimate import Estimate
 from harness.engine.model_shape import ModelConfig
-from harness.engine.scheduler import Schedule
+from harness.engine.scheduler import BatchOrder, Preemption, Schedule
+from harness.engine.speculation import SpeculationConfig
+from harness.engine.victims import VictimPolicy
 from harness.workloads.config import WorkloadConfig
 
 
@@ -77,18 +79,34 @@ class KVConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """See `SchedulerConfig`. fused: lean forward pass where the model's modules allow it."""
+    """See `SchedulerConfig`. swap_tokens: slots on the host for preemption=swap; None for as
+    many as the pool has, 0 recomputes. fused: lean forward pass where the model's modules allow
+    it.
+    """
 
     schedule: Schedule = "mixed_chunked"
     token_budget: int = 512
     max_num_seqs: int = 256
     watermark: float = 0.01
-    preemption: Literal["recompute"] = "recompute"
+    preemption: Preemption = "recompute"
+    swap_tokens: int | None = None
+    victim: VictimPolicy = "latest"
+    batch_size: int | None = None
+    batch_order: BatchOrder = "arrival"
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     fused: bool = True
 
     def __post_init__(self) -> None:
         _check_at_least_one("engine.token_budget", self.token_budget)
         _check_at_least_one("engine.max_num_seqs", self.max_num_seqs)
+        _check_at_least_one("engine.batch_size", self.batch_size)
+        if self.swap_tokens is not None and self.swap_tokens < 0:
+            raise ConfigError(f"engine.swap_tokens={self.swap_tokens}: must be 0 or more")
+        if self.schedule != "static" and (self.batch_size or self.batch_order != "arrival"):
+            raise ConfigError(
+                f"engine.batch_size and engine.batch_order are of static batches, not of "
+                f"engine.schedule={self.schedule}: add engine.schedule=static"
+            )
         if not 0 <= self.watermark < 1:
             raise ConfigError(f"engine.watermark={self.watermark}: must be in [0, 1)")
 
@@ -181,11 +199,28 @@ class RunConfig:
                 "executor=simulated cannot know where a free output ends: use "
                 "workload.output=forced_ids or forced_length, or executor=torch"
             )
+        self._check_speculation()
         if self.attention.kind == "contiguous" and self.allocator.name != "contiguous":
             raise ConfigError(
                 f"attention=contiguous reads sequences without a table, which allocator="
                 f"{self.allocator.name} cannot promise: use attention=paged or "
                 "allocator=contiguous"
+            )
+
+    def _check_speculation(self) -> None:
+        method = self.engine.speculation.method
+        if method == "none":
+            return
+        forced = self.workload.output == "forced_ids" and self.workload.num_sequences == 1
+        if not forced and (method == "injected" or self.executor.kind == "simulated"):
+            raise ConfigError(
+                f"engine.speculation.method={method} with executor={self.executor.kind} must know "
+                "each next token: use workload.output=forced_ids and one sequence a request"
+            )
+        if self.workload.beam_width > 1:
+            raise ConfigError(
+                f"engine.speculation.method={method} with workload.beam_width="
+                f"{self.workload.beam_width}: beams are not drafted, set one of them off"
             )
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from allocators.base import NULL_PAGE
 from harness.engine.plan import Chunk, TableUpdate
 
 Int32 = npt.NDArray[np.int32]
@@ -62,6 +63,9 @@ class BatchBuilder:
             end = min(first + len(page_ids), width)
             if end > first:
                 self.table[row, first:end] = page_ids[: end - first]
+                if page_ids[0] == NULL_PAGE:  # never read again, but a kernel may look it up
+                    released = self.table[row, first:end] == NULL_PAGE
+                    self.table[row, first:end][released] = 0
 
     def build(self, chunks: tuple[Chunk, ...]) -> Batch:
         """The batch for `chunks`, of which there is at least one.
@@ -83,7 +87,12 @@ class BatchBuilder:
             self._raise_unmapped(chunks, pages, bounds, positions)
         seq_lens = starts + lens
         width = -(-int(seq_lens.max()) // self.page_size)
-        samples = np.array([chunk.samples for chunk in chunks], dtype=bool)
+        sample_rows = [
+            row
+            for chunk, end in zip(chunks, bounds[1:].tolist(), strict=True)
+            if chunk.draws or chunk.num_candidates
+            for row in range(end - 1 - chunk.num_drafts, end)
+        ]
         return Batch(
             input_ids=np.fromiter(token_ids, dtype=np.int64, count=total),
             positions=positions,
@@ -91,7 +100,7 @@ class BatchBuilder:
             query_start_loc=bounds.astype(np.int32),
             seq_lens=seq_lens.astype(np.int32),
             block_table=self.table[rows, :width],
-            sample_rows=bounds[1:][samples] - 1,
+            sample_rows=np.array(sample_rows, dtype=np.int64),
             max_query_len=int(lens.max()),
         )
 

@@ -95,8 +95,6 @@ class _Continuation(NamedTuple):
 class BeamSearch:
     """The state of one prompt's search. Call `step` until it says done, then `hypotheses`.
 
-    num_prompt_tokens: length of the prompt, at least 1. Scores are normalised by the length of
-        the output alone.
     max_tokens: bound on the output tokens, at least 1; beams that reach it are finished.
     eos_ids: tokens that finish a hypothesis; with none, all run to `max_tokens`.
 
@@ -108,13 +106,13 @@ class BeamSearch:
     def __init__(
         self,
         params: BeamParams,
-        num_prompt_tokens: int,
         max_tokens: int,
         eos_ids: frozenset[int],
     ) -> None:
-        for name, value in (("num_prompt_tokens", num_prompt_tokens), ("max_tokens", max_tokens)):
-            if value < 1:
-                raise ValueError(f"{name} {value} is below 1: beam search needs at least one token")
+        if max_tokens < 1:
+            raise ValueError(
+                f"max_tokens {max_tokens} is below 1: beam search needs at least one token"
+            )
         exponent = abs(params.length_penalty)
         if exponent * math.log(max_tokens) > math.log(_MAX_LENGTH_SCALE):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,8 +14,9 @@ from harness.engine.executor import Executor
 from harness.engine.memory_events import Extent
 from harness.engine.plan import StepOutcome, TableUpdate
 from harness.engine.request import Request, Workload
-from harness.engine.scheduler import ScheduledStep, Scheduler
-from harness.engine.sequence import Sequence
+from harness.engine.scheduler import Scheduler
+from harness.engine.sequence import SequenceGroup
+from harness.engine.step_builder import ScheduledStep
 
 
 class Recorder(Protocol):
@@ -31,7 +33,7 @@ class Recorder(Protocol):
     ) -> None:
         """A step is done; memory is as it was while it ran. `held` became live before it."""
 
-    def finished(self, sequence: Sequence) -> None: ...
+    def finished(self, group: SequenceGroup) -> None: ...
 
     def refused(self, request: Request, released_s: float, reason: str) -> None: ...
 
@@ -41,11 +43,14 @@ class Limits:
     """What no request may exceed, whatever the strategy.
 
     pool_tokens: slots of the pool. max_positions: positions the model was made for.
+    max_num_seqs, token_budget: sequences that run, and tokens computed, at one time.
     """
 
     pool_tokens: int
     page_size: int
     max_positions: int
+    max_num_seqs: int = sys.maxsize
+    token_budget: int = sys.maxsize
 
     def reason_to_refuse(self, request: Request) -> str | None:
         """Why `request` can never be served, with the sizes, or None."""
@@ -57,12 +62,21 @@ class Limits:
         output_len = request.true_output_len
         if output_len is not None and not 1 <= output_len <= request.max_tokens:
             return f"forces {output_len} output tokens: not between 1 and {request.max_tokens}"
-        needed = -(-request.max_len // self.page_size) * self.page_size
-        if needed > self.pool_tokens:
+        count = request.num_sequences
+        if count > min(self.max_num_seqs, self.token_budget):
             return (
-                f"needs up to {needed} token slots (prompt {len(request.prompt_ids)} + output "
-                f"{request.max_tokens}), the pool has {self.pool_tokens}: raise kv.pool_tokens or "
-                "kv.memory_fraction, or lower workload.max_len"
+                f"asks for {_branches(request)}, which go on together; at most "
+                f"{self.max_num_seqs} sequences run and {self.token_budget} tokens are computed "
+                "in a step: raise engine.max_num_seqs or engine.token_budget, or ask for fewer"
+            )
+        needed = count * -(-request.max_len // self.page_size) * self.page_size
+        if needed > self.pool_tokens:
+            each = "" if count == 1 else f"{_branches(request)}, each "
+            return (
+                f"needs up to {needed} token slots ({each}prompt {len(request.prompt_ids)} + "
+                f"output {request.max_tokens}), the pool has {self.pool_tokens}: raise "
+                "kv.pool_tokens or kv.memory_fraction, or lower workload.max_len"
+                + ("" if count == 1 else " or the number of branches")
             )
         if request.max_len + 1 > self.max_positions:
             return (
@@ -72,14 +86,24 @@ class Limits:
             )
         return None
 
-    def reason_not_placed(self, sequence: Sequence, max_sequence_pages: int) -> str:
-        """What to tell the owner of a sequence that the strategy cannot place in an idle pool."""
+    def reason_not_placed(self, group: SequenceGroup, max_sequence_pages: int) -> str:
+        """What to tell the owner of a group that the strategy cannot place in an idle pool."""
         return (
-            f"asked for {sequence.asked_len} token slots (prompt {sequence.num_prompt_tokens}, "
-            f"{len(sequence.token_ids)} known), the strategy gives one sequence at most "
+            f"asked for {_times(group.request)}{group.asked_len} token slots (prompt "
+            f"{group.num_prompt_tokens}, {group.longest_len} known), the strategy gives "
+            "one sequence at most "
             f"{max_sequence_pages * self.page_size} of the pool's {self.pool_tokens}: raise "
             "kv.pool_tokens, or choose allocator.fit or allocator.expected with less round-up"
         )
+
+
+def _branches(request: Request) -> str:
+    kind = "samples" if request.beam is None else "beams"
+    return f"{request.num_sequences} {kind}"
+
+
+def _times(request: Request) -> str:
+    return "" if request.num_sequences == 1 else f"{request.num_sequences} x "
 
 
 class Engine:
@@ -110,9 +134,9 @@ class Engine:
             self._admit_arrivals(source)
             start_s = self._clock.now_s()
             step = self._scheduler.schedule(start_s)
-            for sequence in step.unplaceable:
-                reason = self._limits.reason_not_placed(sequence, self._usage.max_sequence_pages)
-                self._refuse(source, sequence.request, sequence.released_s, reason)
+            for group in step.unplaceable:
+                reason = self._limits.reason_not_placed(group, self._usage.max_sequence_pages)
+                self._refuse(source, group.request, group.released_s, reason)
             if step.is_empty:
                 if math.isinf(source.next_arrival_s()):
                     return
@@ -123,9 +147,9 @@ class Engine:
             now_s = self._clock.now_s()
             self._scheduler.commit(step, outcome, now_s)
             self._recorder.step(step, outcome, start_s, now_s, self._usage.usage(), held)
-            for sequence in self._scheduler.retire(step):
-                self._recorder.finished(sequence)
-                source.note_end(sequence.request, now_s)
+            for group in self._scheduler.retire(step, now_s):
+                self._recorder.finished(group)
+                source.note_end(group.request, now_s)
             held = self._scheduler.take_held()
 
     def _admit_arrivals(self, source: RequestSource) -> None:
@@ -133,8 +157,8 @@ class Engine:
             for request, released_s in arrived:
                 reason = self._limits.reason_to_refuse(request)
                 if reason is None:
-                    self._scheduler.add(Sequence(self._next_seq_id, request, released_s))
-                    self._next_seq_id += 1
+                    self._scheduler.add(SequenceGroup(self._next_seq_id, request, released_s))
+                    self._next_seq_id += request.num_sequences
                 else:
                     self._refuse(source, request, released_s, reason)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from allocators.base import Allocation, KVCacheAllocator
+from harness.engine import sequence
 from harness.engine.memory_events import Extent
 from harness.engine.plan import TableUpdate
-from harness.engine.sequence import Sequence
+from harness.engine.request import Request
 
 
 class HeldPrefixes:
@@ -23,41 +24,46 @@ class HeldPrefixes:
         self._new: list[tuple[Extent, TableUpdate]] = []
         self._next_id = -1
 
-    def serves(self, sequence: Sequence) -> bool:
-        """Whether the sequence can start from a held prefix; something must follow it."""
-        request = sequence.request
-        return (
-            request.shared_prefix_id in self._holders
-            and request.shared_prefix_len < sequence.num_prompt_tokens
+    def serves(self, request: Request) -> bool:
+        """Whether the request can start from a held prefix; something must follow it."""
+        return request.shared_prefix_id in self._holders and request.shared_prefix_len < len(
+            request.prompt_ids
         )
 
-    def fork(self, sequence: Sequence, expected_len: int, keep_free: int) -> Allocation | None:
-        """Room for a sequence that is served, on top of its prefix; None when there is none."""
-        allocator, request = self._allocator, sequence.request
+    def fork(
+        self,
+        request: Request,
+        seq_id: int,
+        token_ids: Sequence[int],
+        expected_len: int,
+        keep_free: int,
+    ) -> Allocation | None:
+        """Room for `token_ids` of a request that is served, on top of its prefix; None when
+        there is none."""
+        allocator = self._allocator
         holder_id = self._holders[request.shared_prefix_id]
-        forked = allocator.fork(holder_id, sequence.seq_id, request.max_len, expected_len)
+        forked = allocator.fork(holder_id, seq_id, request.max_len, expected_len)
         if forked is None:
             return None
-        num_new = len(sequence.token_ids) - request.shared_prefix_len
-        grown = allocator.append(sequence.seq_id, num_new)
+        grown = allocator.append(seq_id, len(token_ids) - request.shared_prefix_len)
         usage = allocator.usage()
         if grown is None or usage.free + usage.cached < keep_free:
-            allocator.free(sequence.seq_id)
+            allocator.free(seq_id)
             return None
         return Allocation(request.shared_prefix_len, forked.copies + grown.copies)
 
-    def hold(self, sequence: Sequence) -> None:
+    def hold(self, source: sequence.Sequence) -> None:
         """Keep the sequence's declared prefix, once it is computed and if it costs no copy."""
-        request = sequence.request
+        request = source.group.request
         prefix_len = request.shared_prefix_len
         if (
             request.shared_prefix_id < 0
             or request.shared_prefix_id in self._holders
-            or not 0 < prefix_len <= sequence.num_computed_tokens
+            or not 0 < prefix_len <= source.num_computed_tokens
         ):
             return
         holder_id = self._next_id
-        allocation = self._allocator.fork(sequence.seq_id, holder_id, prefix_len, 0)
+        allocation = self._allocator.fork(source.seq_id, holder_id, prefix_len, 0)
         if allocation is None:
             return
         if allocation.copies:
@@ -70,11 +76,11 @@ class HeldPrefixes:
         extent = Extent(holder_id, prefix_len, prefix_len, prefix_len)
         self._new.append((extent, TableUpdate(holder_id, 0, table)))
 
-    def drop(self, users: Iterable[Sequence]) -> int | None:
+    def drop(self, users: Iterable[Request]) -> int | None:
         """Free the prefix held for longest that none of `users` declares; its holder's id."""
         if not self._holders:
             return None
-        in_use = {user.request.shared_prefix_id for user in users}
+        in_use = {user.shared_prefix_id for user in users}
         for prefix_id, holder_id in self._holders.items():
             if prefix_id not in in_use:
                 del self._holders[prefix_id]

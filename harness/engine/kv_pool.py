@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,18 +10,6 @@ from torch import Tensor
 
 from allocators.base import PageCopy
 from harness.engine.model_shape import ModelShape
-
-
-def resolve_copies(copies: Iterable[PageCopy]) -> tuple[PageCopy, ...]:
-    """Copies that, with all sources read first, do what `copies` do one after the other.
-
-    A source that an earlier copy wrote is traced to where its contents came from; of several
-    copies into one page the last stands; copies of a page onto itself are dropped.
-    """
-    origin: dict[int, int] = {}
-    for source, destination in copies:
-        origin[destination] = origin.get(source, source)
-    return tuple(PageCopy(s, d) for d, s in origin.items() if s != d)
 
 
 class KVPool:
@@ -64,9 +52,62 @@ class KVPool:
         """Size of the pool: slots times bytes per token, which is what the storage measures."""
         return self.num_pages * self.page_size * self.bytes_per_token
 
-    def copy(self, copies: Iterable[PageCopy], kernels: Any) -> None:
-        """Copy whole pages as if one after the other."""
-        if not (resolved := resolve_copies(copies)):
+    def copy(self, copies: Sequence[PageCopy], kernels: Any) -> None:
+        """Copy whole pages; all sources are read before any destination is written."""
+        if not copies:
             return
-        pairs = torch.tensor(resolved, dtype=torch.int64, device=self.storage.device)
+        pairs = torch.tensor(copies, dtype=torch.int64, device=self.storage.device)
         kernels.copy_pages(self.storage[:, 0], self.storage[:, 1], pairs, self.page_size)
+
+
+class HostKV:
+    """Pages on the host, in the pool's own layout; pinned where the pool is on a GPU."""
+
+    def __init__(self, pool: KVPool, num_pages: int) -> None:
+        layers, two, _, heads, head_dim = pool.storage.shape
+        on_gpu = pool.storage.device.type == "cuda"
+        self.num_pages = num_pages
+        self.storage = torch.empty(
+            (layers, two, num_pages * pool.page_size, heads, head_dim),
+            dtype=pool.storage.dtype,
+            pin_memory=on_gpu and num_pages > 0,
+        )
+        self._stream = torch.cuda.Stream(pool.storage.device) if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def save(self, pool: KVPool, pages: Iterable[PageCopy]) -> None:
+        """Copy these pages of the pool to the host, before anything else writes to them."""
+        self._move(pool.storage, self.storage, pages, pool.page_size)
+
+    def restore(self, pool: KVPool, pages: Iterable[PageCopy]) -> None:
+        """Copy these pages of the host to the pool, before the next forward reads them."""
+        self._move(self.storage, pool.storage, pages, pool.page_size)
+
+    def _move(
+        self, source: Tensor, destination: Tensor, pages: Iterable[PageCopy], page_size: int
+    ) -> None:
+        pairs = list(pages)
+        if self._stream is None:
+            self._copy(source, destination, pairs, page_size)
+            return
+        main = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(main)
+        with torch.cuda.stream(self._stream):
+            self._copy(source, destination, pairs, page_size)
+        main.wait_stream(self._stream)
+
+    @staticmethod
+    def _copy(source: Tensor, destination: Tensor, pairs: list[PageCopy], page_size: int) -> None:
+        """One strided copy a run of consecutive pages on both sides."""
+        begin = 0
+        for end in range(1, len(pairs) + 1):
+            if end < len(pairs) and (
+                pairs[end].source - pairs[end - 1].source == 1
+                and pairs[end].destination - pairs[end - 1].destination == 1
+            ):
+                continue
+            slots = (end - begin) * page_size
+            first, to = pairs[begin].source * page_size, pairs[begin].destination * page_size
+            destination[:, :, to : to + slots].copy_(
+                source[:, :, first : first + slots], non_blocking=True
+            )
+            begin = end

@@ -51,6 +51,7 @@ class ModelShape:
 
     max_positions: longest sequence the model can read, prompt and output together.
     num_parameters: weights as stored; tied embeddings count once.
+    window: tokens that a query reads, itself included, where every layer slides such a window.
     """
 
     num_layers: int
@@ -62,6 +63,7 @@ class ModelShape:
     max_positions: int
     dtype_bytes: int
     num_parameters: int
+    window: int | None = None
 
     @property
     def kv_bytes_per_token(self) -> int:

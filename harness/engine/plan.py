@@ -10,24 +10,31 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from allocators.base import PageCopy
+from harness.engine.beam_search import Candidates
 from harness.engine.request import SamplingParams
 
 
 class Chunk(NamedTuple):
     """Tokens of one sequence to compute in this step.
 
-    token_ids: the tokens at positions start, start + 1, ...; one for a decode.
-    samples: the chunk reaches the sequence's end, so its last position yields a token.
-    sampling, position: how that token is chosen, and its position in the output (for the
-        random stream).
+    token_ids: the tokens at positions start, start + 1, ...; one for a plain decode.
+    draws: one token is chosen from the last position's logits for each of these; several where
+        a prompt branches into samples, none where the chunk does not reach the sequence's end.
+    output_position: position in the output of what is chosen, for the random stream.
+    num_candidates: of a beam, how many of the best next tokens are wanted in place of draws.
+    num_drafts: the last so many of `token_ids` are drafts to be verified: the last position's
+        logits and those before each draft decide how many are kept. true_ids: the tokens that
+        verification takes as right, where the output is given beforehand.
     """
 
     seq_id: int
     start: int
     token_ids: Sequence[int]
-    samples: bool
-    sampling: SamplingParams
-    output_position: int
+    draws: tuple[SamplingParams, ...] = ()
+    output_position: int = 0
+    num_candidates: int = 0
+    num_drafts: int = 0
+    true_ids: Sequence[int] = ()
 
 
 class TableUpdate(NamedTuple):
@@ -39,22 +46,33 @@ class TableUpdate(NamedTuple):
 
 
 class StepPlan(NamedTuple):
-    """What the device has to do: free rows, update tables, copy pages, then one forward."""
+    """What the device has to do, in this order: free rows, update tables, save pages to the
+    host, copy pages, restore pages from the host, then one forward.
+
+    saves: source a page of the pool, destination one of the host pool; restores: the reverse.
+    """
 
     chunks: tuple[Chunk, ...]
     table_updates: tuple[TableUpdate, ...] = ()
     freed_seq_ids: tuple[int, ...] = ()
     copies: tuple[PageCopy, ...] = ()
+    saves: tuple[PageCopy, ...] = ()
+    restores: tuple[PageCopy, ...] = ()
 
 
 class StepOutcome(NamedTuple):
-    """What came back, for the sampling chunks in plan order.
+    """What came back, in plan order.
 
-    token_ids: the model's own choices.
+    token_ids: the model's own choices, one a draw; of a chunk with drafts, as many as were kept
+        plus one.
     margins: best logit less second best, at each of them; empty where nothing was computed.
     duration_s: time the step took on the executor's clock.
+    candidates: of the chunks that asked for some.
+    num_accepted: drafts kept of each chunk that had some.
     """
 
     token_ids: Sequence[int]
     margins: Sequence[float]
     duration_s: float
+    candidates: Sequence[Candidates] = ()
+    num_accepted: Sequence[int] = ()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from harness.engine.beam_search import BeamParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,14 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int = 0
 
+    def for_sample(self, index: int) -> SamplingParams:
+        """The same with the random stream of a request's `index`-th sample; 0 keeps this one."""
+        return replace(self, seed=self.seed + index * _SAMPLE_STRIDE) if index else self
+
+
+_SAMPLE_STRIDE = 0x9E3779B97F4A7C15
+"""Odd, of 64 bits: all samples' seeds differ modulo 2**64 (the golden ratio, as in SplitMix64)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -29,9 +39,11 @@ class Request:
         seconds after that request's end instead (think time of a chat).
     prompt_ids: tokens of the prompt, at least one.
     max_tokens: bound on the output tokens, at least one.
+    num_samples: outputs drawn for the prompt, each from a random stream of its own.
+    beam: beam search in place of sampling.
     forced_ids: output tokens fed back in place of the model's own choices; the model's
         choices are recorded all the same.
-    forced_len: output length without forced ids; end-of-sequence is ignored.
+    forced_len: output length without forced ids; end-of-sequence is ignored. Of all samples.
         With neither, the output ends at `eos_ids` or `max_tokens`.
     shared_prefix_id, shared_prefix_len: requests of the same id declare that their first
         `shared_prefix_len` tokens are the same.
@@ -42,6 +54,8 @@ class Request:
     arrival_s: float
     prompt_ids: Sequence[int]
     max_tokens: int
+    num_samples: int = 1
+    beam: BeamParams | None = None
     forced_ids: Sequence[int] | None = None
     forced_len: int | None = None
     eos_ids: frozenset[int] = frozenset()
@@ -50,6 +64,11 @@ class Request:
     shared_prefix_len: int = 0
     session_id: int = -1
     after_request: int | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        """Branches decoded at one time: samples, or beams."""
+        return self.num_samples if self.beam is None else self.beam.width
 
     @property
     def max_len(self) -> int:

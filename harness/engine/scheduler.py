@@ -1,319 +1,324 @@
-"""First come, first served, under a token budget and the memory an allocator can give."""
+"""Decides which groups run in a step: order, token budget, preemption. Memory is asked for
+through `GroupMemory`."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Literal
 
-from allocators.base import UNCHANGED, Allocation, KVCacheAllocator, PageCopy
-from harness.engine.held_prefixes import HeldPrefixes
+from allocators.base import KVCacheAllocator
+from harness.engine.chunking import add_chunks
+from harness.engine.drafting import Drafter
+from harness.engine.group_memory import GroupMemory
 from harness.engine.length_estimate import LengthEstimator
 from harness.engine.memory_events import Extent, Refusal
-from harness.engine.plan import Chunk, StepOutcome, StepPlan, TableUpdate
-from harness.engine.sequence import Sequence
+from harness.engine.plan import StepOutcome, TableUpdate
+from harness.engine.results import take_results
+from harness.engine.sequence import SequenceGroup
+from harness.engine.speculation import SpeculationConfig
+from harness.engine.step_builder import ScheduledStep, StepBuilder
+from harness.engine.victims import VICTIM_POLICIES, VictimPolicy
 
-Schedule = Literal["mixed_chunked", "mixed_unchunked"]
-
-
-@dataclass(slots=True)
-class ScheduledStep:
-    """A plan for the device and what led to it. `sequences` is parallel to `plan.chunks`.
-
-    unplaceable: sequences that left the queue for good, because the strategy could not place
-    them even in an idle pool.
-    """
-
-    plan: StepPlan
-    sequences: list[Sequence]
-    admitted: list[Extent]
-    preempted: list[Sequence]
-    unplaceable: list[Sequence]
-    refusal: Refusal | None
-    num_running: int
-    num_waiting: int
-
-    @property
-    def is_empty(self) -> bool:
-        return not self.plan.chunks
+Schedule = Literal["mixed_chunked", "mixed_unchunked", "prefill_first", "static"]
+Preemption = Literal["recompute", "swap"]
+BatchOrder = Literal["arrival", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """schedule: `mixed_chunked` splits prompts over steps (Sarathi-Serve, section 4.2);
-    `mixed_unchunked` computes a prompt whole, beside decodes (PagedAttention, section 6.1).
-    token_budget: tokens a step computes at most; with `mixed_unchunked` the first prompt of a
-    step may exceed it, further ones must fit in what is left. watermark: share of the pool
-    that an admission leaves available for the growth of running sequences.
+    """What the scheduler is free to choose.
+
+    schedule: `mixed_chunked` splits prompts over steps (Sarathi-Serve, section 4.2);
+        `mixed_unchunked` computes a prompt whole, beside decodes (PagedAttention, section 6.1);
+        `prefill_first` computes prompts in steps of their own as long as one can be admitted
+        (vLLM before version 1); `static` lets nobody in until the last of a batch has ended
+        (FasterTransformer); a member's memory goes back at its own end, and waits there.
+    token_budget: tokens a step computes at most; where prompts are not split, the first of a
+        step may exceed it, further ones must fit in what is left.
+    watermark: share of the pool that an admission leaves available for the growth of running
+        sequences. preemption: `swap` keeps what a victim has computed in `host_pages` pages of
+        the host, and recomputes where they do not suffice.
+    batch_size, batch_order: of `static`; the largest batch that fits where None; in order of
+        arrival, or by length, which takes knowing the outputs (a bound).
+    window: tokens the sliding window spans where every layer has one. vocab_size: of the model,
+        for injected drafts.
     """
 
     schedule: Schedule = "mixed_chunked"
     token_budget: int = 512
     max_num_seqs: int = 256
     watermark: float = 0.01
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A step being put together."""
-
-    budget: int
-    chunks: list[Chunk] = field(default_factory=list)
-    sequences: list[Sequence] = field(default_factory=list)
-    updates: list[TableUpdate] = field(default_factory=list)
-    copies: list[PageCopy] = field(default_factory=list)
-    admitted: list[Extent] = field(default_factory=list)
-    preempted: list[Sequence] = field(default_factory=list)
-    unplaceable: list[Sequence] = field(default_factory=list)
-    refusal: Refusal | None = None
-    num_prefills: int = 0
+    preemption: Preemption = "recompute"
+    host_pages: int = 0
+    victim: VictimPolicy = "latest"
+    batch_size: int | None = None
+    batch_order: BatchOrder = "arrival"
+    window: int | None = None
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
+    vocab_size: int = 2**31
 
 
 class Scheduler:
-    """Decides which sequences run, and asks the allocator for their memory."""
+    """First come, first served; what runs goes before what waits."""
 
     def __init__(
         self, allocator: KVCacheAllocator, config: SchedulerConfig, estimator: LengthEstimator
     ) -> None:
         self._allocator = allocator
         self._config = config
-        self._estimator = estimator
-        self._splits_prompts = config.schedule == "mixed_chunked"
-        self._watermark_pages = int(config.watermark * allocator.pool.num_pages)
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
-        self._freed_seq_ids: list[int] = []
-        self._prefixes = HeldPrefixes(allocator)
+        self._splits_prompts = config.schedule in ("mixed_chunked", "static")
+        self._memory = GroupMemory(
+            allocator,
+            estimator,
+            watermark_pages=int(config.watermark * allocator.pool.num_pages),
+            host_pages=config.host_pages if config.preemption == "swap" else 0,
+            window=config.window,
+        )
+        self._drafter = (
+            None
+            if config.speculation.method == "none"
+            else Drafter(config.speculation, self._memory, config.vocab_size)
+        )
+        self._choose_victim = VICTIM_POLICIES[config.victim]
+        self._waiting: deque[SequenceGroup] = deque()
+        self._swapped: deque[SequenceGroup] = deque()
+        self._running: list[SequenceGroup] = []
+        self._num_seqs = 0
+        self._beams_to_move: list[SequenceGroup] = []
+        self._batch_refusal: Refusal | None = None
 
     @property
     def num_unfinished(self) -> int:
-        return len(self._waiting) + len(self._running)
+        return len(self._waiting) + len(self._swapped) + len(self._running)
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence behind all others."""
-        self._waiting.append(sequence)
+    def add(self, group: SequenceGroup) -> None:
+        """Queue a group behind all others."""
+        self._waiting.append(group)
 
     def schedule(self, now_s: float) -> ScheduledStep:
-        """Plan one step: running sequences first, then as much of the queue as fits."""
-        draft = _Draft(self._config.token_budget)
-        self._schedule_running(draft)
-        if not draft.preempted or not draft.chunks:
-            self._admit_waiting(draft, now_s)
-        else:
-            draft.refusal = Refusal(self._waiting[0].request.request_id, "full")
-        plan = StepPlan(
-            tuple(draft.chunks),
-            tuple(draft.updates),
-            tuple(self._freed_seq_ids) if draft.chunks else (),
-            tuple(draft.copies),
-        )
-        if draft.chunks:  # an empty plan is not carried out: its frees belong to the next one
-            self._freed_seq_ids.clear()
-        return ScheduledStep(
-            plan,
-            draft.sequences,
-            draft.admitted,
-            draft.preempted,
-            draft.unplaceable,
-            draft.refusal,
+        """Plan one step."""
+        step = StepBuilder(self._config.token_budget)
+        memory = self._memory
+        memory.host.begin_step()
+        if self._beams_to_move:
+            self._move_beams(step, now_s)
+        match self._config.schedule:
+            case "prefill_first":
+                before = tuple(self._running)
+                self._admit(step, now_s)
+                if step.num_prefills == 0:  # groups swapped in go on beside the others
+                    self._continue(before, step, now_s)
+            case "static":
+                self._continue(tuple(self._running), step, now_s)
+                if not self._running:
+                    self._form_batch(step, now_s)
+                elif step.refusal is None:
+                    step.refusal = self._batch_refusal
+            case _:
+                self._continue(tuple(self._running), step, now_s)
+                if not step.preempted:
+                    self._admit(step, now_s)
+        if not step.chunks and not self._running:
+            self._admit(step, now_s)
+        elif step.preempted:
+            step.refusal = Refusal(step.preempted[-1].request.request_id, "full")
+        scheduled = step.finish(
+            tuple(memory.freed_seq_ids),
             len(self._running),
-            len(self._waiting),
+            len(self._waiting) + len(self._swapped),
         )
+        if not scheduled.is_empty:  # what is not carried out leaves its frees to the next step
+            memory.freed_seq_ids.clear()
+        return scheduled
 
     def commit(self, step: ScheduledStep, outcome: StepOutcome, now_s: float) -> None:
-        """Take the results in: tokens are computed, publishable, and sampled ones appended."""
-        sampled = zip(outcome.token_ids, outcome.margins or repeat(0.0), strict=False)
-        commit = self._allocator.commit
-        for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
-            start = chunk.start
-            end = sequence.num_computed_tokens = start + len(chunk.token_ids)
-            furthest = sequence.furthest_computed
-            if start < furthest:
-                sequence.recomputed_tokens += min(end, furthest) - start
-            if end > furthest:
-                sequence.furthest_computed = end
-            commit(sequence.seq_id, chunk.token_ids)
-            if chunk.samples:
-                chosen_id, margin = next(sampled)
-                sequence.accept(chosen_id, margin, now_s)
+        """Take the results in: tokens are computed, publishable, and chosen ones appended."""
+        self._beams_to_move += take_results(
+            step, outcome, now_s, self._allocator.commit, self._memory.shrink
+        )
+        if self._config.window is not None:
+            for sequence in step.sequences:
+                update = self._memory.release_window(sequence)
+                if update is not None:
+                    step.shrunk.append(update)
 
-    def retire(self, step: ScheduledStep) -> list[Sequence]:
-        """Give back the memory of finished sequences and return them; keep declared prefixes."""
+    def retire(self, step: ScheduledStep, now_s: float) -> list[SequenceGroup]:
+        """Give back the memory of what has ended; return the groups that have ended whole."""
         if self._allocator.shares_declared_prefix:
             for sequence in step.sequences:
-                self._prefixes.hold(sequence)
-        finished = [sequence for sequence in step.sequences if sequence.finished]
-        if finished:
-            for sequence in finished:
-                self._free(sequence.seq_id)
-            self._running = [sequence for sequence in self._running if not sequence.finished]
-        return finished
+                self._memory.prefixes.hold(sequence)
+        ended: list[SequenceGroup] = []
+        for sequence in step.sequences:
+            group = sequence.group
+            if sequence.finished or not group.is_branched:
+                self._retire_branches(group, ended)
+        if ended:
+            for group in ended:
+                group.finish_s = now_s
+                if self._drafter is not None:
+                    for sequence in group.sequences:
+                        self._drafter.forget(sequence)
+            self._running = [group for group in self._running if group.is_running]
+        return ended
 
     def take_held(self) -> list[tuple[Extent, TableUpdate]]:
         """Prefixes held for reuse since the last call: live memory that never runs."""
-        return self._prefixes.take_new()
+        return self._memory.prefixes.take_new()
 
-    def _schedule_running(self, draft: _Draft) -> None:
-        index = 0
-        while index < len(self._running) and draft.budget > 0:
-            sequence = self._running[index]
-            if self._make_room(sequence, draft):
-                self._add_chunk(sequence, draft)
-                index += 1
+    def _retire_branches(self, group: SequenceGroup, ended: list[SequenceGroup]) -> None:
+        if not group.is_running or not any(sequence.finished for sequence in group.live):
+            return
+        done = [sequence for sequence in group.live if sequence.finished]
+        group.live = [sequence for sequence in group.live if not sequence.finished]
+        if not group.live:
+            self._num_seqs -= len(group.sequences)
+            self._memory.free(group)
+            ended.append(group)
+            group.is_running = False
+        elif group.is_branched:
+            for sequence in done:
+                self._memory.free_sequence(sequence)
 
-    def _make_room(self, sequence: Sequence, draft: _Draft) -> bool:
-        """Room for the sequence's tokens, at the cost of the latest; False if it went itself."""
-        missing = len(sequence.token_ids) - sequence.num_slots
-        if missing <= 0:
-            return True
-        while (allocation := self._allocator.append(sequence.seq_id, missing)) is None:
-            if self._drop_prefix(self._running if len(self._running) > 1 else ()):
+    def _continue(self, groups: Sequence[SequenceGroup], step: StepBuilder, now_s: float) -> None:
+        """Let these running groups go on, as far as the budget goes."""
+        for group in groups:
+            if step.budget <= 0:
+                return
+            if group.is_running and self._make_room(group, step, now_s):
+                add_chunks(group, step, self._splits_prompts, self._drafter)
+
+    def _make_room(self, group: SequenceGroup, step: StepBuilder, now_s: float) -> bool:
+        """Room for the group's tokens, at the cost of others; False if it went itself."""
+        while not self._memory.grow(group, step):
+            others = self._running if len(self._running) > 1 else ()
+            if self._memory.drop_prefix([other.request for other in others]):
                 continue
-            victim = self._running.pop()
-            self._preempt(victim, draft)
-            if victim is sequence:
+            # a reservation that cannot be extended in place gains nothing from others' pages
+            grows = self._allocator.grows_on_demand
+            victim = self._choose_victim(self._running) if grows else group
+            self._preempt(victim, step, now_s)
+            if victim is group:
                 return False
-        sequence.num_slots += missing
-        if allocation is not UNCHANGED:
-            self._note_changes(sequence, allocation, draft)
         return True
 
-    def _admit_waiting(self, draft: _Draft, now_s: float) -> None:
-        config = self._config
-        while self._waiting and draft.budget > 0 and len(self._running) < config.max_num_seqs:
-            sequence = self._waiting[0]
-            if not self._splits_prompts and not self._fits_whole(sequence, draft):
+    def _admit(self, step: StepBuilder, now_s: float) -> None:
+        """Swapped groups first, then the queue, as far as memory and budget go."""
+        is_batch = self._config.schedule == "static"
+        while (step.budget > 0 or is_batch) and self._may_admit():
+            queue = self._swapped or self._waiting
+            group = queue[0]
+            if self._num_seqs + len(group.sequences) > self._config.max_num_seqs:
                 return
-            allocation = self._place(sequence)
-            if allocation is None:
-                if self._is_unplaceable(sequence):
-                    draft.unplaceable.append(self._waiting.popleft())
-                    continue
-                sequence.waits_for_room = True
-                draft.refusal = self._explain_refusal(sequence)
+            if not self._splits_prompts and not self._fits_whole(group, step):
                 return
-            self._waiting.popleft()
-            self._running.append(sequence)
-            sequence.num_slots = len(sequence.token_ids)
-            sequence.num_computed_tokens = allocation.num_cached_tokens
-            if sequence.admissions == 0:
-                sequence.first_scheduled_s = now_s
-            sequence.num_cached_tokens += max(
-                0, allocation.num_cached_tokens - sequence.furthest_computed
-            )
-            sequence.admissions += 1
-            draft.admitted.append(
-                Extent(
-                    sequence.seq_id,
-                    allocation.num_cached_tokens,
-                    sequence.final_len,
-                    sequence.asked_len,
-                )
-            )
-            self._note_changes(sequence, allocation, draft)
-            self._add_chunk(sequence, draft)
+            if not self._place(group, step):
+                if not self._give_up(group, step):
+                    return
+                continue
+            queue.popleft()
+            self._running.append(group)
+            self._num_seqs += len(group.sequences)
+            group.is_running = True
+            if group.admissions == 0:
+                group.first_scheduled_s = now_s
+            group.admissions += 1
+            if step.budget > 0:
+                add_chunks(group, step, self._splits_prompts)
 
-    def _fits_whole(self, sequence: Sequence, draft: _Draft) -> bool:
+    def _may_admit(self) -> bool:
+        limit = self._config.batch_size
+        if limit is not None and len(self._running) >= limit:
+            return False
+        return bool(self._swapped or self._waiting)
+
+    def _fits_whole(self, group: SequenceGroup, step: StepBuilder) -> bool:
         """Whether an unchunked prompt may join; one a step always may, or decodes could hold
         it back until they are few."""
-        return len(sequence.token_ids) <= draft.budget or draft.num_prefills == 0
+        if group.saved is not None:
+            return True
+        num_tokens = group.longest_len if group.is_branched else group.num_prompt_tokens
+        return num_tokens <= step.budget or step.num_prefills == 0
 
-    def _place(self, sequence: Sequence) -> Allocation | None:
+    def _place(self, group: SequenceGroup, step: StepBuilder) -> bool:
         """Memory for the head of the queue, at the cost of held prefixes but of nobody else."""
-        while (allocation := self._allocate(sequence)) is None:
-            if not self._drop_prefix([*self._running, sequence] if self._running else ()):
-                return None
-        return allocation
-
-    def _is_unplaceable(self, sequence: Sequence) -> bool:
-        """A refused sequence would be refused by an idle pool as well."""
-        needed = self._allocator.pages_for(sequence.asked_len)
-        return not self._running or needed > self._allocator.max_sequence_pages
-
-    def _allocate(self, sequence: Sequence) -> Allocation | None:
-        """Ask for a sequence's memory, by fork where its declared prefix is held."""
-        request = sequence.request
-        expected_len = self._expected_len(sequence)
-        sequence.asked_len = max(len(sequence.token_ids), expected_len)
-        if self._prefixes.serves(sequence):
-            return self._prefixes.fork(sequence, expected_len, self._keep_free())
-        return self._allocator.allocate(
-            sequence.seq_id,
-            sequence.token_ids,
-            request.max_len,
-            expected_len,
-            keep_free=self._keep_free(),
-        )
-
-    def _expected_len(self, sequence: Sequence) -> int:
-        if sequence.admissions == 0:
-            return self._estimator.expected_len(sequence.request)
-        return self._estimator.revised_len(sequence.request, len(sequence.token_ids))
-
-    def _keep_free(self) -> int:
-        """The watermark is for running sequences that may still grow: with none running, or
-        where each was given all it can need at its admission, it would only block the queue."""
-        grows = self._allocator.grows_on_demand and not self._estimator.is_sufficient
-        return self._watermark_pages if self._running and grows else 0
-
-    def _explain_refusal(self, sequence: Sequence) -> Refusal:
-        request_id = sequence.request.request_id
-        usage = self._allocator.usage()
-        available = usage.free + usage.cached
-        needed = self._allocator.pages_needed(sequence.token_ids, self._expected_len(sequence))
-        if self._prefixes.serves(sequence):
-            needed -= sequence.request.shared_prefix_len // self._allocator.page_size
-        if needed > available:
-            return Refusal(request_id, "full")
-        if needed + self._keep_free() > available:
-            return Refusal(request_id, "withheld")
-        return Refusal(request_id, "stranded")
-
-    def _preempt(self, victim: Sequence, draft: _Draft) -> None:
-        self._free(victim.seq_id)
-        victim.preempt()
-        self._waiting.appendleft(victim)
-        draft.preempted.append(victim)
-
-    def _drop_prefix(self, users: Iterable[Sequence]) -> bool:
-        """Give back a held prefix that none of `users` declares; False if there is none."""
-        holder_id = self._prefixes.drop(users)
-        if holder_id is None:
-            return False
-        self._freed_seq_ids.append(holder_id)
+        memory, is_idle = self._memory, not self._running
+        get = memory.admit if group.saved is None else memory.swap_in
+        while not get(group, step, is_idle):
+            users = [] if is_idle else [*(g.request for g in self._running), group.request]
+            if not memory.drop_prefix(users):
+                return False
         return True
 
-    def _free(self, seq_id: int) -> None:
-        self._allocator.free(seq_id)
-        self._freed_seq_ids.append(seq_id)
+    def _give_up(self, group: SequenceGroup, step: StepBuilder) -> bool:
+        """What becomes of a refused head: True where another takes its place at once."""
+        is_idle = not self._running
+        if group.saved is not None:
+            if is_idle:  # what was shared when it left takes more room than the pool has
+                self._swapped.popleft()
+                self._memory.discard_saved(group)
+                self._requeue(group)
+                return True
+        elif self._memory.is_unplaceable(group, is_idle):
+            step.unplaceable.append(self._waiting.popleft())
+            return True
+        group.waits_for_room = True
+        step.refusal = self._memory.explain_refusal(group, is_idle)
+        return False
 
-    def _note_changes(self, sequence: Sequence, allocation: Allocation, draft: _Draft) -> None:
-        first = allocation.first_changed
-        table = self._allocator.block_table(sequence.seq_id)
-        if first < len(table):
-            draft.updates.append(TableUpdate(sequence.seq_id, first, tuple(table[first:])))
-        if allocation.copies:
-            draft.copies.extend(allocation.copies)
-
-    def _add_chunk(self, sequence: Sequence, draft: _Draft) -> None:
-        start = sequence.num_computed_tokens
-        token_ids = sequence.token_ids[start:]
-        samples = True
-        if self._splits_prompts and len(token_ids) > draft.budget:
-            token_ids = token_ids[: draft.budget]
-            samples = False
-        draft.budget -= len(token_ids)
-        draft.num_prefills += len(token_ids) > 1
-        draft.chunks.append(
-            Chunk(
-                sequence.seq_id,
-                start,
-                token_ids,
-                samples,
-                sequence.request.sampling,
-                len(sequence.token_s),
-            )
+    def _preempt(self, victim: SequenceGroup, step: StepBuilder, now_s: float) -> None:
+        self._running.remove(victim)
+        self._num_seqs -= len(victim.sequences)
+        victim.is_running = False
+        victim.num_preemptions += 1
+        if victim.preempted_s != victim.preempted_s:
+            victim.preempted_s = now_s
+        never_seen = step.withdraw(victim)
+        step.preempted.append(victim)
+        swaps = (
+            self._config.preemption == "swap"
+            and self._allocator.grows_on_demand  # else it needs a longer reservation, not this one
+            and not victim.parents  # else its tables lag behind its tokens
         )
-        draft.sequences.append(sequence)
+        if swaps and self._memory.swap_out(victim, step):
+            victim.num_swaps += 1
+            self._swapped.appendleft(victim)
+            self._swapped = _by_arrival(self._swapped)
+        else:
+            self._memory.free(victim)
+            self._requeue(victim)
+        self._memory.forget_freed(never_seen)
+
+    def _requeue(self, group: SequenceGroup) -> None:
+        """Back to the head of the queue, all to be computed again."""
+        group.is_branched = len(group.live) == 1
+        group.parents.clear()
+        self._waiting.appendleft(group)
+        self._waiting = _by_arrival(self._waiting)
+
+    def _form_batch(self, step: StepBuilder, now_s: float) -> None:
+        """The next static batch; why it is no larger stands for all of its steps."""
+        if self._config.batch_order == "length":
+            self._waiting = deque(sorted(self._waiting, key=_known_len))
+        self._admit(step, now_s)
+        self._batch_refusal = step.refusal
+
+    def _move_beams(self, step: StepBuilder, now_s: float) -> None:
+        """Tell the allocator about the last beam steps: what is pruned is free from here on."""
+        moving, self._beams_to_move = self._beams_to_move, []
+        for group in moving:
+            if group.is_running and group.parents and not self._memory.rebranch(group, step):
+                self._preempt(group, step, now_s)
+
+
+def _by_arrival(queue: deque[SequenceGroup]) -> deque[SequenceGroup]:
+    """The queue in order of arrival, when its new head may be out of place."""
+    if len(queue) > 1 and queue[0].order > queue[1].order:
+        return deque(sorted(queue, key=lambda group: group.order))
+    return queue
+
+
+def _known_len(group: SequenceGroup) -> int:
+    output_len = group.request.true_output_len or group.request.max_tokens
+    return group.num_prompt_tokens + output_len

@@ -2,22 +2,69 @@
 
 from __future__ import annotations
 
-from harness.engine.plan import StepOutcome, StepPlan
+from harness.engine.beam_search import Candidates
+from harness.engine.plan import Chunk, StepOutcome, StepPlan
 
 
 class SimulatedExecutor:
     """Answers every plan after `step_s` seconds of virtual time.
 
-    Its choices are placeholders: a simulated run needs forced ids or forced lengths to stand
-    for a real one.
+    Its choices are placeholders, hashed from a draw's seed and its position in the output, so
+    that samples differ as real ones do: a simulated run needs forced ids or forced lengths to
+    stand for a real one. Beams are given log-probabilities of the same kind, independent of one
+    another: how real beams descend depends on the model. Drafts of a draft model stand with
+    probability `acceptance`; speculation needs forced ids.
     """
 
-    def __init__(self, step_s: float) -> None:
+    def __init__(self, step_s: float, vocab_size: int = 2**31, acceptance: float = 0.0) -> None:
         self._step_s = step_s
+        self._vocab_size = vocab_size
+        self._acceptance = acceptance
 
     def execute(self, plan: StepPlan) -> StepOutcome:
-        num_sampled = sum(chunk.samples for chunk in plan.chunks)
-        return StepOutcome((0,) * num_sampled, (), self._step_s)
+        vocab = self._vocab_size
+        token_ids: list[int] = []
+        accepted: list[int] = []
+        for chunk in plan.chunks:
+            if chunk.num_drafts:
+                accepted.append(self._accept(chunk))
+                token_ids += chunk.true_ids[: accepted[-1] + 1]
+            else:
+                token_ids += [_hash(d.seed, chunk.output_position) % vocab for d in chunk.draws]
+        candidates = [_candidates(chunk, vocab) for chunk in plan.chunks if chunk.num_candidates]
+        return StepOutcome(token_ids, (), self._step_s, candidates, accepted)
+
+    def _accept(self, chunk: Chunk) -> int:
+        """Leading drafts that are right; those of a draft model with a given probability."""
+        drafts = chunk.token_ids[-chunk.num_drafts :]
+        for index, (draft, true_id) in enumerate(zip(drafts, chunk.true_ids, strict=False)):
+            if draft < 0:
+                noise = _hash(chunk.seq_id, chunk.output_position + index) / 2.0**64
+                if noise >= self._acceptance:
+                    return index
+            elif draft != true_id:
+                return index
+        return chunk.num_drafts
 
     def close(self) -> None:
         return None
+
+
+def _candidates(chunk: Chunk, vocab_size: int) -> Candidates:
+    """Geometric log-probabilities with a random head start: all beams' best are alike, some
+    better."""
+    state = _hash(chunk.seq_id, chunk.output_position)
+    start = -(state % 1000) / 1000
+    count = chunk.num_candidates
+    first = state % vocab_size
+    token_ids = [(first + rank) % vocab_size for rank in range(count)]
+    return Candidates(token_ids, [start - 0.5 * (rank + 1) for rank in range(count)])
+
+
+def _hash(seed: int, position: int) -> int:
+    """SplitMix64 of both (Steele et al., 2014), in plain integers: a step has few of them."""
+    mask = 2**64 - 1
+    x = ((seed & mask) * 0xBF58476D1CE4E5B9 + position * 0x9E3779B97F4A7C15 + 1) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)

@@ -7,11 +7,12 @@ import time
 import torch
 
 from harness.engine.batch import BatchBuilder
-from harness.engine.kv_pool import KVPool
+from harness.engine.beam_search import Candidates
+from harness.engine.choose import choose
+from harness.engine.kv_pool import HostKV, KVPool
 from harness.engine.model_runner import ModelRunner
 from harness.engine.models import LoadedModel
 from harness.engine.plan import StepOutcome, StepPlan
-from harness.engine.sampler import sample
 from kernels import backend
 
 
@@ -20,9 +21,10 @@ class TorchExecutor:
 
     num_pages, page_size: the KV pool. max_seqs: sequences with a block table at one time.
     max_len: tokens of the longest sequence. kernels: a name that `kernels.backend.load`
-    knows, or "auto". kv_dtype: a torch dtype's name, or "auto" for the model's. fused: take
-    the lean forward pass where the model allows it. poison: fill the pool with NaN first (for
-    tests). Raises ValueError where the kernels cannot run these shapes.
+    knows, or "auto". kv_dtype: a torch dtype's name, or "auto" for the model's. host_pages:
+    pages on the host for preempted sequences. fused: take the lean forward pass where the
+    model allows it. poison: fill the pool with NaN first (for tests). Raises ValueError where
+    the kernels cannot run these shapes.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class TorchExecutor:
         attention: str = "paged",
         kernels: str = "auto",
         kv_dtype: str = "auto",
+        host_pages: int = 0,
         fused: bool = True,
         poison: bool = False,
     ) -> None:
@@ -58,6 +61,7 @@ class TorchExecutor:
             device=self.device,
             poison=poison,
         )
+        self.host_pool = HostKV(self.pool, host_pages)
         self.batches = BatchBuilder(max_seqs, max_len, page_size)
         self.runner = ModelRunner(loaded, self.pool, self.kernels, attention=attention, fused=fused)
 
@@ -68,27 +72,28 @@ class TorchExecutor:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutcome:
-        """Free rows, update tables, copy pages, run the chunks, sample."""
+        """Free rows, update tables, move pages, run the chunks, choose tokens."""
         start_s = time.perf_counter()
         self.batches.free(plan.freed_seq_ids)
         self.batches.update(plan.table_updates)
+        if plan.saves:
+            self.host_pool.save(self.pool, plan.saves)
         self.pool.copy(plan.copies, self.kernels)
+        if plan.restores:
+            self.host_pool.restore(self.pool, plan.restores)
         token_ids: list[int] = []
         margins: list[float] = []
+        candidates: list[Candidates] = []
+        accepted: list[int] = []
         if plan.chunks:
             logits = self.runner.forward(self.batches.build(plan.chunks))
-            sampling = [chunk for chunk in plan.chunks if chunk.samples]
-            token_ids, margins = sample(
-                logits,
-                [chunk.sampling for chunk in sampling],
-                [chunk.output_position for chunk in sampling],
-            )
+            token_ids, margins, candidates, accepted = choose(logits, plan.chunks)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return StepOutcome(token_ids, margins, time.perf_counter() - start_s)
+        return StepOutcome(token_ids, margins, time.perf_counter() - start_s, candidates, accepted)
 
     def close(self) -> None:
         """Give the pool and the model's memory back."""
-        del self.runner, self.pool, self.model
+        del self.runner, self.pool, self.host_pool, self.model
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

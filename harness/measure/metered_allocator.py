@@ -25,6 +25,10 @@ class MeteredAllocator(KVCacheAllocator):
         return self.inner.grows_on_demand
 
     @property
+    def forks_share(self) -> bool:  # type: ignore[override]
+        return self.inner.forks_share
+
+    @property
     def shares_declared_prefix(self) -> bool:  # type: ignore[override]
         return self.inner.shares_declared_prefix
 

@@ -123,7 +123,13 @@ class Metrics:
     prefix_hit_rate: float
     cached_tokens: int
     preemptions: int
+    swaps: int
     recomputed_tokens: int
+    swapped_bytes: int
+    stalled_s: float
+    drafted_tokens: int
+    accepted_tokens: int
+    acceptance_rate: float
     copied_pages: int
     copied_bytes: int
     allocator_us_per_step: float
@@ -142,7 +148,7 @@ def compute_metrics(
         "num_requests": len(requests),
         "num_finished": len(done),
         "num_refused": len(requests) - len(done),
-        "num_single_token": int((done["num_output_tokens"] == 1).sum()),
+        "num_single_token": int((done["output_len"] == 1).sum()),
         "prompt_tokens": int(done["num_prompt_tokens"].sum()),
         "output_tokens": int(done["num_output_tokens"].sum()),
     }
@@ -211,7 +217,7 @@ def _token_times(done: pd.DataFrame) -> Floats:
 
 def _latency(done: pd.DataFrame, slo: ServiceLevel, duration_s: float) -> dict[str, float]:
     arrival = _column(done, "arrival_s")
-    tokens = _column(done, "num_output_tokens")
+    tokens = _column(done, "output_len")
     ttft = 1e3 * (_column(done, "first_token_s") - arrival)
     e2e = 1e3 * (_column(done, "finish_s") - arrival)
     queue = 1e3 * (_column(done, "first_scheduled_s") - arrival)
@@ -271,13 +277,23 @@ def _memory(steps: pd.DataFrame, pool: PoolFacts, output_tokens: float) -> dict[
 def _strategy(steps: pd.DataFrame, done: pd.DataFrame, pool: PoolFacts) -> dict[str, float]:
     copied_pages = int(steps["copied_pages"].sum())
     cached_tokens = int(done["num_cached_tokens"].sum())
+    swapped_pages = int(steps["saved_pages"].sum() + steps["restored_pages"].sum())
+    drafted = int(done["num_drafted_tokens"].sum())
+    accepted = int(done["num_accepted_tokens"].sum())
+    page_bytes = pool.page_size * pool.bytes_per_token
     return {
         "prefix_hit_rate": _ratio(cached_tokens, int(done["num_prompt_tokens"].sum())),
         "cached_tokens": cached_tokens,
         "preemptions": int(steps["num_preempted"].sum()),
+        "swaps": int(done["num_swaps"].sum()),
         "recomputed_tokens": int(done["recomputed_tokens"].sum()),
+        "swapped_bytes": swapped_pages * page_bytes,
+        "stalled_s": float(done["stalled_s"].sum()),
+        "drafted_tokens": drafted,
+        "accepted_tokens": accepted,
+        "acceptance_rate": _ratio(accepted, drafted),
         "copied_pages": copied_pages,
-        "copied_bytes": copied_pages * pool.page_size * pool.bytes_per_token,
+        "copied_bytes": copied_pages * page_bytes,
         "allocator_us_per_step": _mean(_column(steps, "allocator_us")),
         "num_steps": len(steps),
     }

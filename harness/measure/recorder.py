@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 from allocators.base import Usage
 from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import StepOutcome, TableUpdate
 from harness.engine.request import Request
-from harness.engine.scheduler import ScheduledStep
-from harness.engine.sequence import Sequence
+from harness.engine.sequence import SequenceGroup
+from harness.engine.step_builder import ScheduledStep
 from harness.measure.ledger import Ledger, LedgerEntry
 from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
@@ -23,7 +23,9 @@ class _MemoryEvents(NamedTuple):
     freed: tuple[int, ...]
     admitted: list[Extent]
     updates: tuple[TableUpdate, ...]
+    inherited: list[tuple[int, int]]
     computed: list[tuple[int, int]]
+    shrunk: list[TableUpdate]
     held: list[tuple[Extent, TableUpdate]]
     usage: Usage
     refusal: Refusal | None
@@ -67,11 +69,20 @@ class RunRecorder:
     ) -> None:
         """A step is done; memory is as it was while it ran. `held` became live before it."""
         plan = step.plan
-        computed = [(chunk.seq_id, len(chunk.token_ids)) for chunk in plan.chunks]
-        num_tokens = sum([count for _, count in computed])
+        num_tokens = sum([len(chunk.token_ids) for chunk in plan.chunks])
         num_decode = sum(
-            [chunk.output_position > 0 and len(chunk.token_ids) == 1 for chunk in plan.chunks]
+            [
+                len(chunk.token_ids)
+                for chunk in plan.chunks
+                if chunk.output_position > 0 and len(chunk.token_ids) == 1 + chunk.num_drafts
+            ]
         )
+        num_drafts = sum([chunk.num_drafts for chunk in plan.chunks])
+        rejected = step.rejected
+        computed = [
+            (chunk.seq_id, len(chunk.token_ids) - rejected.get(chunk.seq_id, 0))
+            for chunk in plan.chunks
+        ]
         host_ns, self._host_ns_before = (
             self._allocator.host_ns - self._host_ns_before,
             self._allocator.host_ns,
@@ -83,10 +94,13 @@ class RunRecorder:
                 duration_s=now_s - start_s,
                 num_prefill_tokens=num_tokens - num_decode,
                 num_decode_tokens=num_decode,
+                num_draft_tokens=num_drafts,
                 num_running=step.num_running,
                 num_waiting=step.num_waiting,
                 num_preempted=len(step.preempted),
                 copied_pages=len(plan.copies),
+                saved_pages=len(plan.saves),
+                restored_pages=len(plan.restores),
                 allocator_us=host_ns / 1e3,
                 refusal=step.refusal.kind if step.refusal else "",
             )
@@ -95,7 +109,9 @@ class RunRecorder:
             plan.freed_seq_ids,
             step.admitted,
             plan.table_updates,
+            step.inherited,
             computed,
+            step.shrunk,
             held,
             usage,
             step.refusal,
@@ -107,29 +123,37 @@ class RunRecorder:
         else:
             self._log.append(events)
 
-    def finished(self, sequence: Sequence) -> None:
-        """A sequence has its last token."""
-        seq_id, request = sequence.seq_id, sequence.request
-        self._final_len[seq_id] = sequence.num_computed_tokens
+    def finished(self, group: SequenceGroup) -> None:
+        """A group has its last token."""
+        request = group.request
+        for sequence in group.sequences:
+            self._final_len[sequence.seq_id] = sequence.furthest_computed
+        longest = max(group.sequences, key=lambda sequence: sequence.num_output_tokens)
         self.requests.append(
             RequestRecord(
                 request_id=request.request_id,
                 session_id=request.session_id,
                 status="finished",
                 reason="",
-                arrival_s=sequence.released_s,
-                first_scheduled_s=sequence.first_scheduled_s,
-                first_token_s=sequence.token_s[0],
-                finish_s=sequence.finish_s,
-                num_prompt_tokens=sequence.num_prompt_tokens,
-                num_output_tokens=sequence.num_output_tokens,
-                num_cached_tokens=sequence.num_cached_tokens,
-                num_preemptions=sequence.num_preemptions,
-                recomputed_tokens=sequence.recomputed_tokens,
-                waited_for_room=sequence.waits_for_room,
-                itl_ms=[1e3 * (after - before) for before, after in pairwise(sequence.token_s)],
-                chosen_ids=sequence.chosen_ids,
-                margins=sequence.margins,
+                arrival_s=group.released_s,
+                first_scheduled_s=group.first_scheduled_s,
+                first_token_s=longest.token_s[0],
+                finish_s=group.finish_s,
+                num_prompt_tokens=group.num_prompt_tokens,
+                num_output_tokens=sum(s.num_output_tokens for s in group.sequences),
+                output_len=longest.num_output_tokens,
+                num_cached_tokens=group.num_cached_tokens,
+                num_preemptions=group.num_preemptions,
+                num_swaps=group.num_swaps,
+                recomputed_tokens=group.recomputed_tokens,
+                stalled_s=group.stalled_s,
+                num_drafted_tokens=sum(s.num_drafted for s in group.sequences),
+                num_accepted_tokens=sum(s.num_accepted for s in group.sequences),
+                waited_for_room=group.waits_for_room,
+                itl_ms=[1e3 * (after - before) for before, after in pairwise(longest.token_s)],
+                sequence_lens=[len(s.chosen_ids) for s in group.sequences],
+                chosen_ids=list(chain.from_iterable(s.chosen_ids for s in group.sequences)),
+                margins=list(chain.from_iterable(s.margins for s in group.sequences)),
             )
         )
 
@@ -166,7 +190,10 @@ class RunRecorder:
             ledger.admit(extent)
         for update in events.updates:
             ledger.map(update)
+        ledger.advance(events.inherited)
         ledger.advance(events.computed)
+        for update in events.shrunk:
+            ledger.map(update)
         self.entries.append(ledger.entry(events.usage, events.refusal))
         if self._memory_map is not None:
             self._memory_map.sample(ledger, events.start_s, events.end_s)

@@ -14,23 +14,37 @@ Status = Literal["finished", "refused"]
 
 
 class StepRecord(NamedTuple):
-    """One engine step. `refusal` is empty unless the queue's head was refused memory."""
+    """One engine step. `refusal` is empty unless the queue's head was refused memory.
+
+    num_draft_tokens: those of num_decode_tokens that were drafts, right or wrong.
+    saved_pages, restored_pages: swapped out to the host and back in. num_running, num_waiting:
+    requests.
+    """
 
     step: int
     start_s: float
     duration_s: float
     num_prefill_tokens: int
     num_decode_tokens: int
+    num_draft_tokens: int
     num_running: int
     num_waiting: int
     num_preempted: int
     copied_pages: int
+    saved_pages: int
+    restored_pages: int
     allocator_us: float
     refusal: str
 
 
 class RequestRecord(NamedTuple):
-    """One request. Times are seconds from the run's start; `arrival_s` is the scheduled one."""
+    """One request. Times are seconds from the run's start; `arrival_s` is the scheduled one.
+
+    num_output_tokens: of all its sequences; output_len: of the longest, whose tokens the times
+    are of. stalled_s: from each preemption to the next new token. num_swaps: preemptions by
+    swap. sequence_lens: how `chosen_ids` and `margins` are cut into sequences (samples, or
+    beams' outputs, best first, which have no margins).
+    """
 
     request_id: int
     session_id: int
@@ -42,11 +56,17 @@ class RequestRecord(NamedTuple):
     finish_s: float
     num_prompt_tokens: int
     num_output_tokens: int
+    output_len: int
     num_cached_tokens: int
     num_preemptions: int
+    num_swaps: int
     recomputed_tokens: int
+    stalled_s: float
+    num_drafted_tokens: int
+    num_accepted_tokens: int
     waited_for_room: bool
     itl_ms: list[float]
+    sequence_lens: list[int]
     chosen_ids: list[int]
     margins: list[float]
 
@@ -66,11 +86,17 @@ def refused_record(
         finish_s=math.nan,
         num_prompt_tokens=num_prompt_tokens,
         num_output_tokens=0,
+        output_len=0,
         num_cached_tokens=0,
         num_preemptions=0,
+        num_swaps=0,
         recomputed_tokens=0,
+        stalled_s=0.0,
+        num_drafted_tokens=0,
+        num_accepted_tokens=0,
         waited_for_room=False,
         itl_ms=[],
+        sequence_lens=[],
         chosen_ids=[],
         margins=[],
     )

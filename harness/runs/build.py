@@ -22,6 +22,7 @@ from harness.measure.ledger import Ledger
 from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.recorder import RunRecorder
+from harness.runs.pool_size import host_pages
 
 
 class Device(Protocol):
@@ -63,7 +64,11 @@ class SimulatedDevice:
     eos_ids: frozenset[int] = frozenset()
 
     def executor(self, config: RunConfig, num_pages: int, max_len: int) -> Executor:
-        return SimulatedExecutor(config.executor.step_ms / 1e3)
+        return SimulatedExecutor(
+            config.executor.step_ms / 1e3,
+            self.shape.vocab_size,
+            config.engine.speculation.acceptance,
+        )
 
 
 def prepare(
@@ -72,11 +77,21 @@ def prepare(
     """Fresh allocator, scheduler, ledger, clock and executor for one repetition."""
     pool = PagePool(num_pages, config.kv.page_size)
     allocator = MeteredAllocator(build_allocator(config, pool))
+    engine_config = config.engine
+    window = device.shape.window if config.attention.kind == "paged" else None
     scheduler_config = SchedulerConfig(
-        config.engine.schedule,
-        config.engine.token_budget,
-        config.engine.max_num_seqs,
-        config.engine.watermark,
+        engine_config.schedule,
+        engine_config.token_budget,
+        engine_config.max_num_seqs,
+        engine_config.watermark,
+        engine_config.preemption,
+        host_pages(config, num_pages),
+        engine_config.victim,
+        engine_config.batch_size,
+        engine_config.batch_order,
+        window,
+        engine_config.speculation,
+        device.shape.vocab_size,
     )
     estimator = LengthEstimator(
         config.allocator.expected,
@@ -92,7 +107,7 @@ def prepare(
         MemoryMap(config.measure.memory_map_period_s) if config.measure.memory_map else None
     )
     recorder = RunRecorder(
-        Ledger(num_pages, config.kv.page_size),
+        Ledger(num_pages, config.kv.page_size, window),
         allocator,
         # a timed run keeps the ledger's work out of the time between its steps
         deferred=config.executor.kind != "simulated"
@@ -100,7 +115,13 @@ def prepare(
         memory_map=memory_map,
     )
     pool_tokens = num_pages * config.kv.page_size
-    limits = Limits(pool_tokens, config.kv.page_size, device.shape.max_positions)
+    limits = Limits(
+        pool_tokens,
+        config.kv.page_size,
+        device.shape.max_positions,
+        engine_config.max_num_seqs,
+        engine_config.token_budget,
+    )
     clock: Clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
     engine = Engine(scheduler, executor, clock, recorder, limits, allocator)
     return PreparedRun(engine, executor, recorder, memory_map, allocator)

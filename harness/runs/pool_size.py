@@ -48,6 +48,16 @@ def pool_pages(
     return pages
 
 
+def host_pages(config: RunConfig, num_pages: int) -> int:
+    """Pages on the host for preempted sequences: engine.swap_tokens, else as many as the pool
+    has (PagedAttention, section 4.5, bounds them so); none where nothing is swapped."""
+    if config.engine.preemption != "swap":
+        return 0
+    if config.engine.swap_tokens is None:
+        return num_pages
+    return config.engine.swap_tokens // config.kv.page_size
+
+
 def needs_device_memory(config: RunConfig) -> bool:
     """The pool is asked for as a fraction of a memory."""
     return config.kv.pool_tokens is None and config.kv.memory_fraction is not None

@@ -15,6 +15,7 @@ from harness.engine.models import LoadedModel, load_model
 from harness.engine.plan import Chunk, StepPlan, TableUpdate
 from harness.engine.request import SamplingParams
 from harness.engine.torch_executor import TorchExecutor
+from harness.runs.pool_size import host_pages
 
 _KERNEL_WORKSPACE_BYTES = 64 * 2**20
 """Libraries take workspaces on first use and keep them."""
@@ -134,6 +135,7 @@ class TorchDevice:
             attention=kind,
             kernels=config.attention.backend,
             kv_dtype=config.kv.dtype,
+            host_pages=host_pages(config, num_pages),
             fused=config.engine.fused,
         )
 
@@ -149,13 +151,13 @@ def _warm_up(executor: TorchExecutor, num_pages_each: int) -> None:
     """A prefill and a decode of two sequences, so that nothing compiles inside a run."""
     greedy = SamplingParams()
     prompt = (1,) * (_WARM_UP_LEN - 1)
-    prefill = tuple(Chunk(seq, 0, prompt, True, greedy, 0) for seq in (0, 1))
+    prefill = tuple(Chunk(seq, 0, prompt, (greedy,)) for seq in (0, 1))
     tables = tuple(
         TableUpdate(seq, 0, tuple(range(num_pages_each * seq, num_pages_each * (seq + 1))))
         for seq in (0, 1)
     )
     executor.execute(StepPlan(prefill, tables))
-    decode = tuple(Chunk(seq, len(prompt), (1,), True, greedy, 1) for seq in (0, 1))
+    decode = tuple(Chunk(seq, len(prompt), (1,), (greedy,), 1) for seq in (0, 1))
     executor.execute(StepPlan(decode))
 
 

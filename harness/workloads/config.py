@@ -10,6 +10,7 @@ from harness.workloads.choices import unknown
 LENGTHS = ("sharegpt", "alpaca_like", "fixed", "uniform", "lognormal")
 ARRIVALS = ("all_at_once", "closed_loop", "constant", "poisson", "gamma", "trace")
 SHARING = ("none", "system_prompt", "chat")
+EARLY_STOPPING = ("heuristic", "first", "never")
 OUTPUTS = ("forced_ids", "forced_length", "free")
 
 
@@ -42,6 +43,10 @@ class WorkloadConfig:
         heads that share of the sessions).
     output: `forced_ids` feeds given tokens back, `forced_length` runs to the sampled length,
         `free` ends at end-of-sequence or the bound.
+    samples: outputs drawn for each prompt, each from a random stream of its own. beam_width,
+        length_penalty, early_stopping: beam search in place of sampling, as in transformers'
+        `generate` (`heuristic` is its False, `first` its True). Several sequences have the
+        sampled output length, and tokens of the model's own choice.
     first_regular_id: random tokens are drawn from here on; special tokens lie below.
     format, path: of a trace. block_len: tokens of a shared block after scaling (None: the
         trace's block times length_scale, to the nearest multiple of page_multiple).
@@ -80,12 +85,21 @@ class WorkloadConfig:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    samples: int = 1
+    beam_width: int = 1
+    length_penalty: float = 1.0
+    early_stopping: str = "heuristic"
     first_regular_id: int = 3
     format: str | None = None
     path: str | None = None
     block_len: int | None = None
     page_multiple: int = 16
     options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def num_sequences(self) -> int:
+        """Samples or beams of each request."""
+        return max(self.samples, self.beam_width)
 
     @property
     def scale(self) -> float:
@@ -103,6 +117,7 @@ class WorkloadConfig:
             ("arrivals", ARRIVALS),
             ("sharing", SHARING),
             ("output", OUTPUTS),
+            ("early_stopping", EARLY_STOPPING),
         ):
             value = getattr(self, key)
             if value not in choices:
@@ -139,6 +154,21 @@ class WorkloadConfig:
                 "workload.sharing=system_prompt with workload.shared_len=0 shares nothing: "
                 "set workload.shared_len, or workload.sharing=none"
             )
+        if self.samples > 1 and self.beam_width > 1:
+            raise ValueError(
+                f"workload.samples={self.samples} with workload.beam_width={self.beam_width}: "
+                "a request is either sampled or searched, set one of them to 1"
+            )
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"workload.samples={self.samples} with workload.temperature=0 gives as many equal "
+                "outputs: set workload.temperature above 0"
+            )
+        if self.sharing == "chat" and self.num_sequences > 1:
+            raise ValueError(
+                f"workload.sharing=chat with {self.num_sequences} sequences a request: the next "
+                "turn continues one answer, set workload.samples=1 and workload.beam_width=1"
+            )
         if self.sharing == "chat" and self.output != "forced_ids":
             raise ValueError(
                 f"workload.sharing=chat with workload.output={self.output}: the next turn's "
@@ -148,7 +178,8 @@ class WorkloadConfig:
 
 _AT_LEAST_ONE = (
     "num_requests", "prompt_len", "output_len", "prompt_min", "output_min", "prompt_mean",
-    "output_mean", "max_output_len", "concurrency", "turns", "block_len", "page_multiple",
+    "output_mean", "max_output_len", "samples", "beam_width", "concurrency", "turns", "block_len",
+    "page_multiple",
 )  # fmt: skip
 _POSITIVE = ("length_scale", "rate", "burstiness", "speed_up")
 _NOT_NEGATIVE = (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
+from harness.engine.beam_search import BeamParams
 from harness.engine.request import Request, SamplingParams
 from harness.workloads.config import WorkloadConfig
 from harness.workloads.limits import Limits
@@ -87,13 +88,17 @@ class RequestBuilder:
         config, request_id = self.config, self.next_id
         prompt_ids = prompt_ids[: self.limits.max_len - 1]
         output_len = self.limits.cut_output(len(prompt_ids), len(output_ids))
+        is_forced = config.output == "forced_ids" and config.num_sequences == 1
+        has_length = config.output != "free" and not is_forced
         request = Request(
             request_id=request_id,
             arrival_s=place.arrival_s,
             prompt_ids=prompt_ids,
             max_tokens=self.limits.max_tokens(len(prompt_ids)),
-            forced_ids=tuple(output_ids[:output_len]) if config.output == "forced_ids" else None,
-            forced_len=output_len if config.output == "forced_length" else None,
+            num_samples=config.samples,
+            beam=self._beam(),
+            forced_ids=tuple(output_ids[:output_len]) if is_forced else None,
+            forced_len=output_len if has_length else None,
             eos_ids=self.context.eos_ids if config.output == "free" else frozenset(),
             sampling=self._sampling(request_id),
             shared_prefix_id=place.shared_prefix_id,
@@ -103,6 +108,15 @@ class RequestBuilder:
         )
         self.requests.append(request)
         return request
+
+    def _beam(self) -> BeamParams | None:
+        config = self.config
+        if config.beam_width == 1:
+            return None
+        stops: dict[str, bool | Literal["never"]] = {
+            "heuristic": False, "first": True, "never": "never",
+        }  # fmt: skip
+        return BeamParams(config.beam_width, config.length_penalty, stops[config.early_stopping])
 
     def _sampling(self, request_id: int) -> SamplingParams:
         config = self.config

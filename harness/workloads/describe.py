@@ -44,3 +44,10 @@ def arrivals_in_words(config: WorkloadConfig) -> str:
         case _:
             fast = "" if config.speed_up == 1 else f", {config.speed_up:g} x as fast"
             return f"times of the trace{fast}"
+
+
+def branches_in_words(config: WorkloadConfig) -> str:
+    """How many sequences a request has; empty where it is one."""
+    if config.beam_width > 1:
+        return f"beam search of width {config.beam_width}"
+    return f"{config.samples} samples a request" if config.samples > 1 else ""

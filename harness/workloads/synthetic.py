@@ -8,7 +8,12 @@ from harness.engine.request import Workload
 from harness.workloads.arrivals import arrival_times
 from harness.workloads.config import WorkloadConfig
 from harness.workloads.context import Context, RequestBuilder
-from harness.workloads.describe import arrivals_in_words, bounds_in_words, sharing_in_words
+from harness.workloads.describe import (
+    arrivals_in_words,
+    bounds_in_words,
+    branches_in_words,
+    sharing_in_words,
+)
 from harness.workloads.lengths import describe, sample_fitting, sampler
 from harness.workloads.limits import Limits, scale_length
 from harness.workloads.sharing import (
@@ -47,6 +52,7 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
         describe(config),
         sharing_in_words(config),
         bounds_in_words(config, config.max_len, config.scale),
+        branches_in_words(config),
         arrivals_in_words(config),
     )
     return Workload(

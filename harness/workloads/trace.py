@@ -13,7 +13,7 @@ from harness.workloads.byte_tokenizer import ByteTokenizer
 from harness.workloads.choices import unknown
 from harness.workloads.config import WorkloadConfig
 from harness.workloads.context import Context, Place, RequestBuilder
-from harness.workloads.describe import arrivals_in_words, bounds_in_words
+from harness.workloads.describe import arrivals_in_words, bounds_in_words, branches_in_words
 from harness.workloads.trace_fit import fit_trace
 from harness.workloads.trace_row import ReadContext, Reader, TraceRow
 from harness.workloads.trace_scaling import ScaledRow, scale_factor, scale_rows, scaled_limits
@@ -56,6 +56,7 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
         f"{num_dropped:,} of {len(whole):,} too long" if num_dropped else "",
         bounds_in_words(fitted, fitted.max_len, factor),
         _fit_in_words(config, fitted, context.longest_len),
+        branches_in_words(config),
         arrivals_in_words(config),
     ]
     return Workload(

@@ -75,7 +75,9 @@ def _run(
             end = min(stream.computed + chunk_size, len(stream.tokens))
             samples = end == len(stream.tokens)
             new = stream.tokens[stream.computed : end]
-            chunks.append(Chunk(stream.seq_id, stream.computed, new, samples, sampling, done))
+            chunks.append(
+                Chunk(stream.seq_id, stream.computed, new, (sampling,) if samples else (), done)
+            )
             had, need = -(-stream.computed // page_size), -(-end // page_size)
             if need > had:
                 updates.append(TableUpdate(stream.seq_id, had, stream.page_ids[had:need]))

@@ -40,6 +40,12 @@ class Setup:
     bias: float = 1.0
     spread: float = 0.0
     max_positions: int = 10**6
+    preemption: Any = "recompute"
+    host_pages: int = 0
+    victim: Any = "latest"
+    batch_size: int | None = None
+    batch_order: Any = "arrival"
+    window: int | None = None
     deferred: bool = False
     step_s: float = 1.0
 
@@ -66,16 +72,31 @@ class SimulatedRun:
         self.allocator = MeteredAllocator(self.inner)
         self.estimator = LengthEstimator(setup.expected, setup.bias, setup.spread)
         config = SchedulerConfig(
-            setup.schedule, setup.token_budget, setup.max_num_seqs, setup.watermark
+            setup.schedule,
+            setup.token_budget,
+            setup.max_num_seqs,
+            setup.watermark,
+            setup.preemption,
+            setup.host_pages,
+            setup.victim,
+            setup.batch_size,
+            setup.batch_order,
+            setup.window,
         )
         self.scheduler = Scheduler(self.allocator, config, self.estimator)
         self.recorder = RunRecorder(
-            Ledger(setup.num_pages, setup.page_size), self.allocator, deferred=setup.deferred
+            Ledger(setup.num_pages, setup.page_size, setup.window),
+            self.allocator,
+            deferred=setup.deferred,
         )
         self.executor = executor or SimulatedExecutor(setup.step_s)
         self.clock = VirtualClock()
         self.limits = Limits(
-            setup.num_pages * setup.page_size, setup.page_size, setup.max_positions
+            setup.num_pages * setup.page_size,
+            setup.page_size,
+            setup.max_positions,
+            setup.max_num_seqs,
+            setup.token_budget,
         )
 
     def run(
@@ -110,7 +131,7 @@ class RecordingExecutor:
 
     def execute(self, plan: StepPlan) -> StepOutcome:
         self.plans.append(plan)
-        num_sampled = sum(chunk.samples for chunk in plan.chunks)
+        num_sampled = sum(len(chunk.draws) for chunk in plan.chunks)
         tokens = [self._random.randrange(self._vocab_size) for _ in range(num_sampled)]
         return StepOutcome(tokens, (), self._random.uniform(1e-3, 1.0))
 

@@ -13,7 +13,7 @@ GREEDY = SamplingParams()
 
 
 def _chunk(seq_id: int, start: int, tokens: list[int], samples: bool = True) -> Chunk:
-    return Chunk(seq_id, start, tokens, samples, GREEDY, 0)
+    return Chunk(seq_id, start, tokens, (GREEDY,) if samples else ())
 
 
 def test_a_prefill_chunk_beside_a_decode() -> None:
@@ -66,7 +66,7 @@ def test_lowering_equals_a_token_by_token_walk(page_size: int) -> None:
             assert batch.block_table[row, :pages].tolist() == tables[chunk.seq_id][:pages]
         ends = np.cumsum([len(c.token_ids) for c in chunks]) - 1
         assert batch.sample_rows.tolist() == [
-            int(end) for end, c in zip(ends, chunks, strict=True) if c.samples
+            int(end) for end, c in zip(ends, chunks, strict=True) if c.draws
         ]
 
 

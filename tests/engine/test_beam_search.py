@@ -73,7 +73,7 @@ def searched(
     model: Any, prompt: Sequence[int], params: BeamParams, max_tokens: int, eos_ids: Iterable[int]
 ) -> Outcome:
     """Our search; log-probabilities from full forwards of all beams at once."""
-    search = BeamSearch(params, len(prompt), max_tokens, frozenset(eos_ids))
+    search = BeamSearch(params, max_tokens, frozenset(eos_ids))
     beams = [list(prompt)] * params.width  # a batch of `width` from the start, as in transformers
     num_beams, num_forwards, done = 1, 0, False
     while not done:
@@ -240,7 +240,7 @@ def _candidates(*rows: Mapping[int, float]) -> list[Candidates]:
 
 
 def test_best_sequence_is_not_the_greedy_one() -> None:
-    search = BeamSearch(BeamParams(2), num_prompt_tokens=4, max_tokens=3, eos_ids=frozenset())
+    search = BeamSearch(BeamParams(2), max_tokens=3, eos_ids=frozenset())
     step = search.step(_candidates({0: 0.5, 1: 0.4, 2: 0.06, 3: 0.04}))
     assert step == BeamStep((0, 0), (0, 1), False)
     step = search.step(  # 0.5 x 0.4 = 0.2 against 0.4 x 0.9 = 0.36: the beams change places
@@ -258,7 +258,7 @@ def test_best_sequence_is_not_the_greedy_one() -> None:
 
 
 def test_only_the_best_width_candidates_may_finish() -> None:
-    search = BeamSearch(BeamParams(2, 0.0), 1, max_tokens=3, eos_ids=frozenset({9}))
+    search = BeamSearch(BeamParams(2, 0.0), max_tokens=3, eos_ids=frozenset({9}))
     step = search.step(_candidates({1: 0.5, 2: 0.2, 9: 0.19, 3: 0.11}))
     assert step == BeamStep((0, 0), (1, 2), False)  # 9 came third: neither finished nor running
     step = search.step(
@@ -291,7 +291,7 @@ def test_when_a_full_set_of_hypotheses_ends_the_search(
     length_penalty: float, early_stopping: bool | Literal["never"], done: bool
 ) -> None:
     params = BeamParams(2, length_penalty, early_stopping)
-    search = BeamSearch(params, 1, max_tokens=10, eos_ids=frozenset({9}))
+    search = BeamSearch(params, max_tokens=10, eos_ids=frozenset({9}))
     assert not search.step(_candidates({9: 0.4, 1: 0.3, 2: 0.2, 3: 0.1})).done
     step = search.step(
         _candidates({9: 0.6, 4: 0.2, 5: 0.1, 6: 0.1}, {7: 0.5, 8: 0.2, 6: 0.15, 5: 0.15})
@@ -308,7 +308,7 @@ def test_when_a_full_set_of_hypotheses_ends_the_search(
 
 
 def test_a_better_hypothesis_displaces_the_worst() -> None:
-    search = BeamSearch(BeamParams(2, 2.0), 1, max_tokens=4, eos_ids=frozenset({9}))
+    search = BeamSearch(BeamParams(2, 2.0), max_tokens=4, eos_ids=frozenset({9}))
     search.step(_candidates({9: 0.4, 1: 0.3, 2: 0.2, 3: 0.1}))
     search.step(_candidates({9: 0.6, 4: 0.2, 5: 0.1, 6: 0.1}, {7: 0.5, 8: 0.2, 6: 0.15, 5: 0.15}))
     step = search.step(  # ln 0.09 / 9 = -0.27 puts (9,) out; ln 0.03 / 9 = -0.39 beats (1, 9)
@@ -322,7 +322,7 @@ def test_a_better_hypothesis_displaces_the_worst() -> None:
 
 @pytest.mark.parametrize("num_equal", [1, 2, 3])
 def test_equal_scores_keep_the_order_they_came_in(num_equal: int) -> None:
-    search = BeamSearch(BeamParams(4), 1, max_tokens=2, eos_ids=frozenset())
+    search = BeamSearch(BeamParams(4), max_tokens=2, eos_ids=frozenset())
     tokens = (4, 2, 9, 1, 3, 5, 8, 6)
     assert search.step(_candidates(dict.fromkeys(tokens, 0.05))).token_ids == tokens[:4]
     row = dict.fromkeys(tokens[:num_equal], 0.1) | dict.fromkeys(tokens[num_equal:], 0.05)
@@ -332,13 +332,13 @@ def test_equal_scores_keep_the_order_they_came_in(num_equal: int) -> None:
 
 
 def test_a_beam_that_can_only_draw_level_is_not_waited_for() -> None:
-    search = BeamSearch(BeamParams(2), 1, max_tokens=9, eos_ids=frozenset({8, 9}))
+    search = BeamSearch(BeamParams(2), max_tokens=9, eos_ids=frozenset({8, 9}))
     assert search.step(_candidates({9: 0.25, 8: 0.25, 1: 0.25, 2: 0.1, 3: 0.1, 4: 0.05})).done
 
 
 @pytest.mark.parametrize(("width", "num_eos", "needed"), [(2, 0, 4), (3, 1, 6), (4, 3, 16)])
 def test_candidates_needed(width: int, num_eos: int, needed: int) -> None:
-    search = BeamSearch(BeamParams(width), 1, 5, frozenset(range(num_eos)))
+    search = BeamSearch(BeamParams(width), 5, frozenset(range(num_eos)))
     assert search.num_candidates == needed
     short = Candidates(range(needed - 1), [-1.0] * (needed - 1))
     with pytest.raises(ValueError, match=rf"has {needed - 1} candidates.* needs {needed}: .*lower"):
@@ -362,12 +362,10 @@ def test_parameters_that_mean_nothing_are_refused(fields: Mapping[str, Any], mes
 
 def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="max_tokens 0 is below 1"):
-        BeamSearch(BeamParams(2), 1, 0, frozenset())
-    with pytest.raises(ValueError, match="num_prompt_tokens 0 is below 1"):
-        BeamSearch(BeamParams(2), 0, 1, frozenset())
+        BeamSearch(BeamParams(2), 0, frozenset())
     with pytest.raises(ValueError, match=r"1000 \*\* 11\.0 exceeds 1e\+30.*lower max_tokens"):
-        BeamSearch(BeamParams(2, -11.0), 1, 1000, frozenset())
-    search = BeamSearch(BeamParams(2), 1, 2, frozenset())
+        BeamSearch(BeamParams(2, -11.0), 1000, frozenset())
+    search = BeamSearch(BeamParams(2), 2, frozenset())
     row = {1: 0.4, 2: 0.3, 3: 0.2, 4: 0.1}
     with pytest.raises(ValueError, match="got candidates of 2 sequences, but the search has 1"):
         search.step(_candidates(row, row))

@@ -5,39 +5,69 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allocators.base import PageCopy
-from harness.engine.kv_pool import KVPool, resolve_copies
+from harness.engine.kv_pool import HostKV, KVPool
 from harness.engine.model_shape import model_preset, model_shape
+from harness.engine.step_builder import PageCopies
 from kernels import reference
 
-COPIES = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)).map(lambda c: PageCopy(*c)))
+PAGE = st.integers(0, 7)
+BATCH = st.dictionaries(PAGE, PAGE).map(lambda d: [PageCopy(s, to) for to, s in d.items()])
+BATCHES = st.lists(BATCH, max_size=4)
+"""Copies of several allocations, one after the other."""
 
 
-def _one_after_the_other(copies: list[PageCopy]) -> list[int]:
+def _in_turn(batches: list[list[PageCopy]]) -> list[int]:
     pages = list(range(8))
-    for source, destination in copies:
-        pages[destination] = pages[source]
+    for batch in batches:
+        before = pages.copy()
+        for source, destination in batch:
+            pages[destination] = before[source]
     return pages
 
 
-@given(COPIES)
-def test_resolved_copies_do_at_once_what_copies_do_in_turn(copies: list[PageCopy]) -> None:
-    resolved = resolve_copies(copies)
-    pages = list(range(8))
-    for source, destination in resolved:
-        pages[destination] = source
-    assert pages == _one_after_the_other(copies)
+def _resolved(batches: list[list[PageCopy]]) -> tuple[PageCopy, ...]:
+    copies = PageCopies()
+    for batch in batches:
+        copies.add(batch)
+    return copies.resolved()
+
+
+@given(BATCHES)
+def test_resolved_copies_do_at_once_what_allocations_do_in_turn(
+    batches: list[list[PageCopy]],
+) -> None:
+    resolved = _resolved(batches)
+    assert _in_turn([list(resolved)]) == _in_turn(batches)
     assert len({c.destination for c in resolved}) == len(resolved)
 
 
-@given(COPIES)
-def test_the_pool_copies_pages_of_all_layers(copies: list[PageCopy]) -> None:
+@given(BATCHES)
+def test_the_pool_copies_pages_of_all_layers(batches: list[list[PageCopy]]) -> None:
     shape = model_shape(model_preset("tiny"))
     pool = KVPool(shape, 8, 4, dtype=torch.float32)
     pool.storage.copy_(torch.arange(pool.storage.numel()).view(pool.storage.shape))
     before = pool.storage.clone().view(*pool.storage.shape[:2], 8, 4, -1)
-    pool.copy(copies, reference)
+    pool.copy(_resolved(batches), reference)
     after = pool.storage.view(before.shape)
-    assert torch.equal(after, before[:, :, _one_after_the_other(copies)])
+    assert torch.equal(after, before[:, :, _in_turn(batches)])
+
+
+@given(st.permutations(range(8)), st.permutations(range(5)), st.permutations(range(8)))
+def test_saved_pages_come_back_wherever_they_are_restored(
+    pages: list[int], host_pages: list[int], homes: list[int]
+) -> None:
+    shape = model_shape(model_preset("tiny"))
+    pool = KVPool(shape, 8, 4, dtype=torch.float32)
+    pool.storage.copy_(torch.arange(pool.storage.numel()).view(pool.storage.shape))
+    before = pool.storage.clone().view(*pool.storage.shape[:2], 8, 4, -1)
+    host = HostKV(pool, 5)
+    saves = [PageCopy(*pair) for pair in zip(pages, host_pages, strict=False)]
+    host.save(pool, saves)
+    pool.storage.fill_(float("nan"))
+    host.restore(pool, [PageCopy(h, home) for h, home in zip(host_pages, homes, strict=False)])
+    after = pool.storage.view(before.shape)
+    for page, home in zip(pages[:5], homes, strict=False):
+        assert torch.equal(after[:, :, home], before[:, :, page])
 
 
 def test_bytes_are_what_the_storage_measures() -> None:

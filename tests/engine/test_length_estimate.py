@@ -13,7 +13,7 @@ from allocators.paged import Paged
 from harness.engine.length_estimate import LengthEstimator
 from harness.engine.request import Request
 from harness.engine.scheduler import Scheduler, SchedulerConfig
-from harness.engine.sequence import Sequence
+from harness.engine.sequence import SequenceGroup
 
 REQUESTS = st.builds(
     lambda request_id, prompt, output, slack: request(
@@ -89,7 +89,7 @@ def test_sufficient_estimates_need_no_watermark(kind: str) -> None:
     scheduler = Scheduler(Paged(pool), SchedulerConfig(watermark=0.5), LengthEstimator(kind))
     for seq_id in range(5):
         request = Request(seq_id, 0.0, (1, 2, 3, 4), max_tokens=5, forced_len=5)
-        scheduler.add(Sequence(seq_id, request, 0.0))
+        scheduler.add(SequenceGroup(seq_id, request, 0.0))
     step = scheduler.schedule(0.0)
     assert len(step.sequences) == 5
     assert LengthEstimator(kind).is_sufficient

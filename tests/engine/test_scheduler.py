@@ -3,9 +3,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from simulated_run import ALLOCATORS, RecordingExecutor, Setup, SimulatedRun, request
+from simulated_run import (
+    ALLOCATORS,
+    RecordingExecutor,
+    Setup,
+    SimulatedRun,
+    random_requests,
+    request,
+)
 
 from harness.engine.plan import StepPlan
+from harness.engine.sequence import SequenceGroup
+from harness.engine.victims import VICTIM_POLICIES
 
 
 def run(requests: Any, **setup: Any) -> tuple[SimulatedRun, list[StepPlan]]:
@@ -42,7 +51,7 @@ def test_prompts_are_split_to_fill_the_budget_beside_decodes() -> None:
         [(0, 5, 1), (1, 3, 7)],
         [(0, 6, 1), (1, 10, 1)],
     ]
-    assert [chunk.samples for plan in plans for chunk in plan.chunks] == [1, 0, 1, 1, 1, 1]
+    assert [len(chunk.draws) for plan in plans for chunk in plan.chunks] == [1, 0, 1, 1, 1, 1]
 
 
 def test_unchunked_prompts_are_whole_and_one_joins_whatever_its_length() -> None:
@@ -334,3 +343,74 @@ def test_a_fork_of_a_prefix_respects_the_watermark() -> None:
     assert "withheld" in {step.refusal for step in finished.recorder.steps}
     freely, _ = run(requests, allocator="paged_cow", num_pages=20)
     assert freely.records[1].first_scheduled_s < finished.records[1].first_scheduled_s
+
+
+def test_swaps_as_far_as_the_host_pool_goes() -> None:
+    requests = random_requests(3, num_requests=30)
+    setup = Setup("paged", num_pages=24, page_size=4, preemption="swap", host_pages=8)
+    swapped = SimulatedRun(setup).run(requests)
+    swaps = sum(record.num_swaps for record in swapped.recorder.requests)
+    preemptions = sum(record.num_preemptions for record in swapped.recorder.requests)
+    assert 0 < swaps < preemptions
+    saved = sum(step.saved_pages for step in swapped.recorder.steps)
+    assert saved == sum(step.restored_pages for step in swapped.recorder.steps) >= swaps
+    assert all(record.stalled_s > 0 for record in swapped.recorder.requests if record.num_swaps)
+    assert swapped.scheduler._memory.host.num_used == 0
+
+
+def test_a_static_batch_lets_nobody_in_until_its_last_has_ended() -> None:
+    requests = [request(i, prompt=4, output=2 + 3 * (i % 3)) for i in range(9)]
+    setup = {"num_pages": 100, "page_size": 4, "schedule": "static", "batch_size": 3}
+    run = SimulatedRun(Setup("paged", **setup)).run(requests)
+    starts = {i: record.first_scheduled_s for i, record in run.records.items()}
+    ends = {i: record.finish_s for i, record in run.records.items()}
+    for batch in range(3):
+        members = range(3 * batch, 3 * batch + 3)
+        assert len({starts[i] for i in members}) == 1
+        if batch:
+            assert starts[3 * batch] == max(ends[i] for i in range(3 * batch - 3, 3 * batch))
+    by_length = SimulatedRun(Setup("paged", batch_order="length", **setup)).run(requests)
+    assert max(r.finish_s for r in by_length.records.values()) < max(ends.values())
+    largest = SimulatedRun(Setup("paged", **(setup | {"batch_size": None}))).run(requests)
+    assert len({record.first_scheduled_s for record in largest.records.values()}) == 1
+
+
+def test_prefill_first_computes_prompts_in_steps_of_their_own() -> None:
+    executor = RecordingExecutor(0)
+    requests = [request(i, prompt=6, output=5, arrival_s=0.7 * i) for i in range(6)]
+    setup = Setup("paged", num_pages=100, schedule="prefill_first", token_budget=12)
+    SimulatedRun(setup, executor).run(requests)
+    for plan in executor.plans:
+        assert len({chunk.output_position > 0 for chunk in plan.chunks}) == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "wanted"), [("latest", 3), ("longest", 1), ("least_progress", 2), ("cheapest", 0)]
+)
+def test_the_victim_is_who_the_policy_says(policy: Any, wanted: int) -> None:
+    # known tokens, computed ones, outputs; where two are alike, the one admitted last goes
+    running = []
+    for index, (known, computed, outputs) in enumerate(
+        [(9, 2, 5), (30, 9, 4), (8, 8, 1), (9, 8, 3)]
+    ):
+        group = SequenceGroup(index, request(index, prompt=known, output=9), 0.0)
+        group.live[0].num_computed_tokens = computed
+        group.live[0].token_s = [0.0] * outputs
+        running.append(group)
+    assert VICTIM_POLICIES[policy](running) is running[wanted]
+    assert VICTIM_POLICIES[policy](running[:1] * 2 + running[:1]) is running[0]
+
+
+@pytest.mark.parametrize("victim", VICTIM_POLICIES)
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+@pytest.mark.parametrize(("allocator", "options"), ALLOCATORS)
+def test_every_victim_policy_serves_everybody(
+    allocator: str, options: dict[str, Any], preemption: str, victim: Any
+) -> None:
+    requests = random_requests(5, num_requests=30, shared_len=9)
+    setup = Setup(
+        allocator, options, num_pages=24, preemption=preemption, host_pages=12, victim=victim
+    )
+    run = SimulatedRun(setup).run(requests)
+    assert all(record.status == "finished" for record in run.recorder.requests)
+    run.inner.check_integrity()

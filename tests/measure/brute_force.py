@@ -13,8 +13,8 @@ from allocators.base import Allocation, KVCacheAllocator, Usage
 from harness.engine.memory_events import Extent
 from harness.engine.plan import StepOutcome, TableUpdate
 from harness.engine.request import Request
-from harness.engine.scheduler import ScheduledStep
-from harness.engine.sequence import Sequence as EngineSequence
+from harness.engine.sequence import SequenceGroup
+from harness.engine.step_builder import ScheduledStep
 from harness.measure.ledger import CLASSES
 
 
@@ -87,13 +87,14 @@ class Auditor:
         self._final: dict[int, int] = {}
         self._kind = ""
         self._listen(run.inner)
-        explain = run.scheduler._explain_refusal
+        memory = run.scheduler._memory
+        explain = memory.explain_refusal
 
-        def explained(sequence: EngineSequence) -> object:
-            self._kind = self._why_refused(sequence)
-            return explain(sequence)
+        def explained(group: SequenceGroup, is_idle: bool) -> object:
+            self._kind = self._why_refused(group)
+            return explain(group, is_idle)
 
-        run.scheduler._explain_refusal = explained  # type: ignore[method-assign,assignment]
+        memory.explain_refusal = explained  # type: ignore[method-assign,assignment]
 
     def step(
         self,
@@ -106,12 +107,12 @@ class Auditor:
     ) -> None:
         for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
             self._computed[chunk.seq_id] = chunk.start + len(chunk.token_ids)
-            self._final[chunk.seq_id] = self._final_of(sequence.request)
+            self._final[chunk.seq_id] = self._final_of(sequence.group.request)
         self._audit(step)
         self._run.recorder.step(step, outcome, start_s, now_s, usage, held)
 
-    def finished(self, sequence: EngineSequence) -> None:
-        self._run.recorder.finished(sequence)
+    def finished(self, group: SequenceGroup) -> None:
+        self._run.recorder.finished(group)
 
     def refused(self, request: Request, released_s: float, reason: str) -> None:
         self._run.recorder.refused(request, released_s, reason)
@@ -173,16 +174,17 @@ class Auditor:
         inner.allocate = allocated  # type: ignore[method-assign]
         inner.fork = forked  # type: ignore[method-assign]
 
-    def _why_refused(self, sequence: EngineSequence) -> str:
+    def _why_refused(self, group: SequenceGroup) -> str:
         """Ask a copy of the allocator for what was refused, with all of the pool to be used."""
-        inner, scheduler = self._run.inner, self._run.scheduler
+        inner, memory = self._run.inner, self._run.scheduler._memory
+        sequence = group.live[0]
         clone = copy.copy(inner)
         kept = {k: v for k, v in inner.__dict__.items() if k not in ("allocate", "fork")}
         clone.__dict__ = copy.deepcopy(kept)
-        request = sequence.request
-        asked = sequence.asked_len
-        expected = self._run.scheduler._expected_len(sequence)
-        holder = scheduler._prefixes._holders.get(request.shared_prefix_id)
+        request = group.request
+        asked = group.asked_len
+        expected = memory._expected_len(group)
+        holder = memory.prefixes._holders.get(request.shared_prefix_id)
         new_tokens = asked
         if holder is not None and request.shared_prefix_len < len(request.prompt_ids):
             prefix_len = request.shared_prefix_len

@@ -26,7 +26,7 @@ POOL = PoolFacts(num_pages=10, page_size=4, bytes_per_token=2**20)
 
 
 def step(index: int, start_s: float, duration_s: float, **fields: object) -> StepRecord:
-    defaults = StepRecord(index, start_s, duration_s, 0, 0, 1, 0, 0, 0, 10.0, "")
+    defaults = StepRecord(index, start_s, duration_s, 0, 0, 0, 1, 0, 0, 0, 0, 0, 10.0, "")
     return defaults._replace(**fields)  # type: ignore[arg-type]
 
 
@@ -47,15 +47,18 @@ def done(request_id: int, arrival_s: float, scheduled_s: float, *token_s: float)
         first_token_s=token_s[0],
         finish_s=token_s[-1],
         num_output_tokens=len(token_s),
+        output_len=len(token_s),
         itl_ms=gaps,
     )
 
 
 STEPS = [
     step(0, 0.0, 1.0, num_running=1),
-    step(1, 1.0, 1.0, num_running=3, refusal="full", num_preempted=2, copied_pages=3),
+    step(
+        1, 1.0, 1.0, num_running=3, refusal="full", num_preempted=2, copied_pages=3, saved_pages=2
+    ),
     step(2, 2.0, 2.0, num_running=2, refusal="stranded", copied_pages=1, allocator_us=50.0),
-    step(3, 5.0, 1.0, num_running=1),
+    step(3, 5.0, 1.0, num_running=1, restored_pages=1),
 ]
 ENTRIES = [
     entry(token=8, reserved=2, mapped_pages=3, logical_pages=3),
@@ -66,10 +69,17 @@ ENTRIES = [
     entry(token=4, withheld=20, dead_window=2, mapped_pages=1, logical_pages=1),
 ]
 REQUESTS = [
-    done(0, 0.0, 0.0, 1.0, 2.0, 4.0)._replace(num_cached_tokens=6, recomputed_tokens=5),
+    done(0, 0.0, 0.0, 1.0, 2.0, 4.0)._replace(
+        num_cached_tokens=6,
+        recomputed_tokens=5,
+        num_swaps=2,
+        stalled_s=1.5,
+        num_drafted_tokens=8,
+        num_accepted_tokens=6,
+    ),
     done(1, 0.5, 1.0, 2.0),
     refused_record(2, -1, 10, 1.0, "too large"),
-    done(3, 1.0, 1.0, 2.0, 4.0, 6.0)._replace(recomputed_tokens=2),
+    done(3, 1.0, 1.0, 2.0, 4.0, 6.0)._replace(recomputed_tokens=2, stalled_s=0.25),
 ]
 
 
@@ -160,7 +170,13 @@ EXPECTED = {
     "prefix_hit_rate": 6 / 30,
     "cached_tokens": 6,
     "preemptions": 2,
+    "swaps": 2,
     "recomputed_tokens": 7,
+    "swapped_bytes": 3 * 4 * 2**20,
+    "stalled_s": 1.75,
+    "drafted_tokens": 8,
+    "accepted_tokens": 6,
+    "acceptance_rate": 0.75,
     "copied_pages": 4,
     "copied_bytes": 4 * 4 * 2**20,
     "allocator_us_per_step": 20.0,

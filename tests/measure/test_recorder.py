@@ -27,7 +27,7 @@ class Ends:
         chosen = [
             EOS if chunk.output_position + 1 == self._lengths[chunk.seq_id] else 1
             for chunk in plan.chunks
-            if chunk.samples
+            if chunk.draws
         ]
         return StepOutcome(chosen, (), 1.0)
 

@@ -1,0 +1,130 @@
+"""From a step's logits to what its chunks asked for: tokens, verified drafts, candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.engine.beam_search import Candidates
+from harness.engine.plan import Chunk
+from harness.engine.sampler import sample
+from harness.engine.verify import verify
+
+
+class Chosen(NamedTuple):
+    """What a step's logits became, in plan order; see `StepOutcome`."""
+
+    token_ids: list[int]
+    margins: list[float]
+    candidates: list[Candidates]
+    num_accepted: list[int]
+
+
+def choose(
+    logits: Tensor, chunks: Sequence[Chunk], draft_probs: Mapping[int, Tensor] | None = None
+) -> Chosen:
+    """Answer `chunks`; `logits` (rows, vocabulary) has rows for those that ask for anything, a
+    row and one more for each of its drafts.
+
+    draft_probs: by sequence, the distributions that its drafts were drawn from, if they were.
+    """
+    asking = [chunk for chunk in chunks if chunk.draws or chunk.num_candidates]
+    if any(chunk.num_drafts for chunk in asking):
+        return _verified(logits, asking, draft_probs or {})
+    if all(len(chunk.draws) == 1 for chunk in asking):
+        sampled = sample(
+            logits,
+            [chunk.draws[0] for chunk in asking],
+            [chunk.output_position for chunk in asking],
+        )
+        return Chosen(sampled.token_ids, sampled.margins, [], [])
+    return _branching(logits, asking)
+
+
+def _branching(logits: Tensor, asking: Sequence[Chunk]) -> Chosen:
+    """Prompts that branch into several samples, and beams, beside plain draws."""
+    rows = [row for row, chunk in enumerate(asking) for _ in chunk.draws]
+    sampled = sample(
+        logits[torch.tensor(rows, dtype=torch.long, device=logits.device)],
+        [draw for chunk in asking for draw in chunk.draws],
+        [chunk.output_position for chunk in asking for _ in chunk.draws],
+    )
+    return Chosen(sampled.token_ids, sampled.margins, _candidates(logits, asking), [])
+
+
+def _verified(logits: Tensor, asking: Sequence[Chunk], probs: Mapping[int, Tensor]) -> Chosen:
+    """Drafts are accepted or not, and prompts and plain decodes choose beside them."""
+    counts = [1 + chunk.num_drafts for chunk in asking]
+    plain = [chunk for chunk in asking if len(chunk.draws) != 1]
+    if plain:  # branching groups: their rows apart, then everything in plan order again
+        return _in_order(logits, asking, counts, probs)
+    verified = verify(
+        logits,
+        [_drafts(chunk) for chunk in asking],
+        [probs.get(chunk.seq_id) for chunk in asking],
+        [chunk.draws[0] for chunk in asking],
+        [chunk.output_position for chunk in asking],
+    )
+    token_ids: list[int] = []
+    margins: list[float] = []
+    accepted: list[int] = []
+    first = 0
+    for chunk, count, own in zip(asking, counts, verified, strict=True):
+        if chunk.true_ids:
+            num_kept = _common_prefix_len(_drafts(chunk), chunk.true_ids)
+            rows = logits[first : first + num_kept + 1]
+            given = sample(
+                rows,
+                chunk.draws * len(rows),
+                range(chunk.output_position, chunk.output_position + len(rows)),
+            )
+            tokens, gaps = given.token_ids, given.margins
+        else:
+            num_kept, tokens, gaps = own.num_accepted, list(own.token_ids), list(own.margins)
+        token_ids += tokens
+        margins += gaps
+        if chunk.num_drafts:
+            accepted.append(num_kept)
+        first += count
+    return Chosen(token_ids, margins, [], accepted)
+
+
+def _in_order(
+    logits: Tensor, asking: Sequence[Chunk], counts: Sequence[int], probs: Mapping[int, Tensor]
+) -> Chosen:
+    """One chunk after the other, where drafts and branching prompts meet in a step."""
+    together = Chosen([], [], [], [])
+    first = 0
+    for chunk, count in zip(asking, counts, strict=True):
+        rows = logits[first : first + count]
+        part = _verified(rows, [chunk], probs) if chunk.num_drafts else _branching(rows, [chunk])
+        for every, some in zip(together, part, strict=True):
+            every += some  # type: ignore[operator]
+        first += count
+    return together
+
+
+def _drafts(chunk: Chunk) -> Sequence[int]:
+    return chunk.token_ids[len(chunk.token_ids) - chunk.num_drafts :]
+
+
+def _common_prefix_len(drafts: Sequence[int], true_ids: Sequence[int]) -> int:
+    for index, (draft, true_id) in enumerate(zip(drafts, true_ids, strict=False)):
+        if draft != true_id:
+            return index
+    return min(len(drafts), len(true_ids))
+
+
+def _candidates(logits: Tensor, asking: Sequence[Chunk]) -> list[Candidates]:
+    """The best next tokens of the rows that want some, with float32 log-probabilities."""
+    rows = [row for row, chunk in enumerate(asking) if chunk.num_candidates]
+    if not rows:
+        return []
+    counts = [asking[row].num_candidates for row in rows]
+    log_probs = torch.log_softmax(logits[torch.tensor(rows, device=logits.device)].float(), dim=-1)
+    values, ids = log_probs.topk(min(max(counts), log_probs.shape[-1]), dim=-1)
+    best = zip(ids.tolist(), values.tolist(), counts, strict=True)
+    return [Candidates(tokens[:count], scores[:count]) for tokens, scores, count in best]

@@ -1,0 +1,352 @@
+"""Asks the allocator for what groups need, and notes in the step what the device must do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from allocators.base import NULL_PAGE, UNCHANGED, Allocation, KVCacheAllocator, PageCopy
+from harness.engine.held_prefixes import HeldPrefixes
+from harness.engine.length_estimate import LengthEstimator
+from harness.engine.memory_events import Extent, Refusal
+from harness.engine.plan import TableUpdate
+from harness.engine.request import Request
+from harness.engine.sequence import Sequence, SequenceGroup
+from harness.engine.step_builder import StepBuilder
+from harness.engine.swap import HostPool, SavedPages
+
+
+class GroupMemory:
+    """The allocator as the scheduler sees it: whole groups, all or nothing.
+
+    A group of several branches computes its prompt once, in its first live branch, the
+    carrier. Where forks share, the others are forked from it then, and room for their first
+    own pages is kept from its admission on. Elsewhere every branch is given full room at
+    admission (what the PagedAttention paper's Orca baselines did), and the prompt is copied.
+    """
+
+    def __init__(
+        self,
+        allocator: KVCacheAllocator,
+        estimator: LengthEstimator,
+        *,
+        watermark_pages: int = 0,
+        host_pages: int = 0,
+        window: int | None = None,
+    ) -> None:
+        self._allocator = allocator
+        self._estimator = estimator
+        self._watermark_pages = watermark_pages
+        self._window = window
+        self.host = HostPool(host_pages)
+        self.prefixes = HeldPrefixes(allocator)
+        self.freed_seq_ids: list[int] = []
+
+    def admit(self, group: SequenceGroup, step: StepBuilder, is_idle: bool) -> bool:
+        """Memory for all of a group's known tokens; False, and nothing changed, without it."""
+        request, carrier = group.request, group.live[0]
+        group.carrier = carrier
+        expected_len = self._expected_len(group)
+        group.asked_len = max(group.longest_len, expected_len)
+        keep_free = self._keep_free(is_idle)
+        if group.is_branched:
+            token_ids = carrier.token_ids
+        else:
+            token_ids = carrier.token_ids[: group.num_prompt_tokens]
+            keep_free += self._pages_to_branch(group, expected_len)
+            if not self._allocator.forks_share:  # nobody may be able to grow where it lies
+                expected_len = max(expected_len, group.longest_len)
+        if self.prefixes.serves(request):
+            allocation = self.prefixes.fork(
+                request, carrier.seq_id, token_ids, expected_len, keep_free
+            )
+        else:
+            allocation = self._allocator.allocate(
+                carrier.seq_id, token_ids, request.max_len, expected_len, keep_free
+            )
+        if allocation is None:
+            return False
+        given = [(carrier, allocation)]
+        if not group.is_branched and not self._allocator.forks_share:
+            for sibling in group.live[1:]:
+                own = self._allocator.allocate(
+                    sibling.seq_id, token_ids, request.max_len, expected_len, keep_free
+                )
+                if own is None:
+                    for sequence, _ in given:
+                        self._allocator.free(sequence.seq_id)
+                    return False
+                given.append((sibling, own))
+        self._note_admission(group, given, len(token_ids), step)
+        return True
+
+    def grow(self, group: SequenceGroup, step: StepBuilder) -> bool:
+        """Room for all that a running group knows by now; on False part of it may be there."""
+        if not group.is_branched:
+            if group.carrier.num_computed_tokens < group.num_prompt_tokens:
+                return True
+            if not self._branch(group, step):
+                return False
+        for sequence in group.live:
+            missing = len(sequence.token_ids) - sequence.num_slots
+            if missing > 0 and not self.extend(sequence, missing, step):
+                return False
+        return True
+
+    def extend(self, sequence: Sequence, num_tokens: int, step: StepBuilder) -> bool:
+        """Room for so many tokens more of one sequence."""
+        allocation = self._allocator.append(sequence.seq_id, num_tokens)
+        if allocation is None:
+            return False
+        sequence.num_slots += num_tokens
+        if allocation is not UNCHANGED:
+            table = self._allocator.block_table(sequence.seq_id)
+            step.note_table(sequence.seq_id, table, allocation)
+        return True
+
+    def rebranch(self, group: SequenceGroup, step: StepBuilder) -> bool:
+        """Carry out a group's last beam step."""
+        allocation = self._allocator.rebranch(group.parents)
+        if allocation is None:
+            return False
+        group.parents.clear()
+        step.copies.add(allocation.copies)
+        for sequence in group.live:
+            self._note_whole_table(sequence, step)
+        return True
+
+    def shrink(self, sequence: Sequence) -> TableUpdate | None:
+        """Give back the room of rejected drafts; what the table lost, if anything."""
+        allocator, seq_id = self._allocator, sequence.seq_id
+        before = len(allocator.block_table(seq_id))
+        allocator.truncate(seq_id, sequence.num_computed_tokens)
+        sequence.num_slots = sequence.num_computed_tokens
+        after = len(allocator.block_table(seq_id))
+        return TableUpdate(seq_id, after, ()) if after < before else None
+
+    def release_window(self, sequence: Sequence) -> TableUpdate | None:
+        """Give back whole pages that every layer's window has left behind; the table's change."""
+        assert self._window is not None
+        upto = sequence.num_computed_tokens - self._window + 1
+        num_pages = upto // self._allocator.page_size
+        first = sequence.num_released_pages
+        if num_pages <= first:
+            return None
+        self._allocator.release(sequence.seq_id, upto)
+        sequence.num_released_pages = num_pages
+        table = self._allocator.block_table(sequence.seq_id)
+        if table[num_pages - 1] != NULL_PAGE:
+            return None
+        return TableUpdate(sequence.seq_id, first, tuple(table[first:]))
+
+    def free(self, group: SequenceGroup) -> None:
+        """Give back all that a group holds."""
+        for sequence in group.sequences:
+            if sequence.num_slots:
+                self.free_sequence(sequence)
+
+    def free_sequence(self, sequence: Sequence) -> None:
+        """Give back what one branch holds."""
+        self._allocator.free(sequence.seq_id)
+        self.freed_seq_ids.append(sequence.seq_id)
+        sequence.lose_memory()
+
+    def forget_freed(self, seq_ids: set[int]) -> None:
+        """These were given memory and lost it in one step: the device never knew of them."""
+        if seq_ids:
+            self.freed_seq_ids = [i for i in self.freed_seq_ids if i not in seq_ids]
+
+    def swap_out(self, group: SequenceGroup, step: StepBuilder) -> bool:
+        """Save a group to the host and give its pages up; False where too few host pages are
+        left. Pages that are yet to be filled by copies of this step are saved from where these
+        copies read: saves come first."""
+        holders = [sequence for sequence in group.sequences if sequence.num_slots]
+        saved: dict[tuple[int, int], int] = {}
+        for sequence in holders:
+            table = self._allocator.block_table(sequence.seq_id)
+            for index in range(self._allocator.pages_for(sequence.num_computed_tokens)):
+                if table[index] != NULL_PAGE:
+                    saved[sequence.seq_id, index] = table[index]
+        pages = list(dict.fromkeys(saved.values()))
+        host_pages = self.host.take(len(pages))
+        if host_pages is None:
+            return False
+        seq_ids = [sequence.seq_id for sequence in holders]
+        if self._allocator.swap_out(seq_ids) is None:
+            self.host.put_back(host_pages)
+            return False
+        host_page_of = dict(zip(pages, host_pages, strict=True))
+        step.saves += [
+            PageCopy(step.copies.origin(page), host) for page, host in host_page_of.items()
+        ]
+        group.saved = SavedPages({place: host_page_of[page] for place, page in saved.items()})
+        self.freed_seq_ids += seq_ids
+        return True
+
+    def swap_in(self, group: SequenceGroup, step: StepBuilder, is_idle: bool) -> bool:
+        """Bring a saved group back, with room for what it had no room for when it left; False,
+        and nothing changed for the device, where there is none."""
+        assert group.saved is not None
+        holders = [sequence for sequence in group.sequences if sequence.num_slots]
+        seq_ids = [sequence.seq_id for sequence in holders]
+        allocation = self._allocator.swap_in(seq_ids)
+        if allocation is None:
+            return False
+        usage = self._allocator.usage()
+        is_short = usage.free + usage.cached < self._keep_free(is_idle)
+        if is_short or not self._extend_restored(group):
+            self._allocator.swap_out(seq_ids)
+            return False
+        step.copies.add(allocation.copies)
+        tables = {seq_id: self._allocator.block_table(seq_id) for seq_id in seq_ids}
+        restored = {
+            tables[seq_id][index]: host for (seq_id, index), host in group.saved.host_pages.items()
+        }
+        step.restores += [PageCopy(host, page) for page, host in restored.items()]
+        for sequence in holders:
+            step.admitted.append(self._extent(sequence, sequence.num_computed_tokens))
+            self._note_whole_table(sequence, step)
+        self.host.put_back(group.saved.distinct)
+        group.saved = None
+        return True
+
+    def _extend_restored(self, group: SequenceGroup) -> bool:
+        """Room for the tokens that a group's preemption was about. Pages that `append` would
+        have copied are restored whole from the host instead."""
+        if not group.is_branched:
+            return True
+        for sequence in group.live:
+            missing = len(sequence.token_ids) - sequence.num_slots
+            if missing > 0:
+                if self._allocator.append(sequence.seq_id, missing) is None:
+                    return False
+                sequence.num_slots += missing
+        return True
+
+    def discard_saved(self, group: SequenceGroup) -> None:
+        """Give up what was saved of a group; it is to be computed again."""
+        assert group.saved is not None
+        for sequence in group.sequences:
+            if sequence.num_slots:
+                self._allocator.discard_swapped(sequence.seq_id)
+                sequence.lose_memory()
+        self.host.put_back(group.saved.distinct)
+        group.saved = None
+
+    def drop_prefix(self, users: Iterable[Request]) -> bool:
+        """Give back a held prefix that none of `users` declares; False if there is none."""
+        holder_id = self.prefixes.drop(users)
+        if holder_id is None:
+            return False
+        self.freed_seq_ids.append(holder_id)
+        return True
+
+    def is_unplaceable(self, group: SequenceGroup, is_idle: bool) -> bool:
+        """A refused group would be refused by an idle pool as well."""
+        needed = self._allocator.pages_for(group.asked_len)
+        return is_idle or needed > self._allocator.max_sequence_pages
+
+    def explain_refusal(self, group: SequenceGroup, is_idle: bool) -> Refusal:
+        """Why the head of the queue was not given memory."""
+        allocator, request = self._allocator, group.request
+        usage = allocator.usage()
+        available = usage.free + usage.cached
+        if group.saved is not None:
+            needed = len(group.saved.distinct)
+        else:
+            expected_len = self._expected_len(group)
+            token_ids = group.live[0].token_ids
+            if not group.is_branched:
+                token_ids = token_ids[: group.num_prompt_tokens]
+            needed = allocator.pages_needed(token_ids, expected_len)
+            if not group.is_branched and not allocator.forks_share:
+                needed *= len(group.live)
+            elif not group.is_branched:
+                needed += self._pages_to_branch(group, expected_len)
+            if self.prefixes.serves(request):
+                needed -= request.shared_prefix_len // allocator.page_size
+        if needed > available:
+            return Refusal(request.request_id, "full")
+        if needed + self._keep_free(is_idle) > available:
+            return Refusal(request.request_id, "withheld")
+        return Refusal(request.request_id, "stranded")
+
+    def _branch(self, group: SequenceGroup, step: StepBuilder) -> bool:
+        """Let every live branch go on from the computed prompt."""
+        carrier, prompt_len = group.carrier, group.num_prompt_tokens
+        siblings = [sequence for sequence in group.live if sequence is not carrier]
+        if self._allocator.forks_share:
+            expected_len = self._expected_len(group)
+            for sibling in siblings:
+                if sibling.num_slots:  # forked before the last refusal
+                    continue
+                allocation = self._allocator.fork(
+                    carrier.seq_id, sibling.seq_id, group.request.max_len, expected_len
+                )
+                if allocation is None:
+                    return False
+                sibling.num_slots = prompt_len
+                step.admitted.append(self._extent(sibling, prompt_len))
+                table = self._allocator.block_table(sibling.seq_id)
+                step.note_table(sibling.seq_id, table, allocation)
+        else:
+            parents = {sibling.seq_id: carrier.seq_id for sibling in siblings}
+            moved = self._allocator.rebranch(parents)
+            if moved is None:
+                return False
+            step.copies.add(moved.copies)
+            for sibling in siblings:
+                step.inherited.append((sibling.seq_id, prompt_len))
+                self._note_whole_table(sibling, step)
+        for sibling in siblings:
+            sibling.num_computed_tokens = prompt_len
+            sibling.num_released_pages = carrier.num_released_pages
+            sibling.furthest_computed = max(sibling.furthest_computed, prompt_len)
+        group.is_branched = True
+        if carrier.finished:
+            self.free_sequence(carrier)
+        return True
+
+    def _note_admission(
+        self,
+        group: SequenceGroup,
+        given: list[tuple[Sequence, Allocation]],
+        num_slots: int,
+        step: StepBuilder,
+    ) -> None:
+        for sequence, allocation in given:
+            sequence.num_slots = num_slots
+            num_cached = allocation.num_cached_tokens if sequence is group.carrier else 0
+            sequence.num_computed_tokens = num_cached
+            group.num_cached_tokens += max(0, num_cached - sequence.furthest_computed)
+            step.admitted.append(self._extent(sequence, num_cached))
+            table = self._allocator.block_table(sequence.seq_id)
+            step.note_table(sequence.seq_id, table, allocation)
+
+    def _note_whole_table(self, sequence: Sequence, step: StepBuilder) -> None:
+        table = tuple(self._allocator.block_table(sequence.seq_id))
+        step.updates.append(TableUpdate(sequence.seq_id, 0, table))
+
+    @staticmethod
+    def _extent(sequence: Sequence, num_computed: int) -> Extent:
+        return Extent(sequence.seq_id, num_computed, sequence.final_len, sequence.group.asked_len)
+
+    def _expected_len(self, group: SequenceGroup) -> int:
+        if group.admissions == 0:
+            return self._estimator.expected_len(group.request)
+        return self._estimator.revised_len(group.request, group.longest_len)
+
+    def _pages_to_branch(self, group: SequenceGroup, expected_len: int) -> int:
+        """Pages that the other branches will need beyond what they share of the prompt: those
+        of their estimate, or of what they know, and one that each writes to first."""
+        if not self._allocator.forks_share:
+            return 0
+        pages_for = self._allocator.pages_for
+        shared = group.num_prompt_tokens // self._allocator.page_size
+        own = pages_for(max(expected_len, group.longest_len + 1)) - shared
+        return (len(group.live) - 1) * max(1, own)
+
+    def _keep_free(self, is_idle: bool) -> int:
+        """The watermark is for running sequences that may still grow: with none running, or
+        where each was given all it can need at its admission, it would only block the queue."""
+        grows = self._allocator.grows_on_demand and not self._estimator.is_sufficient
+        return 0 if is_idle or not grows else self._watermark_pages

@@ -1,0 +1,106 @@
+"""Takes what a step brought into the sequences: progress, tokens, beam steps."""
+
+from __future__ import annotations
+
+import collections.abc
+from collections.abc import Callable, Iterator
+from itertools import repeat
+
+from harness.engine.beam_search import Candidates
+from harness.engine.plan import Chunk, StepOutcome, TableUpdate
+from harness.engine.sequence import Sequence, SequenceGroup
+from harness.engine.step_builder import ScheduledStep
+
+Commit = Callable[[int, collections.abc.Sequence[int]], None]
+Shrink = Callable[[Sequence], TableUpdate | None]
+
+
+def take_results(
+    step: ScheduledStep,
+    outcome: StepOutcome,
+    now_s: float,
+    commit: Commit,
+    shrink: Shrink,
+) -> list[SequenceGroup]:
+    """Bring every sequence of the step up to date; `commit` is told what is computed, `shrink`
+    up to where drafts stand.
+
+    Returns the groups whose beams moved, with `parents` saying how.
+    """
+    chosen = zip(outcome.token_ids, outcome.margins or repeat(0.0), strict=False)
+    candidates = iter(outcome.candidates)
+    accepted = iter(outcome.num_accepted)
+    moved: list[SequenceGroup] = []
+    for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
+        if chunk.num_drafts:
+            _take_drafts(step, sequence, chunk, next(accepted), chosen, now_s)
+            commit(sequence.seq_id, sequence.token_ids[chunk.start : sequence.num_computed_tokens])
+            if sequence.num_slots > sequence.num_computed_tokens and (update := shrink(sequence)):
+                step.shrunk.append(update)
+            continue
+        start = chunk.start
+        end = sequence.num_computed_tokens = start + len(chunk.token_ids)
+        furthest = sequence.furthest_computed
+        if start < furthest:
+            sequence.recomputed_tokens += min(end, furthest) - start
+        if end > furthest:
+            sequence.furthest_computed = end
+        commit(sequence.seq_id, chunk.token_ids)
+        if len(chunk.draws) == 1:
+            chosen_id, margin = next(chosen)
+            sequence.accept(chosen_id, margin, now_s)
+            if sequence.group.num_preemptions:
+                sequence.group.resume(now_s)
+        elif chunk.draws:
+            for sample in sequence.group.sequences:
+                chosen_id, margin = next(chosen)
+                sample.accept(chosen_id, margin, now_s)
+            sequence.group.resume(now_s)
+        elif chunk.num_candidates and _step_beams(sequence, candidates, now_s):
+            moved.append(sequence.group)
+    return moved
+
+
+def _take_drafts(
+    step: ScheduledStep,
+    sequence: Sequence,
+    chunk: Chunk,
+    num_accepted: int,
+    chosen: Iterator[tuple[int, float]],
+    now_s: float,
+) -> None:
+    """The drafts that stood and one token more; what follows an end-of-sequence is dropped."""
+    for chosen_id, margin in [next(chosen) for _ in range(num_accepted + 1)]:
+        if not sequence.finished:
+            sequence.accept(chosen_id, margin, now_s)
+    sequence.num_drafted += chunk.num_drafts
+    sequence.num_accepted += num_accepted
+    sequence.num_computed_tokens = len(sequence.token_ids) - 1
+    sequence.furthest_computed = max(sequence.furthest_computed, sequence.num_computed_tokens)
+    num_kept = sequence.num_computed_tokens - chunk.start
+    if num_kept < len(chunk.token_ids):
+        step.rejected[chunk.seq_id] = len(chunk.token_ids) - num_kept
+    sequence.group.resume(now_s)
+
+
+def _step_beams(sequence: Sequence, candidates: Iterator[Candidates], now_s: float) -> bool:
+    """A beam step, once the candidates of the group's last beam are in; True if beams moved."""
+    group = sequence.group
+    group.candidates.append(next(candidates))
+    if group.is_branched and sequence is not group.live[-1]:
+        return False
+    assert group.search is not None
+    decided = group.search.step(group.candidates)
+    group.candidates.clear()
+    group.resume(now_s)
+    if decided.done:
+        group.take_hypotheses(now_s)
+        return False
+    group.move_tokens(decided, now_s)
+    if not group.is_branched:  # the others are yet to be forked from the prompt
+        return False
+    ids = [beam.seq_id for beam in group.sequences]
+    group.parents = {
+        ids[child]: ids[parent] for child, parent in enumerate(decided.parents) if child != parent
+    }
+    return bool(group.parents)

@@ -1,0 +1,314 @@
+"""Every way of decoding gives the reference's tokens, under every allocator."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from allocators import discovery
+from harness.config import AllocatorConfig, DeviceConfig, EngineConfig, KVConfig, RunConfig
+from harness.engine.beam_search import BeamParams
+from harness.engine.model_shape import ModelConfig, model_preset
+from harness.engine.models import load_model
+from harness.engine.request import Request, SamplingParams, Workload
+from harness.runs.build import prepare
+from harness.runs.torch_device import TorchDevice
+
+STRATEGIES = [
+    AllocatorConfig("contiguous", "max", options={"fit": "buddy"}),
+    AllocatorConfig("contiguous", "oracle", options={"fit": "first_fit"}),
+    AllocatorConfig("contiguous", "predicted", 0.6, 0.5, options={"fit": "best_fit"}),
+    *(AllocatorConfig(name) for name in discovery.available() if name != "contiguous"),
+]
+PAGE_SIZE = 4
+
+FAMILIES = {
+    "llama": model_preset("tiny"),
+    "gpt2": ModelConfig(
+        name="gpt2",
+        family="gpt2",
+        config={"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 256, "n_positions": 512},
+        initializer_range=0.2,
+    ),
+    "opt": ModelConfig(
+        name="opt",
+        family="opt",
+        config={
+            "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 128,
+            "vocab_size": 256, "max_position_embeddings": 512, "word_embed_proj_dim": 64,
+        },
+        initializer_range=0.2,
+    ),
+}  # fmt: skip
+
+
+def _name(strategy: AllocatorConfig) -> str:
+    return f"{strategy.name}-{strategy.options.get('fit', '')}-{strategy.expected}"
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def devices() -> dict[str, TorchDevice]:
+    return {
+        name: TorchDevice(config, DeviceConfig(kind="cpu")) for name, config in FAMILIES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[tuple[int, ...]]:
+    rng = np.random.default_rng(1)
+    shared = tuple(int(i) for i in rng.integers(3, 250, 13))
+    lengths = [5, 17, 1, 26, 9, 12]
+    own = [tuple(int(i) for i in rng.integers(3, 250, n)) for n in lengths]
+    return [shared + own[k] if k % 2 else own[k] for k in range(len(own))]
+
+
+def output_len(index: int) -> int:
+    return 5 + 4 * (index % 3)
+
+
+def reference_model(config: ModelConfig) -> Any:
+    """transformers' own attention and cache over the same weights."""
+    from transformers import AutoModelForCausalLM
+
+    ours = load_model(config).model
+    their_config = copy.deepcopy(ours.config)
+    their_config._attn_implementation = "eager"
+    theirs = AutoModelForCausalLM.from_config(their_config)
+    theirs.load_state_dict(ours.state_dict())
+    return theirs.eval()
+
+
+def serve(
+    device: TorchDevice,
+    config: ModelConfig,
+    requests: list[Request],
+    strategy: AllocatorConfig,
+    *,
+    pool_tokens: int = 240,
+    **engine: Any,
+) -> tuple[dict[int, list[list[int]]], Any]:
+    """Output tokens by request, a list a sequence, and the prepared run."""
+    run = RunConfig(
+        allocator=strategy,
+        kv=KVConfig(page_size=PAGE_SIZE, pool_tokens=pool_tokens),
+        engine=EngineConfig(**({"token_budget": 24, "max_num_seqs": 16} | engine)),
+        model=config,
+        device=DeviceConfig(kind="cpu"),
+    )
+    workload = Workload("test", tuple(requests), "")
+    prepared = prepare(run, workload, pool_tokens // PAGE_SIZE, device, seed=0)
+    prepared.engine.run(workload)
+    prepared.recorder.close()
+    for entry in prepared.recorder.entries:
+        assert sum(entry[:9]) == pool_tokens
+    outputs = {}
+    for record in prepared.recorder.requests:
+        assert record.status == "finished", record.reason
+        ends = np.cumsum(record.sequence_lens)
+        cut = np.split(np.array(record.chosen_ids), ends[:-1])
+        outputs[record.request_id] = [part.tolist() for part in cut]
+    prepared.executor.close()
+    return outputs, prepared
+
+
+def make_requests(prompts: list[tuple[int, ...]], **fields: Any) -> list[Request]:
+    return [
+        Request(
+            k,
+            0.0,
+            prompt,
+            max_tokens=output_len(k) + 3,
+            forced_len=None if "eos_ids" in fields else output_len(k),
+            shared_prefix_id=0 if k % 2 else -1,
+            shared_prefix_len=13 if k % 2 else 0,
+            **fields,
+        )
+        for k, prompt in enumerate(prompts)
+    ]
+
+
+BEAMS = [
+    ("plain", BeamParams(4), frozenset[int]()),
+    ("eos", BeamParams(3, 0.0), frozenset({5, 17, 40, 99, 120, 200, 201, 202})),
+    ("early", BeamParams(2, 2.0, early_stopping=True), frozenset({5, 17, 40, 99, 120, 200})),
+]
+
+
+@pytest.fixture(scope="module")
+def beam_references(prompts: list[tuple[int, ...]]) -> dict[tuple[str, str], list[list[list[int]]]]:
+    """All of generate's beams, for each family and setting."""
+    found = {}
+    for family, config in FAMILIES.items():
+        model = reference_model(config)
+        for name, params, eos_ids in BEAMS:
+            found[family, name] = [
+                _generate(model, prompt, params, eos_ids, index)
+                for index, prompt in enumerate(prompts)
+            ]
+    return found
+
+
+def _generate(
+    model: Any, prompt: tuple[int, ...], params: BeamParams, eos_ids: frozenset[int], index: int
+) -> list[list[int]]:
+    ids = torch.tensor([prompt])
+    done = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        num_beams=params.width,
+        num_return_sequences=params.width,
+        length_penalty=params.length_penalty,
+        early_stopping=params.early_stopping,
+        max_new_tokens=output_len(index) + (3 if eos_ids else 0),
+        eos_token_id=sorted(eos_ids) if eos_ids else 10**9,
+        pad_token_id=0,
+    )
+    rows = done[:, len(prompt) :].tolist()
+    return [_until_end(row, eos_ids) for row in rows]
+
+
+def _until_end(row: list[int], eos_ids: frozenset[int]) -> list[int]:
+    for index, token in enumerate(row):
+        if token in eos_ids:
+            return row[: index + 1]
+    return row
+
+
+@pytest.mark.parametrize("beams", BEAMS, ids=lambda beams: beams[0])
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=_name)
+def test_beam_search_equals_generate(
+    devices: Any, prompts: Any, beam_references: Any, family: str, strategy: Any, beams: Any
+) -> None:
+    name, params, eos_ids = beams
+    if eos_ids and strategy.expected in ("oracle", "predicted"):
+        strategy = replace(strategy, expected="none")  # nobody knows where such an output ends
+    fields: dict[str, Any] = {"beam": params}
+    if eos_ids:
+        fields["eos_ids"] = eos_ids
+    outputs, prepared = serve(
+        devices[family], FAMILIES[family], make_requests(prompts, **fields), strategy,
+        pool_tokens=320,
+    )  # fmt: skip
+    assert [outputs[k] for k in range(len(prompts))] == beam_references[family, name]
+    prepared.allocator.check_integrity()
+
+
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.9, seed=7)
+
+
+@pytest.fixture(scope="module")
+def samples(devices: Any, prompts: Any) -> list[list[list[int]]]:
+    """Four samples of each prompt, each as a request of its own with the sample's stream."""
+    alone = []
+    for index, prompt in enumerate(prompts):
+        requests = [
+            Request(
+                k, 0.0, prompt, output_len(index), forced_len=output_len(index),
+                sampling=SAMPLED.for_sample(k),
+            )
+            for k in range(4)
+        ]  # fmt: skip
+        outputs, _ = serve(
+            devices["llama"], FAMILIES["llama"], requests, AllocatorConfig("paged"),
+            pool_tokens=800,
+        )  # fmt: skip
+        alone.append([outputs[k][0] for k in range(4)])
+    return alone
+
+
+@pytest.mark.parametrize(
+    "schedule", ["mixed_chunked", "mixed_unchunked", "prefill_first", "static"]
+)
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=_name)
+def test_samples_are_those_of_requests_of_their_own(
+    devices: Any, prompts: Any, samples: Any, strategy: Any, schedule: str
+) -> None:
+    requests = make_requests(prompts, num_samples=4, sampling=SAMPLED)
+    outputs, prepared = serve(
+        devices["llama"], FAMILIES["llama"], requests, strategy, schedule=schedule, pool_tokens=320
+    )
+    assert [outputs[k] for k in range(len(prompts))] == samples
+    assert len({tuple(map(tuple, each)) for each in samples}) == len(prompts)
+    prepared.allocator.check_integrity()
+
+
+@pytest.mark.parametrize("victim", ["latest", "longest", "least_progress", "cheapest"])
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+@pytest.mark.parametrize("kind", ["greedy", "samples", "beams"])
+@pytest.mark.parametrize("strategy", STRATEGIES[2:], ids=_name)
+def test_preemption_changes_no_token(
+    devices: Any,
+    prompts: Any,
+    samples: Any,
+    beam_references: Any,
+    strategy: Any,
+    kind: str,
+    preemption: str,
+    victim: str,
+) -> None:
+    fields: dict[str, Any] = {
+        "greedy": {},
+        "samples": {"num_samples": 4, "sampling": SAMPLED},
+        "beams": {"beam": BEAMS[0][1]},
+    }[kind]
+    requests = make_requests(prompts, **fields)
+    pool = 56 if kind == "greedy" else 224
+    outputs, prepared = serve(
+        devices["llama"], FAMILIES["llama"], requests, strategy,
+        pool_tokens=pool, preemption=preemption, victim=victim, watermark=0.0,
+    )  # fmt: skip
+    if kind == "samples":
+        assert [outputs[k] for k in range(len(prompts))] == samples
+    elif kind == "beams":
+        wanted = beam_references["llama", "plain"]
+        assert [outputs[k] for k in range(len(prompts))] == wanted
+    else:
+        roomy, _ = serve(devices["llama"], FAMILIES["llama"], requests, strategy, pool_tokens=800)
+        assert outputs == roomy
+    preempted = sum(record.num_preemptions for record in prepared.recorder.requests)
+    swaps = sum(record.num_swaps for record in prepared.recorder.requests)
+    if strategy.name == "paged":
+        assert preempted
+        assert (swaps > 0) == (preemption == "swap")
+    prepared.allocator.check_integrity()
+
+
+@pytest.mark.parametrize(("swap_tokens", "swaps_all"), [(0, False), (None, True)])
+def test_without_host_pages_it_recomputes(
+    devices: Any, prompts: Any, swap_tokens: int | None, swaps_all: bool
+) -> None:
+    requests = make_requests(prompts)
+    paged = AllocatorConfig("paged")
+    roomy, _ = serve(devices["llama"], FAMILIES["llama"], requests, paged, pool_tokens=800)
+    outputs, prepared = serve(
+        devices["llama"], FAMILIES["llama"], requests, paged,
+        pool_tokens=56, preemption="swap", swap_tokens=swap_tokens, watermark=0.0,
+    )  # fmt: skip
+    assert outputs == roomy
+    records = prepared.recorder.requests
+    preemptions = sum(record.num_preemptions for record in records)
+    assert preemptions
+    assert sum(record.num_swaps for record in records) == (preemptions if swaps_all else 0)
+
+
+def test_more_branches_than_can_run_are_refused(devices: Any, prompts: Any) -> None:
+    too_many = [replace(make_requests(prompts)[0], num_samples=17)]
+    with pytest.raises(AssertionError, match=r"asks for 17 samples.*at most 16 sequences run"):
+        serve(devices["llama"], FAMILIES["llama"], too_many, AllocatorConfig("paged"))
+    too_large = [replace(make_requests(prompts)[0], beam=BeamParams(12))]
+    with pytest.raises(AssertionError, match=r"needs up to 144 token slots \(12 beams, each"):
+        serve(
+            devices["llama"], FAMILIES["llama"], too_large, AllocatorConfig("paged"),
+            pool_tokens=140,
+        )  # fmt: skip
