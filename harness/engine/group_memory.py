@@ -45,16 +45,9 @@ class GroupMemory:
         """Memory for all of a group's known tokens; False, and nothing changed, without it."""
         request, carrier = group.request, group.live[0]
         group.carrier = carrier
-        expected_len = self._expected_len(group)
-        group.asked_len = max(group.longest_len, expected_len)
-        keep_free = self._keep_free(is_idle)
-        if group.is_branched:
-            token_ids = carrier.token_ids
-        else:
-            token_ids = carrier.token_ids[: group.num_prompt_tokens]
-            keep_free += self._pages_to_branch(group, expected_len)
-            if not self._allocator.forks_share:  # nobody may be able to grow where it lies
-                expected_len = max(expected_len, group.longest_len)
+        group.asked_len = max(group.longest_len, self._expected_len(group))
+        token_ids, expected_len = self._room_of_each(group)
+        keep_free = self._keep_free(is_idle) + self._pages_to_branch(group)
         if self.prefixes.serves(request):
             allocation = self.prefixes.fork(
                 request, carrier.seq_id, token_ids, expected_len, keep_free
@@ -253,15 +246,11 @@ class GroupMemory:
         if group.saved is not None:
             needed = len(group.saved.distinct)
         else:
-            expected_len = self._expected_len(group)
-            token_ids = group.live[0].token_ids
-            if not group.is_branched:
-                token_ids = token_ids[: group.num_prompt_tokens]
+            token_ids, expected_len = self._room_of_each(group)
             needed = allocator.pages_needed(token_ids, expected_len)
             if not group.is_branched and not allocator.forks_share:
                 needed *= len(group.live)
-            elif not group.is_branched:
-                needed += self._pages_to_branch(group, expected_len)
+            needed += self._pages_to_branch(group)
             if self.prefixes.serves(request):
                 needed -= request.shared_prefix_len // allocator.page_size
         if needed > available:
@@ -285,6 +274,8 @@ class GroupMemory:
                 if allocation is None:
                     return False
                 sibling.num_slots = prompt_len
+                sibling.num_released_pages = carrier.num_released_pages
+                sibling.inherit(prompt_len)
                 step.admitted.append(self._extent(sibling, prompt_len))
                 table = self._allocator.block_table(sibling.seq_id)
                 step.note_table(sibling.seq_id, table, allocation)
@@ -295,12 +286,9 @@ class GroupMemory:
                 return False
             step.copies.add(moved.copies)
             for sibling in siblings:
+                sibling.inherit(prompt_len)
                 step.inherited.append((sibling.seq_id, prompt_len))
                 self._note_whole_table(sibling, step)
-        for sibling in siblings:
-            sibling.num_computed_tokens = prompt_len
-            sibling.num_released_pages = carrier.num_released_pages
-            sibling.furthest_computed = max(sibling.furthest_computed, prompt_len)
         group.is_branched = True
         if carrier.finished:
             self.free_sequence(carrier)
@@ -335,14 +323,24 @@ class GroupMemory:
             return self._estimator.expected_len(group.request)
         return self._estimator.revised_len(group.request, group.longest_len)
 
-    def _pages_to_branch(self, group: SequenceGroup, expected_len: int) -> int:
+    def _room_of_each(self, group: SequenceGroup) -> tuple[list[int], int]:
+        """Tokens that an admission asks room for, and the estimate of all that will follow."""
+        token_ids = group.live[0].token_ids
+        expected_len = self._expected_len(group)
+        if not group.is_branched:
+            token_ids = token_ids[: group.num_prompt_tokens]
+            if not self._allocator.forks_share:  # nobody may be able to grow where it lies
+                expected_len = max(expected_len, group.longest_len)
+        return token_ids, expected_len
+
+    def _pages_to_branch(self, group: SequenceGroup) -> int:
         """Pages that the other branches will need beyond what they share of the prompt: those
         of their estimate, or of what they know, and one that each writes to first."""
-        if not self._allocator.forks_share:
+        if group.is_branched or not self._allocator.forks_share:
             return 0
         pages_for = self._allocator.pages_for
         shared = group.num_prompt_tokens // self._allocator.page_size
-        own = pages_for(max(expected_len, group.longest_len + 1)) - shared
+        own = pages_for(max(self._expected_len(group), group.longest_len + 1)) - shared
         return (len(group.live) - 1) * max(1, own)
 
     def _keep_free(self, is_idle: bool) -> int:

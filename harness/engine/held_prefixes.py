@@ -60,6 +60,7 @@ class HeldPrefixes:
             request.shared_prefix_id < 0
             or request.shared_prefix_id in self._holders
             or not 0 < prefix_len <= source.num_computed_tokens
+            or source.num_released_pages
         ):
             return
         holder_id = self._next_id

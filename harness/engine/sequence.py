@@ -94,6 +94,11 @@ class Sequence:
         if len(self.token_s) >= self.target_output_len or token_id in self._eos_ids:
             self.finished = True
 
+    def inherit(self, num_tokens: int) -> None:
+        """Another sequence has computed its first tokens for it."""
+        self.num_computed_tokens = num_tokens
+        self.furthest_computed = max(self.furthest_computed, num_tokens)
+
     def lose_memory(self) -> None:
         """Everything computed is gone; it is to be computed again."""
         self.num_computed_tokens = 0

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from allocators import discovery
 from allocators.base import KVCacheAllocator
 from allocators.page_pool import PagePool
+from harness.engine.beam_search import BeamParams
 from harness.engine.clock import VirtualClock
 from harness.engine.engine import Engine, Limits
 from harness.engine.executor import Executor
 from harness.engine.length_estimate import LengthEstimator
 from harness.engine.plan import StepOutcome, StepPlan
-from harness.engine.request import Request, Workload
+from harness.engine.request import Request, SamplingParams, Workload
 from harness.engine.scheduler import Scheduler, SchedulerConfig
 from harness.engine.simulated_executor import SimulatedExecutor
+from harness.engine.speculation import SpeculationConfig
 from harness.measure.ledger import Ledger
 from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.recorder import RunRecorder
@@ -46,6 +48,7 @@ class Setup:
     batch_size: int | None = None
     batch_order: Any = "arrival"
     window: int | None = None
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     deferred: bool = False
     step_s: float = 1.0
 
@@ -82,6 +85,8 @@ class SimulatedRun:
             setup.batch_size,
             setup.batch_order,
             setup.window,
+            setup.speculation,
+            vocab_size=50,
         )
         self.scheduler = Scheduler(self.allocator, config, self.estimator)
         self.recorder = RunRecorder(
@@ -89,7 +94,7 @@ class SimulatedRun:
             self.allocator,
             deferred=setup.deferred,
         )
-        self.executor = executor or SimulatedExecutor(setup.step_s)
+        self.executor = executor or SimulatedExecutor(setup.step_s, vocab_size=50)
         self.clock = VirtualClock()
         self.limits = Limits(
             setup.num_pages * setup.page_size,
@@ -151,6 +156,23 @@ def request(
         "forced_ids": [10**6 + 1000 * request_id + i for i in range(output)],
     }
     return Request(request_id, prompt_ids=tuple(prompt), **(defaults | fields))
+
+
+def branching(requests: Sequence[Request], seed: int) -> list[Request]:
+    """The same requests, some with samples, some with beams: lengths forced, tokens not."""
+    rng = random.Random(seed)
+    return [
+        replace(
+            each,
+            forced_ids=None,
+            forced_len=each.true_output_len,
+            after_request=None,
+            num_samples=(count := rng.randint(1, 4)) if (kind := rng.random()) < 0.4 else 1,
+            beam=BeamParams(rng.randint(1, 4)) if kind > 0.6 else None,
+            sampling=SamplingParams(1.0, seed=count if kind < 0.4 else 0),
+        )
+        for each in requests
+    ]
 
 
 def random_requests(

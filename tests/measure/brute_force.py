@@ -13,6 +13,7 @@ from allocators.base import Allocation, KVCacheAllocator, Usage
 from harness.engine.memory_events import Extent
 from harness.engine.plan import StepOutcome, TableUpdate
 from harness.engine.request import Request
+from harness.engine.sequence import Sequence as EngineSequence
 from harness.engine.sequence import SequenceGroup
 from harness.engine.step_builder import ScheduledStep
 from harness.measure.ledger import CLASSES
@@ -33,9 +34,11 @@ def classify(
     reaches: Mapping[int, Reach],
     cached_pages: set[int],
     refusal: str,
+    window: int | None = None,
 ) -> Counter[str]:
     """Slots by class, each looked at by itself; `logical_tokens` and page counts beside them."""
     counts: Counter[str] = Counter()
+    counts["logical_tokens"] = sum(reach.computed for reach in reaches.values())
     for page in range(num_pages):
         users = [
             (seq_id, index)
@@ -47,7 +50,10 @@ def classify(
         counts["logical_pages"] += len(users)
         for offset in range(page_size):
             at = [(reaches[seq_id], index * page_size + offset) for seq_id, index in users]
-            counts["logical_tokens"] += sum(position < reach.computed for reach, position in at)
+            if window is not None and at:
+                counts["dead_window"] += all(
+                    position <= reach.computed - window for reach, position in at
+                )
             if any(position < reach.computed for reach, position in at):
                 counts["token"] += 1
             elif any(position < reach.final for reach, position in at):
@@ -87,7 +93,14 @@ class Auditor:
         self._final: dict[int, int] = {}
         self._kind = ""
         self._listen(run.inner)
-        memory = run.scheduler._memory
+        add, memory = run.scheduler.add, run.scheduler._memory
+
+        def added(group: SequenceGroup) -> None:
+            for sequence in group.sequences:
+                self._final[sequence.seq_id] = self._final_of(group.request)
+            add(group)
+
+        run.scheduler.add = added  # type: ignore[method-assign]
         explain = memory.explain_refusal
 
         def explained(group: SequenceGroup, is_idle: bool) -> object:
@@ -105,9 +118,13 @@ class Auditor:
         usage: Usage,
         held: list[tuple[Extent, TableUpdate]],
     ) -> None:
-        for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
-            self._computed[chunk.seq_id] = chunk.start + len(chunk.token_ids)
-            self._final[chunk.seq_id] = self._final_of(sequence.group.request)
+        for seq_id, computed, _, _ in step.admitted:
+            self._computed[seq_id] = computed
+        for seq_id, computed in step.inherited:
+            self._computed[seq_id] = computed
+        for chunk in step.plan.chunks:
+            wrong = step.rejected.get(chunk.seq_id, 0)
+            self._computed[chunk.seq_id] = chunk.start + len(chunk.token_ids) - wrong
         self._audit(step)
         self._run.recorder.step(step, outcome, start_s, now_s, usage, held)
 
@@ -143,7 +160,7 @@ class Auditor:
             assert kind == self._kind, f"refusal is {kind}, asking again says {self._kind}"
         self.kinds.append(kind)
         self.counts.append(
-            classify(setup.num_pages, setup.page_size, tables, reaches, cached, kind)
+            classify(setup.num_pages, setup.page_size, tables, reaches, cached, kind, setup.window)
         )
 
     def _final_of(self, request: Request) -> int:
@@ -153,7 +170,7 @@ class Auditor:
         return len(request.prompt_ids) + request.true_output_len - 1
 
     def _listen(self, inner: KVCacheAllocator) -> None:
-        allocate, fork = inner.allocate, inner.fork
+        allocate, fork, swap_in = inner.allocate, inner.fork, inner.swap_in
 
         def allocated(
             seq_id: int,
@@ -171,33 +188,84 @@ class Auditor:
             self._asked[child_id] = max(inner.sequences[parent_id].length, expected_len)
             return fork(parent_id, child_id, max_len, expected_len)
 
+        def swapped_in(seq_ids: Sequence[int]) -> Allocation | None:
+            asked = {i: self._asked[i] for i in seq_ids}  # by default it allocates
+            outcome = swap_in(seq_ids)
+            self._asked |= asked
+            return outcome
+
         inner.allocate = allocated  # type: ignore[method-assign]
         inner.fork = forked  # type: ignore[method-assign]
+        inner.swap_in = swapped_in  # type: ignore[method-assign]
 
     def _why_refused(self, group: SequenceGroup) -> str:
         """Ask a copy of the allocator for what was refused, with all of the pool to be used."""
-        inner, memory = self._run.inner, self._run.scheduler._memory
-        sequence = group.live[0]
+        inner = self._run.inner
         clone = copy.copy(inner)
-        kept = {k: v for k, v in inner.__dict__.items() if k not in ("allocate", "fork")}
+        listening = ("allocate", "fork", "swap_in")
+        kept = {k: v for k, v in inner.__dict__.items() if k not in listening}
         clone.__dict__ = copy.deepcopy(kept)
-        request = group.request
-        asked = group.asked_len
-        expected = memory._expected_len(group)
-        holder = memory.prefixes._holders.get(request.shared_prefix_id)
-        new_tokens = asked
-        if holder is not None and request.shared_prefix_len < len(request.prompt_ids):
-            prefix_len = request.shared_prefix_len
-            placed = clone.fork(holder, sequence.seq_id, request.max_len, expected) is not None
-            if placed:
-                more = len(sequence.token_ids) - prefix_len
-                placed = clone.append(sequence.seq_id, more) is not None
-            new_tokens = asked - prefix_len // inner.page_size * inner.page_size
+        usage = inner.usage()
+        available = usage.free + usage.cached
+        if group.saved is not None:
+            placed, needed = self._ask_swap_in(group, clone)
         else:
-            given = clone.allocate(sequence.seq_id, sequence.token_ids, request.max_len, expected)
-            placed = given is not None
+            placed, needed = self._ask_admission(group, clone)
         if placed:
             return "withheld"
-        usage = inner.usage()
-        is_enough = new_tokens <= (usage.free + usage.cached) * inner.page_size
-        return "stranded" if is_enough and not usage.cached else "full"
+        return "stranded" if needed <= available else "full"
+
+    def _ask_swap_in(self, group: SequenceGroup, clone: KVCacheAllocator) -> tuple[bool, int]:
+        holders = [sequence for sequence in group.sequences if sequence.num_slots]
+        assert group.saved is not None
+        needed = len(set(group.saved.host_pages.values()))
+        if clone.swap_in([sequence.seq_id for sequence in holders]) is None:
+            return False, needed
+        for sequence in group.live if group.is_branched else ():
+            missing = len(sequence.token_ids) - sequence.num_slots
+            if missing > 0 and clone.append(sequence.seq_id, missing) is None:
+                return False, needed
+        return True, needed
+
+    def _ask_admission(self, group: SequenceGroup, clone: KVCacheAllocator) -> tuple[bool, int]:
+        """Whether the clone places the group, and the pages that takes before any round-up."""
+        memory, request = self._run.scheduler._memory, group.request
+        expected = memory._expected_len(group)
+        tokens = group.live[0].token_ids
+        siblings: Sequence[EngineSequence] = ()
+        num_branches, own = 1, 0
+        if not group.is_branched:
+            tokens = tokens[: len(request.prompt_ids)]
+            if clone.forks_share:
+                whole = len(request.prompt_ids) // clone.page_size
+                known = max(expected, group.longest_len + 1)
+                own = (len(group.live) - 1) * max(1, clone.pages_for(known) - whole)
+            else:
+                siblings, num_branches = group.live[1:], len(group.live)
+                expected = max(expected, group.longest_len)
+        needed = num_branches * clone.pages_for(max(len(tokens), expected)) + own
+        holder = memory.prefixes._holders.get(request.shared_prefix_id)
+        seq_id = group.live[0].seq_id
+        if holder is not None and request.shared_prefix_len < len(request.prompt_ids):
+            prefix_len = request.shared_prefix_len
+            needed -= prefix_len // clone.page_size
+            placed = clone.fork(holder, seq_id, request.max_len, expected) is not None
+            placed = placed and clone.append(seq_id, len(tokens) - prefix_len) is not None
+        else:
+            needed -= len(_idle_free_hits(clone, tokens))
+            placed = clone.allocate(seq_id, tokens, request.max_len, expected) is not None
+        for sibling in siblings:
+            placed = placed and (
+                clone.allocate(sibling.seq_id, tokens, request.max_len, expected) is not None
+            )
+        usage = clone.usage()
+        return placed and usage.free + usage.cached >= own, needed
+
+
+def _idle_free_hits(allocator: KVCacheAllocator, tokens: Sequence[int]) -> Sequence[int]:
+    """Pages of a prefix that other sequences map: a prompt that starts with them takes none."""
+    match = getattr(allocator, "_match", None)
+    if match is None:
+        return ()
+    mapped = allocator.mapped_pages()
+    return [page for page in match(-1, tokens).page_ids if page in mapped]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from brute_force import Auditor
-from simulated_run import ALLOCATORS, Setup, SimulatedRun, random_requests
+from simulated_run import ALLOCATORS, Setup, SimulatedRun, branching, random_requests
+
+from harness.engine.speculation import SpeculationConfig
 
 ESTIMATES = ("none", "max", "pow2", "oracle", "predicted", "none", "predicted")
 
@@ -50,3 +53,35 @@ def test_every_slot_is_where_the_ledger_says(
     run.run(requests, closed_loop=4 if seed % 7 == 1 else None, recorder=auditor)
     auditor.check()
     assert len(run.records) == len(requests)
+
+
+@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize(("allocator", "options"), ALLOCATORS)
+def test_every_slot_of_every_way_of_decoding(
+    allocator: str, options: dict[str, Any], seed: int
+) -> None:
+    rng = random.Random(seed)
+    setup = replace(
+        random_setup(seed, allocator, options),
+        schedule=rng.choice(["mixed_chunked", "mixed_unchunked", "prefill_first", "static"]),
+        max_num_seqs=rng.choice([6, 100]),
+        preemption=rng.choice(["recompute", "swap"]),
+        host_pages=rng.choice([5, 100]),
+        victim=rng.choice(["latest", "longest", "least_progress", "cheapest"]),
+        window=rng.choice([None, None, 9]),
+    )
+    requests = random_requests(
+        seed, shared_len=(0, 21)[seed % 2], max_output=(20, 60)[seed % 4 > 1], num_requests=12
+    )
+    if seed % 3:
+        requests = branching(requests, seed)
+    else:
+        setup = replace(
+            setup, speculation=SpeculationConfig(("injected", "ngram")[seed % 2], num_tokens=3)
+        )
+    run = SimulatedRun(setup)
+    auditor = Auditor(run)
+    run.run(requests, recorder=auditor)
+    auditor.check()
+    assert len(run.records) == len(requests)
+    run.inner.check_integrity()
