@@ -34,6 +34,9 @@ def _add_sequence(
     if splits_prompts and len(token_ids) > step.budget:
         token_ids = token_ids[: step.budget]
         draws = ()
+    if drafter is not None and len(token_ids) == 1 and sequence.token_s:
+        _add_decode(sequence, step, drafter)
+        return
     step.add_chunk(sequence, Chunk(sequence.seq_id, start, token_ids, draws, len(sequence.token_s)))
 
 

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from harness.engine.draft_memory import DraftMemory
 from harness.engine.group_memory import GroupMemory
+from harness.engine.plan import UNKNOWN_DRAFT
 from harness.engine.sequence import Sequence
 from harness.engine.speculation import NgramIndex, SpeculationConfig, inject_drafts
 from harness.engine.step_builder import StepBuilder
-
-UNKNOWN_DRAFT = -1
-"""A draft that the executor's draft model is yet to propose."""
 
 
 @dataclass(slots=True)
 class Drafter:
     """Proposes drafts for sequences that decode; never at the cost of another's memory.
 
-    vocab_size: for injected drafts that are wrong.
+    vocab_size: for injected drafts that are wrong. model: the draft model's memory, if there
+    is one.
     """
 
     config: SpeculationConfig
     memory: GroupMemory
     vocab_size: int
+    model: DraftMemory | None = None
     _indices: dict[int, NgramIndex] = field(default_factory=dict)
 
     def propose(self, sequence: Sequence, step: StepBuilder) -> tuple[int, ...]:
@@ -34,14 +35,20 @@ class Drafter:
         )
         if most < 1 or sequence.group.search is not None:
             return ()
+        if self.model is not None and not self.model.prepare(sequence, most):
+            return ()
         drafts = self._drafts(sequence, most)
         if not drafts or not self.memory.extend(sequence, len(drafts), step):
             return ()
+        if self.model is not None:
+            self.model.add(sequence, most)
         return drafts
 
     def forget(self, sequence: Sequence) -> None:
-        """The sequence has ended."""
+        """The sequence has ended, or lost its memory."""
         self._indices.pop(sequence.seq_id, None)
+        if self.model is not None:
+            self.model.free(sequence.seq_id)
 
     def _drafts(self, sequence: Sequence, count: int) -> tuple[int, ...]:
         position = len(sequence.token_s)

@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 from allocators.base import PageCopy
 from harness.engine.beam_search import Candidates
+from harness.engine.memory_events import Extent
 from harness.engine.request import SamplingParams
+
+UNKNOWN_DRAFT = -1
 
 
 class Chunk(NamedTuple):
@@ -24,7 +27,8 @@ class Chunk(NamedTuple):
     num_candidates: of a beam, how many of the best next tokens are wanted in place of draws.
     num_drafts: the last so many of `token_ids` are drafts to be verified: the last position's
         logits and those before each draft decide how many are kept. true_ids: the tokens that
-        verification takes as right, where the output is given beforehand.
+        verification takes as right, where the output is given beforehand. UNKNOWN_DRAFT stands for
+    drafts that the executor's draft model is yet to propose.
     """
 
     seq_id: int
@@ -45,11 +49,35 @@ class TableUpdate(NamedTuple):
     page_ids: Sequence[int]
 
 
+class DraftChunk(NamedTuple):
+    """What the draft model does for one sequence: compute `token_ids` from position `start` on,
+    then propose `num_drafts` tokens one after the other, the first of them at `output_position`.
+    """
+
+    seq_id: int
+    start: int
+    token_ids: Sequence[int]
+    num_drafts: int
+    sampling: SamplingParams
+    output_position: int
+
+
+class DraftPlan(NamedTuple):
+    """The draft model's part of a step, on its own pool. admitted: for its ledger."""
+
+    chunks: tuple[DraftChunk, ...]
+    table_updates: tuple[TableUpdate, ...]
+    freed_seq_ids: tuple[int, ...]
+    copies: tuple[PageCopy, ...]
+    admitted: tuple[Extent, ...]
+
+
 class StepPlan(NamedTuple):
     """What the device has to do, in this order: free rows, update tables, save pages to the
     host, copy pages, restore pages from the host, then one forward.
 
     saves: source a page of the pool, destination one of the host pool; restores: the reverse.
+    draft: what the draft model does before that forward, if there is one.
     """
 
     chunks: tuple[Chunk, ...]
@@ -58,6 +86,7 @@ class StepPlan(NamedTuple):
     copies: tuple[PageCopy, ...] = ()
     saves: tuple[PageCopy, ...] = ()
     restores: tuple[PageCopy, ...] = ()
+    draft: DraftPlan | None = None
 
 
 class StepOutcome(NamedTuple):

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from itertools import repeat
 
 from harness.engine.beam_search import Candidates
+from harness.engine.draft_memory import DraftMemory
 from harness.engine.plan import Chunk, StepOutcome, TableUpdate
 from harness.engine.sequence import Sequence, SequenceGroup
-from harness.engine.step_builder import ScheduledStep
+from harness.engine.step_builder import DraftEvents, ScheduledStep
 
 Commit = Callable[[int, collections.abc.Sequence[int]], None]
 Shrink = Callable[[Sequence], TableUpdate | None]
@@ -59,6 +60,19 @@ def take_results(
         elif chunk.num_candidates and _step_beams(sequence, candidates, now_s):
             moved.append(sequence.group)
     return moved
+
+
+def settle_drafts(
+    memory: DraftMemory, step: ScheduledStep, outcome: StepOutcome, lengths: list[int]
+) -> DraftEvents:
+    """Bring the draft model's memory up to date. lengths: the sequences' before the step."""
+    accepted = iter(outcome.num_accepted)
+    computed = [
+        (chunk.seq_id, memory.settle(sequence, length, next(accepted)))
+        for sequence, chunk, length in zip(step.sequences, step.plan.chunks, lengths, strict=True)
+        if chunk.num_drafts
+    ]
+    return DraftEvents(tuple(computed), memory.end_step(), memory.usage())
 
 
 def _take_drafts(

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from allocators.base import KVCacheAllocator
+from harness.engine import sequence
 from harness.engine.chunking import add_chunks
+from harness.engine.draft_memory import DraftMemory
 from harness.engine.drafting import Drafter
 from harness.engine.group_memory import GroupMemory
 from harness.engine.length_estimate import LengthEstimator
 from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import StepOutcome, TableUpdate
-from harness.engine.results import take_results
+from harness.engine.results import settle_drafts, take_results
 from harness.engine.sequence import SequenceGroup
 from harness.engine.speculation import SpeculationConfig
 from harness.engine.step_builder import ScheduledStep, StepBuilder
@@ -64,7 +66,11 @@ class Scheduler:
     """First come, first served; what runs goes before what waits."""
 
     def __init__(
-        self, allocator: KVCacheAllocator, config: SchedulerConfig, estimator: LengthEstimator
+        self,
+        allocator: KVCacheAllocator,
+        config: SchedulerConfig,
+        estimator: LengthEstimator,
+        draft_allocator: KVCacheAllocator | None = None,
     ) -> None:
         self._allocator = allocator
         self._config = config
@@ -76,10 +82,11 @@ class Scheduler:
             host_pages=config.host_pages if config.preemption == "swap" else 0,
             window=config.window,
         )
+        self._draft_memory = None if draft_allocator is None else DraftMemory(draft_allocator)
         self._drafter = (
             None
             if config.speculation.method == "none"
-            else Drafter(config.speculation, self._memory, config.vocab_size)
+            else Drafter(config.speculation, self._memory, config.vocab_size, self._draft_memory)
         )
         self._choose_victim = VICTIM_POLICIES[config.victim]
         self._waiting: deque[SequenceGroup] = deque()
@@ -128,6 +135,7 @@ class Scheduler:
             tuple(memory.freed_seq_ids),
             len(self._running),
             len(self._waiting) + len(self._swapped),
+            self._draft_memory.take_plan() if self._draft_memory and step.chunks else None,
         )
         if not scheduled.is_empty:  # what is not carried out leaves its frees to the next step
             memory.freed_seq_ids.clear()
@@ -135,9 +143,13 @@ class Scheduler:
 
     def commit(self, step: ScheduledStep, outcome: StepOutcome, now_s: float) -> None:
         """Take the results in: tokens are computed, publishable, and chosen ones appended."""
+        if self._draft_memory is not None:
+            lengths = [len(sequence.token_ids) for sequence in step.sequences]
         self._beams_to_move += take_results(
             step, outcome, now_s, self._allocator.commit, self._memory.shrink
         )
+        if self._draft_memory is not None:
+            step.draft = settle_drafts(self._draft_memory, step, outcome, lengths)
         if self._config.window is not None:
             for sequence in step.sequences:
                 update = self._memory.release_window(sequence)
@@ -157,9 +169,7 @@ class Scheduler:
         if ended:
             for group in ended:
                 group.finish_s = now_s
-                if self._drafter is not None:
-                    for sequence in group.sequences:
-                        self._drafter.forget(sequence)
+                self._forget_drafts(group.sequences)
             self._running = [group for group in self._running if group.is_running]
         return ended
 
@@ -180,6 +190,7 @@ class Scheduler:
         elif group.is_branched:
             for sequence in done:
                 self._memory.free_sequence(sequence)
+            self._forget_drafts(done)
 
     def _continue(self, groups: Sequence[SequenceGroup], step: StepBuilder, now_s: float) -> None:
         """Let these running groups go on, as far as the budget goes."""
@@ -274,6 +285,7 @@ class Scheduler:
         victim.num_preemptions += 1
         if victim.preempted_s != victim.preempted_s:
             victim.preempted_s = now_s
+        self._forget_drafts(victim.sequences)
         never_seen = step.withdraw(victim)
         step.preempted.append(victim)
         swaps = (
@@ -289,6 +301,11 @@ class Scheduler:
             self._memory.free(victim)
             self._requeue(victim)
         self._memory.forget_freed(never_seen)
+
+    def _forget_drafts(self, sequences: Sequence[sequence.Sequence]) -> None:
+        if self._drafter is not None:
+            for each in sequences:
+                self._drafter.forget(each)
 
     def _requeue(self, group: SequenceGroup) -> None:
         """Back to the head of the queue, all to be computed again."""

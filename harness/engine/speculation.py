@@ -21,7 +21,9 @@ class SpeculationConfig:
         (drafts of a set quality, for sequences whose next tokens are known beforehand).
     num_tokens: drafts a step, the `k` of the papers; a step emits 1 to k + 1 tokens.
     ngram_min, ngram_max: lengths of the suffix that prompt lookup searches for, longest first.
-    acceptance: for `injected`, the probability that a draft is right.
+    acceptance: for `injected`, and for a draft model in simulation, the probability that a
+        draft is right.
+    draft: of draft_model, a model preset or a checkpoint's folder.
     """
 
     method: Method = "none"
@@ -29,6 +31,7 @@ class SpeculationConfig:
     ngram_min: int = 1
     ngram_max: int = 3
     acceptance: float = 0.7
+    draft: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -42,6 +45,12 @@ class SpeculationConfig:
             raise ValueError(
                 f"engine.speculation.ngram_max={self.ngram_max}: must be at least "
                 f"engine.speculation.ngram_min={self.ngram_min}"
+            )
+        if (self.method == "draft_model") != (self.draft is not None):
+            raise ValueError(
+                f"engine.speculation.draft={self.draft} with engine.speculation.method="
+                f"{self.method}: a draft model needs both, "
+                "engine.speculation.method=draft_model engine.speculation.draft=PRESET_OR_DIR"
             )
         if not 0 <= self.acceptance <= 1:
             raise ValueError(f"engine.speculation.acceptance={self.acceptance}: must be in [0, 1]")

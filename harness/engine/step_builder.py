@@ -5,13 +5,22 @@ from __future__ import annotations
 import collections.abc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from allocators.base import Allocation, PageCopy
+from allocators.base import Allocation, PageCopy, Usage
 from harness.engine.memory_events import Extent, Refusal
-from harness.engine.plan import Chunk, StepPlan, TableUpdate
+from harness.engine.plan import Chunk, DraftPlan, StepPlan, TableUpdate
 from harness.engine.sequence import Sequence, SequenceGroup
 
 PageIds = collections.abc.Sequence[int]
+
+
+class DraftEvents(NamedTuple):
+    """The draft pool after a step: tokens its sequences gained, tables cut by rejection."""
+
+    computed: tuple[tuple[int, int], ...]
+    shrunk: tuple[TableUpdate, ...]
+    usage: Usage
 
 
 @dataclass(slots=True)
@@ -22,9 +31,9 @@ class ScheduledStep:
     computed without a chunk of their own, because copies bring them: (seq_id, number) pairs.
     shrunk: tables as they are after the step, where `commit` cut them (rejected drafts) or
     released their beginning (windows); rejected: tokens of drafts that did not stand, by
-    sequence. preempted: groups that lost their memory. unplaceable:
-    groups that left the queue for good, because the strategy could not place them even in an
-    idle pool. num_running, num_waiting: groups.
+    sequence. draft: what became of the draft model's pool. preempted: groups that lost their
+    memory. unplaceable: groups that left the queue for good, because the strategy could not
+    place them even in an idle pool. num_running, num_waiting: groups.
     """
 
     plan: StepPlan
@@ -38,6 +47,7 @@ class ScheduledStep:
     num_waiting: int
     shrunk: list[TableUpdate] = field(default_factory=list)
     rejected: dict[int, int] = field(default_factory=dict)
+    draft: DraftEvents | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -123,7 +133,11 @@ class StepBuilder:
         return never_seen
 
     def finish(
-        self, freed_seq_ids: tuple[int, ...], num_running: int, num_waiting: int
+        self,
+        freed_seq_ids: tuple[int, ...],
+        num_running: int,
+        num_waiting: int,
+        draft: DraftPlan | None = None,
     ) -> ScheduledStep:
         """The step as it is carried out."""
         plan = StepPlan(
@@ -133,6 +147,7 @@ class StepBuilder:
             self.copies.resolved(),
             tuple(self.saves),
             tuple(self.restores),
+            draft,
         )
         return ScheduledStep(
             plan,

@@ -9,6 +9,7 @@ import torch
 from harness.engine.batch import BatchBuilder
 from harness.engine.beam_search import Candidates
 from harness.engine.choose import choose
+from harness.engine.draft_runner import DraftRunner, Drafts
 from harness.engine.kv_pool import HostKV, KVPool
 from harness.engine.model_runner import ModelRunner
 from harness.engine.models import LoadedModel
@@ -23,7 +24,8 @@ class TorchExecutor:
     max_len: tokens of the longest sequence. kernels: a name that `kernels.backend.load`
     knows, or "auto". kv_dtype: a torch dtype's name, or "auto" for the model's. host_pages:
     pages on the host for preempted sequences. fused: take the lean forward pass where the
-    model allows it. poison: fill the pool with NaN first (for tests). Raises ValueError where
+    model allows it. poison: fill the pool with NaN first (for tests). draft: the draft
+    model of speculative decoding, given as many pages of its own. Raises ValueError where
     the kernels cannot run these shapes.
     """
 
@@ -41,6 +43,7 @@ class TorchExecutor:
         host_pages: int = 0,
         fused: bool = True,
         poison: bool = False,
+        draft: LoadedModel | None = None,
     ) -> None:
         self.model = loaded.model
         self.device = torch.device(self.model.device)
@@ -63,6 +66,18 @@ class TorchExecutor:
         )
         self.host_pool = HostKV(self.pool, host_pages)
         self.batches = BatchBuilder(max_seqs, max_len, page_size)
+        self.drafter: DraftRunner | None = None
+        if draft is not None:
+            self.drafter = DraftRunner(
+                draft,
+                num_pages=num_pages,
+                page_size=page_size,
+                max_seqs=max_seqs,
+                max_len=max_len,
+                dtype=dtype,
+                kernels=self.kernels,
+                fused=fused,
+            )
         self.runner = ModelRunner(loaded, self.pool, self.kernels, attention=attention, fused=fused)
 
     @property
@@ -86,14 +101,19 @@ class TorchExecutor:
         candidates: list[Candidates] = []
         accepted: list[int] = []
         if plan.chunks:
-            logits = self.runner.forward(self.batches.build(plan.chunks))
-            token_ids, margins, candidates, accepted = choose(logits, plan.chunks)
+            chunks = plan.chunks
+            drafts = Drafts()
+            if plan.draft is not None and self.drafter is not None:
+                drafts = self.drafter.propose(plan.draft)
+                chunks = tuple(drafts.fill(chunk) for chunk in chunks)
+            logits = self.runner.forward(self.batches.build(chunks))
+            token_ids, margins, candidates, accepted = choose(logits, chunks, drafts.probs)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return StepOutcome(token_ids, margins, time.perf_counter() - start_s, candidates, accepted)
 
     def close(self) -> None:
         """Give the pool and the model's memory back."""
-        del self.runner, self.pool, self.host_pool, self.model
+        del self.runner, self.drafter, self.pool, self.host_pool, self.model
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -22,11 +22,13 @@ _ROUNDING_S = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class PoolFacts:
-    """What a run's pool was. bytes_per_token: KV bytes of one token over all layers."""
+    """What a run's pool was. bytes_per_token: KV bytes of one token over all layers;
+    draft_bytes_per_token: those of a draft model, whose pool has as many slots."""
 
     num_pages: int
     page_size: int
     bytes_per_token: int
+    draft_bytes_per_token: int = 0
 
     @property
     def num_slots(self) -> int:
@@ -130,6 +132,8 @@ class Metrics:
     drafted_tokens: int
     accepted_tokens: int
     acceptance_rate: float
+    draft_pool_bytes: int
+    draft_utilisation: float
     copied_pages: int
     copied_bytes: int
     allocator_us_per_step: float
@@ -281,6 +285,7 @@ def _strategy(steps: pd.DataFrame, done: pd.DataFrame, pool: PoolFacts) -> dict[
     drafted = int(done["num_drafted_tokens"].sum())
     accepted = int(done["num_accepted_tokens"].sum())
     page_bytes = pool.page_size * pool.bytes_per_token
+    draft_tokens = _column(steps, "draft_token") if "draft_token" in steps else np.zeros(0)
     return {
         "prefix_hit_rate": _ratio(cached_tokens, int(done["num_prompt_tokens"].sum())),
         "cached_tokens": cached_tokens,
@@ -292,6 +297,12 @@ def _strategy(steps: pd.DataFrame, done: pd.DataFrame, pool: PoolFacts) -> dict[
         "drafted_tokens": drafted,
         "accepted_tokens": accepted,
         "acceptance_rate": _ratio(accepted, drafted),
+        "draft_pool_bytes": pool.num_slots * pool.draft_bytes_per_token,
+        "draft_utilisation": (
+            weighted_mean(draft_tokens, _column(steps, "duration_s")) / pool.num_slots
+            if len(draft_tokens)
+            else math.nan
+        ),
         "copied_pages": copied_pages,
         "copied_bytes": copied_pages * page_bytes,
         "allocator_us_per_step": _mean(_column(steps, "allocator_us")),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain, pairwise
 from typing import NamedTuple
 
 from allocators.base import Usage
 from harness.engine.memory_events import Extent, Refusal
-from harness.engine.plan import StepOutcome, TableUpdate
+from harness.engine.plan import DraftPlan, StepOutcome, TableUpdate
 from harness.engine.request import Request
 from harness.engine.sequence import SequenceGroup
-from harness.engine.step_builder import ScheduledStep
+from harness.engine.step_builder import DraftEvents, ScheduledStep
 from harness.measure.ledger import Ledger, LedgerEntry
 from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
@@ -31,6 +32,8 @@ class _MemoryEvents(NamedTuple):
     refusal: Refusal | None
     start_s: float
     end_s: float
+    draft_plan: DraftPlan | None
+    draft: DraftEvents | None
 
 
 class RunRecorder:
@@ -47,11 +50,14 @@ class RunRecorder:
         *,
         deferred: bool = False,
         memory_map: MemoryMap | None = None,
+        draft_ledger: Ledger | None = None,
     ) -> None:
         self._ledger = ledger
         self._allocator = allocator
         self._log: list[_MemoryEvents] | None = [] if deferred else None
         self._memory_map = memory_map
+        self._draft_ledger = draft_ledger
+        self.draft_entries: list[LedgerEntry] = []
         self._final_len: dict[int, int] = {}
         self._host_ns_before = allocator.host_ns
         self.steps: list[StepRecord] = []
@@ -117,6 +123,8 @@ class RunRecorder:
             step.refusal,
             start_s,
             now_s,
+            plan.draft,
+            step.draft,
         )
         if self._log is None:
             self._enter(events)
@@ -173,11 +181,14 @@ class RunRecorder:
         """Work out what had to wait for the end of the run."""
         log, self._log = self._log or [], None
         for events in log:
-            known = [
-                extent._replace(final_len=self._final_len.get(extent.seq_id, extent.final_len))
-                for extent in events.admitted
-            ]
-            self._enter(events._replace(admitted=known))
+            self._enter(events._replace(admitted=self._resolved(events.admitted)))
+
+    def _resolved(self, extents: Iterable[Extent]) -> list[Extent]:
+        """With the final lengths that are known by now."""
+        return [
+            extent._replace(final_len=self._final_len.get(extent.seq_id, extent.final_len))
+            for extent in extents
+        ]
 
     def _enter(self, events: _MemoryEvents) -> None:
         ledger = self._ledger
@@ -195,5 +206,20 @@ class RunRecorder:
         for update in events.shrunk:
             ledger.map(update)
         self.entries.append(ledger.entry(events.usage, events.refusal))
+        if self._draft_ledger is not None and events.draft is not None:
+            self._enter_draft(self._draft_ledger, events.draft_plan, events.draft)
         if self._memory_map is not None:
             self._memory_map.sample(ledger, events.start_s, events.end_s)
+
+    def _enter_draft(self, ledger: Ledger, plan: DraftPlan | None, events: DraftEvents) -> None:
+        if plan is not None:
+            for seq_id in plan.freed_seq_ids:
+                ledger.unmap(seq_id)
+            for extent in self._resolved(plan.admitted):
+                ledger.admit(extent)
+            for update in plan.table_updates:
+                ledger.map(update)
+        ledger.advance(events.computed)
+        for update in events.shrunk:
+            ledger.map(update)
+        self.draft_entries.append(ledger.entry(events.usage, None))

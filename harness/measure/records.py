@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import pandas as pd
@@ -102,11 +102,20 @@ def refused_record(
     )
 
 
-def steps_frame(steps: Iterable[StepRecord], entries: Iterable[LedgerEntry]) -> pd.DataFrame:
-    """Step records with the ledger's classes beside them, one row a step."""
+def steps_frame(
+    steps: Iterable[StepRecord],
+    entries: Iterable[LedgerEntry],
+    draft_entries: Sequence[LedgerEntry] = (),
+) -> pd.DataFrame:
+    """Step records with the ledger's classes beside them, one row a step; those of a draft
+    model's pool follow as draft_token, draft_reserved, ..."""
     left = pd.DataFrame(steps, columns=list(StepRecord._fields))
     right = pd.DataFrame(entries, columns=list(LedgerEntry._fields))
-    return pd.concat([left, right], axis=1)
+    frames = [left, right]
+    if draft_entries:
+        names = [f"draft_{name}" for name in LedgerEntry._fields]
+        frames.append(pd.DataFrame(draft_entries, columns=names))
+    return pd.concat(frames, axis=1)
 
 
 def requests_frame(requests: Iterable[RequestRecord]) -> pd.DataFrame:

@@ -99,7 +99,10 @@ def prepare(
         config.allocator.expected_spread,
         seed,
     )
-    scheduler = Scheduler(allocator, scheduler_config, estimator)
+    draft_allocator = None
+    if config.engine.speculation.draft is not None:
+        draft_allocator = build_allocator(config, PagePool(num_pages, config.kv.page_size))
+    scheduler = Scheduler(allocator, scheduler_config, estimator, draft_allocator)
     max_len = max((request.max_len for request in workload.requests), default=1)
     max_len = min(max_len, num_pages * config.kv.page_size)
     executor = device.executor(config, num_pages, max_len)
@@ -113,6 +116,7 @@ def prepare(
         deferred=config.executor.kind != "simulated"
         or any(request.true_output_len is None for request in workload.requests),
         memory_map=memory_map,
+        draft_ledger=None if draft_allocator is None else Ledger(num_pages, config.kv.page_size),
     )
     pool_tokens = num_pages * config.kv.page_size
     limits = Limits(

@@ -37,6 +37,9 @@ def make_job(config: RunConfig, part: str, root: Path, device_name: str, hashes:
     code = hashes.code(name, not is_simulated) + hashes.data(config.workload.path)
     if config.model.path is not None and Path(config.model.path).is_dir():
         code += hashes.data(config.model.path)
+    draft = config.engine.speculation.draft
+    if draft is not None and Path(draft).is_dir():
+        code += hashes.data(draft)
     device = "simulated" if is_simulated else device_name
     run_id = make_run_id(to_mapping(config), code, device)
     return Job(config, run_id, run_label(config), part, root, hashes.allocator(name))

@@ -17,7 +17,12 @@ from harness.measure.environment import Environment, capture_environment
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics
 from harness.measure.records import requests_frame, steps_frame
 from harness.runs.build import Device, SimulatedDevice, prepare
-from harness.runs.pool_size import kv_bytes_per_token, longest_request_len, pool_pages
+from harness.runs.pool_size import (
+    draft_bytes_per_token,
+    kv_bytes_per_token,
+    longest_request_len,
+    pool_pages,
+)
 from harness.runs.store import RunRecord
 from harness.workloads.generate import generate
 
@@ -93,10 +98,15 @@ def _run_repetition(config: RunConfig, device: Device, seed: int) -> _Repetition
     finally:
         prepared.executor.close()
     recorder = prepared.recorder
-    steps = steps_frame(recorder.steps, recorder.entries)
+    steps = steps_frame(recorder.steps, recorder.entries, recorder.draft_entries)
     requests = requests_frame(recorder.requests)
     _check_served(requests)
-    pool = PoolFacts(num_pages, config.kv.page_size, kv_bytes_per_token(config, device.shape))
+    pool = PoolFacts(
+        num_pages,
+        config.kv.page_size,
+        kv_bytes_per_token(config, device.shape),
+        draft_bytes_per_token(config),
+    )
     slo = ServiceLevel(
         config.measure.slo_ttft_ms or math.inf, config.measure.slo_tpot_ms or math.inf
     )

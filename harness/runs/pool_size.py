@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from harness.config import ConfigError, RunConfig
-from harness.engine.model_shape import DTYPE_BYTES, ModelShape
+from harness.engine.model_shape import (
+    DTYPE_BYTES,
+    ModelConfig,
+    ModelShape,
+    model_preset,
+    model_presets,
+    model_shape,
+)
 from harness.engine.request import Workload
 
 DEFAULT_MEMORY_FRACTION = 0.9
@@ -20,9 +27,10 @@ def pool_pages(
     device_bytes: memory of the device, real or imagined; None on a CPU where none was
     imagined, and then not `needs_device_memory(config)`. kv.pool_demand is a multiple of the
     mean length that the workload's requests reach. Raises ConfigError where nothing is left
-    for a single page.
+    for a single page. A draft model's pool, of as many pages, comes out of the same bytes.
     """
     kv = config.kv
+    tokens: int
     if kv.pool_tokens is not None:
         tokens = kv.pool_tokens
         source = f"kv.pool_tokens={tokens}"
@@ -39,6 +47,11 @@ def pool_pages(
             f"kv.memory_fraction={fraction} of {device_bytes / 2**30:.2f} GiB less "
             f"{shape.weight_bytes / 2**30:.2f} GiB of weights and activations"
         )
+    draft = draft_bytes_per_token(config)
+    if draft:
+        own = kv_bytes_per_token(config, shape)
+        tokens = tokens * own // (own + draft)
+        source += f", shared with the draft model at {draft} bytes a token beside {own},"
     pages = tokens // kv.page_size
     if pages < 1:
         raise ConfigError(
@@ -78,6 +91,23 @@ def kv_bytes_per_token(config: RunConfig, shape: ModelShape) -> int:
     if config.kv.dtype == "auto":
         return shape.kv_bytes_per_token
     return shape.kv_bytes_per_token // shape.dtype_bytes * DTYPE_BYTES[config.kv.dtype]
+
+
+def draft_model(config: RunConfig) -> ModelConfig | None:
+    """The draft model of speculative decoding: a preset, else a checkpoint. Its dtype is the
+    model's own, its KV's that of the pool."""
+    name = config.engine.speculation.draft
+    if name is None:
+        return None
+    if name in model_presets():
+        return model_preset(name)
+    return model_preset("hub", path=name)
+
+
+def draft_bytes_per_token(config: RunConfig) -> int:
+    """KV of one token in the draft model, in the pool's dtype; 0 without one."""
+    draft = draft_model(config)
+    return 0 if draft is None else kv_bytes_per_token(config, model_shape(draft))
 
 
 def mean_final_len(workload: Workload) -> float:

@@ -10,7 +10,7 @@ from allocators.page_pool import PagePool
 from harness.config import ConfigError, RunConfig
 from harness.engine.model_shape import ModelConfig, ModelShape, model_shape
 from harness.runs.build import build_allocator
-from harness.runs.pool_size import longest_request_len, needs_device_memory
+from harness.runs.pool_size import draft_model, longest_request_len, needs_device_memory
 from harness.workloads.generate import generate
 
 
@@ -35,6 +35,13 @@ class Preflight:
             )
         if not is_simulated:
             self._check_kernels(config, shape)
+        draft = draft_model(config)
+        if draft is not None and (size := self._shape(draft).vocab_size) != shape.vocab_size:
+            raise ConfigError(
+                f"engine.speculation.draft={config.engine.speculation.draft} has a vocabulary of "
+                f"{size}, model={config.model.name} one of {shape.vocab_size}: a draft model must "
+                "have the model's own"
+            )
         self._check_trace(config, shape)
 
     def _shape(self, model: ModelConfig) -> ModelShape:

@@ -15,7 +15,7 @@ from harness.engine.models import LoadedModel, load_model
 from harness.engine.plan import Chunk, StepPlan, TableUpdate
 from harness.engine.request import SamplingParams
 from harness.engine.torch_executor import TorchExecutor
-from harness.runs.pool_size import host_pages
+from harness.runs.pool_size import draft_model, host_pages
 
 _KERNEL_WORKSPACE_BYTES = 64 * 2**20
 """Libraries take workspaces on first use and keep them."""
@@ -70,6 +70,7 @@ class TorchDevice:
         self.eos_ids = _eos_ids(self._loaded)
         self._warm: set[tuple[str, str, bool, int, str]] = set()
         self._clean_bytes: int | None = None
+        self._drafts: dict[str, LoadedModel] = {}
 
     @property
     def name(self) -> str:
@@ -84,6 +85,7 @@ class TorchDevice:
         """A fresh executor with a pool of `num_pages`; what compiles lazily has been compiled."""
         attention, kv = config.attention, config.kv
         key = (attention.kind, attention.backend, config.engine.fused, kv.page_size, kv.dtype)
+        self._draft(config)  # before the memory is looked at
         if key not in self._warm:
             num_pages_each = -(-_WARM_UP_LEN // kv.page_size)
             warm = self._build(config, 2 * num_pages_each, _WARM_UP_LEN, max_seqs=2)
@@ -137,7 +139,18 @@ class TorchDevice:
             kv_dtype=config.kv.dtype,
             host_pages=host_pages(config, num_pages),
             fused=config.engine.fused,
+            draft=self._draft(config),
         )
+
+    def _draft(self, config: RunConfig) -> LoadedModel | None:
+        """The draft model of speculative decoding, loaded once."""
+        wanted = draft_model(config)
+        if wanted is None:
+            return None
+        key = repr(wanted)
+        if key not in self._drafts:
+            self._drafts[key] = load_model(wanted, self.kind)
+        return self._drafts[key]
 
     def _memory_bytes(self, device: DeviceConfig) -> int | None:
         if self.kind == "cuda":

@@ -16,6 +16,7 @@ from harness.engine.beam_search import BeamParams
 from harness.engine.model_shape import ModelConfig, model_preset
 from harness.engine.models import load_model
 from harness.engine.request import Request, SamplingParams, Workload
+from harness.engine.speculation import SpeculationConfig
 from harness.runs.build import prepare
 from harness.runs.torch_device import TorchDevice
 
@@ -300,6 +301,86 @@ def test_without_host_pages_it_recomputes(
     preemptions = sum(record.num_preemptions for record in records)
     assert preemptions
     assert sum(record.num_swaps for record in records) == (preemptions if swaps_all else 0)
+
+
+@pytest.fixture(scope="module")
+def plain(devices: Any, prompts: Any) -> dict[int, list[list[int]]]:
+    """Greedy outputs, one token a step."""
+    paged = AllocatorConfig("paged")
+    found, _ = serve(
+        devices["llama"], FAMILIES["llama"], make_requests(prompts), paged, pool_tokens=800
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
+def drafts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Draft models: the model itself, which is always right, and one near it, often right."""
+    folder = tmp_path_factory.mktemp("near")
+    near = load_model(FAMILIES["llama"]).model
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in near.parameters():
+            weight += 0.02 * weight.std() * torch.randn(weight.shape, generator=noise)
+    near.save_pretrained(folder)
+    return {"same": "tiny", "near": str(folder)}
+
+
+@pytest.mark.parametrize("pool_tokens", [64, 800])
+@pytest.mark.parametrize("method", ["ngram", "same", "near"])
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=_name)
+def test_speculation_is_lossless(
+    devices: Any,
+    prompts: Any,
+    plain: Any,
+    drafts: Any,
+    strategy: Any,
+    method: str,
+    pool_tokens: int,
+) -> None:
+    speculation = (
+        SpeculationConfig("ngram", num_tokens=3)
+        if method == "ngram"
+        else SpeculationConfig("draft_model", num_tokens=3, draft=drafts[method])
+    )
+    outputs, prepared = serve(
+        devices["llama"], FAMILIES["llama"], make_requests(prompts), strategy,
+        pool_tokens=pool_tokens, speculation=speculation, watermark=0.0,
+    )  # fmt: skip
+    assert outputs == plain
+    records = prepared.recorder.requests
+    drafted = sum(record.num_drafted_tokens for record in records)
+    accepted = sum(record.num_accepted_tokens for record in records)
+    if method == "same":
+        assert drafted == accepted > 0
+    elif method == "near":
+        assert 0 < accepted < drafted
+    for entry in prepared.recorder.draft_entries:
+        assert sum(entry[:9]) == pool_tokens
+    assert bool(prepared.recorder.draft_entries) == (method != "ngram")
+    prepared.allocator.check_integrity()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=_name)
+def test_speculation_samples_what_its_seed_says(
+    devices: Any, prompts: Any, samples: Any, drafts: Any, strategy: Any
+) -> None:
+    """Drafts that are no draws of chance change no sample; drawn ones only its luck."""
+    requests = make_requests(prompts, num_samples=4, sampling=SAMPLED)
+    for method, same in (("ngram", True), ("draft_model", False)):
+        speculation = SpeculationConfig(
+            method, num_tokens=2, draft=drafts["near"] if method == "draft_model" else None
+        )
+        outputs, prepared = serve(
+            devices["llama"], FAMILIES["llama"], requests, strategy,
+            pool_tokens=400, token_budget=64, speculation=speculation,
+        )  # fmt: skip
+        found = [outputs[k] for k in range(len(prompts))]
+        assert (found == samples) == same
+        assert [[len(each) for each in one] for one in found] == [
+            [len(each) for each in one] for one in samples
+        ]
+        prepared.allocator.check_integrity()
 
 
 def test_more_branches_than_can_run_are_refused(devices: Any, prompts: Any) -> None:

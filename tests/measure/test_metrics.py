@@ -177,6 +177,7 @@ EXPECTED = {
     "drafted_tokens": 8,
     "accepted_tokens": 6,
     "acceptance_rate": 0.75,
+    "draft_pool_bytes": 0,
     "copied_pages": 4,
     "copied_bytes": 4 * 4 * 2**20,
     "allocator_us_per_step": 20.0,
