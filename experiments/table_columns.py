@@ -60,9 +60,14 @@ BATCHED = Column(
 
 COUNTS = (
     Column("prefix_hit_rate", "hit\n%", "prefix hit rate %", 100.0, best="max", may_hide=True),
-    Column("sharing_saved", "saved\n%", "pages saved by sharing %", 100.0, in_files_only=True),
+    Column(
+        "sharing_saved", "saved\n%", "pages saved by sharing %", 100.0, best="max", may_hide=True
+    ),
+    Column("acceptance_rate", "acc.\n%", "accepted drafts %", 100.0, best="max", may_hide=True),
     Column("preemptions", "pre-\nempt.", "preemptions", digits=0, best="min", may_hide=True),
     Column("recomputed_tokens", "recom-\nputed", "recomputed tokens", digits=0, in_files_only=True),
+    Column("swapped_bytes", "swapped\nGiB", "swapped GiB", 2.0**-30, 3, may_hide=True),
+    Column("stalled_s", "stalled\ns", "stalled by preemption s", digits=1, in_files_only=True),
     Column("copied_pages", "copies", "copied pages", digits=0, in_files_only=True),
     Column("num_refused", "re-\nfused", "refused requests", digits=0, best="min", may_hide=True),
 )

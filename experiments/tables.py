@@ -147,6 +147,13 @@ def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) ->
     if len(complete):
         notes.append(str(complete.iloc[0]["workload_description"]))
         notes.append(_pool_note(complete, rows))
+    if "swaps" in complete and (swapping := complete[complete["preemption"] == "swap"]).size:
+        missed = int((swapping["preemptions"] - swapping["swaps"]).sum())
+        if missed > 0:
+            notes.append(
+                f"{missed:,} of {int(swapping['preemptions'].sum()):,} preemptions found no room "
+                "on the host (engine.swap_tokens) and were recomputed."
+            )
     if is_simulated:
         notes.append(
             "Simulated: every step takes the same virtual time, so times and rates are not shown; "

@@ -111,11 +111,11 @@ def draft_bytes_per_token(config: RunConfig) -> int:
 
 
 def mean_final_len(workload: Workload) -> float:
-    """Mean tokens of KV a request holds when it ends."""
+    """Mean tokens of KV a request holds when it ends, each branch counted by itself."""
     lengths = []
     for request in workload.requests:
         output_len = request.true_output_len or request.max_tokens
-        lengths.append(len(request.prompt_ids) + output_len - 1)
+        lengths.append(request.num_sequences * (len(request.prompt_ids) + output_len - 1))
     return sum(lengths) / max(1, len(lengths))
 
 
