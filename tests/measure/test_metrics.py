@@ -22,7 +22,7 @@ from harness.measure.records import (
 )
 from harness.measure.statistics import t_interval, weighted_mean
 
-POOL = PoolFacts(num_pages=10, page_size=4, bytes_per_token=2**20)
+POOL = PoolFacts(num_pages=10, page_size=4, bytes_per_token=2**20, draft_bytes_per_token=2**18)
 
 
 def step(index: int, start_s: float, duration_s: float, **fields: object) -> StepRecord:
@@ -68,6 +68,7 @@ ENTRIES = [
     ),
     entry(token=4, withheld=20, dead_window=2, mapped_pages=1, logical_pages=1),
 ]
+DRAFT_ENTRIES = [entry(token=token) for token in (4, 8, 6, 2)]
 REQUESTS = [
     done(0, 0.0, 0.0, 1.0, 2.0, 4.0)._replace(
         num_cached_tokens=6,
@@ -86,7 +87,10 @@ REQUESTS = [
 @pytest.fixture(scope="module")
 def metrics() -> Metrics:
     return compute_metrics(
-        steps_frame(STEPS, ENTRIES), requests_frame(REQUESTS), POOL, ServiceLevel(1200.0, 1800.0)
+        steps_frame(STEPS, ENTRIES, DRAFT_ENTRIES),
+        requests_frame(REQUESTS),
+        POOL,
+        ServiceLevel(1200.0, 1800.0),
     )
 
 
@@ -177,7 +181,8 @@ EXPECTED = {
     "drafted_tokens": 8,
     "accepted_tokens": 6,
     "acceptance_rate": 0.75,
-    "draft_pool_bytes": 0,
+    "draft_pool_bytes": 40 * 2**18,
+    "draft_utilisation": (4 * 1 + 8 * 1 + 6 * 2 + 2 * 1) / 5 / 40,
     "copied_pages": 4,
     "copied_bytes": 4 * 4 * 2**20,
     "allocator_us_per_step": 20.0,
