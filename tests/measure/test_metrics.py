@@ -244,7 +244,8 @@ def test_metrics_of_a_random_run_are_finite_and_within_bounds() -> None:
         random_requests(0, num_requests=40, shared_len=9, spread_s=10)
     )
     result = asdict(measure(run))
-    assert all(math.isfinite(value) for value in result.values())
+    undefined = {name for name, value in result.items() if not math.isfinite(value)}
+    assert undefined == {"acceptance_rate", "draft_utilisation"}, "nothing was drafted"
     for name, value in result.items():
         if name.endswith("_share") or name in ("sharing_saved", "token_of_mapped"):
             assert 0 <= value <= 1, name
