@@ -169,7 +169,8 @@ class KVCacheAllocator(ABC):
         """Replace the contents of each key by those of its value, all at once: a beam step.
 
         Children keep their bounds. Keys and values are live sequences of one length, as beams
-        are; ValueError otherwise. Read the tables of all keys again afterwards. Default: every
+        are, computed equally far, and none has released what another is yet to compute;
+        ValueError for other lengths. Read the tables of all keys again afterwards. Default: every
         page copied into the child's own, which needs no room, so it is never refused.
         """
         length = self._rebranch_length(parents)

@@ -139,6 +139,7 @@ class Engine:
                 self._refuse(source, group.request, group.released_s, reason)
             if step.is_empty:
                 if math.isinf(source.next_arrival_s()):
+                    self._check_done()
                     return
                 self._clock.wait_until(source.next_arrival_s())
                 continue
@@ -151,6 +152,14 @@ class Engine:
                 self._recorder.finished(group)
                 source.note_end(group.request, now_s)
             held = self._scheduler.take_held()
+
+    def _check_done(self) -> None:
+        """A strategy that refuses what its pool has room for must not end a run in silence."""
+        if unfinished := self._scheduler.num_unfinished:
+            raise RuntimeError(
+                f"{unfinished} requests are unfinished, but none can be given memory although "
+                "nothing runs: the allocator refuses them for ever (try `make contract`)"
+            )
 
     def _admit_arrivals(self, source: RequestSource) -> None:
         while arrived := source.take_arrived(self._clock.now_s()):
