@@ -18,26 +18,34 @@ def add_chunks(
     """Add the group's tokens to the step: what is not computed yet, within the budget, and
     drafts of what `drafter` expects to follow."""
     if len(group.sequences) == 1:
-        _add_sequence(group.sequences[0], step, splits_prompts, drafter)
+        add_sequence(group.sequences[0], step, splits_prompts, drafter)
     elif group.is_branched:
         _add_branches(group, step, drafter)
     else:
         _add_prompt(group, step, splits_prompts)
 
 
-def _add_sequence(
-    sequence: Sequence, step: StepBuilder, splits_prompts: bool, drafter: Drafter | None
+def add_sequence(
+    sequence: Sequence, step: StepBuilder, splits_prompts: bool, drafter: Drafter | None = None
 ) -> None:
+    """Add what a request's only sequence has not computed yet."""
     start = sequence.num_computed_tokens
     token_ids = sequence.token_ids[start:]
+    count = len(token_ids)
     draws: tuple[SamplingParams, ...] = sequence.draws
-    if splits_prompts and len(token_ids) > step.budget:
-        token_ids = token_ids[: step.budget]
+    if count == 1:
+        if drafter is not None and sequence.token_s:
+            _add_decode(sequence, step, drafter)
+            return
+    elif splits_prompts and count > step.budget:
+        count = step.budget
+        token_ids = token_ids[:count]
         draws = ()
-    if drafter is not None and len(token_ids) == 1 and sequence.token_s:
-        _add_decode(sequence, step, drafter)
-        return
-    step.add_chunk(sequence, Chunk(sequence.seq_id, start, token_ids, draws, len(sequence.token_s)))
+    # as `step.add_chunk`, which this would otherwise call for every token
+    step.budget -= count
+    step.num_prefills += count > 1
+    step.chunks.append(Chunk(sequence.seq_id, start, token_ids, draws, len(sequence.token_s)))
+    step.sequences.append(sequence)
 
 
 def _add_prompt(group: SequenceGroup, step: StepBuilder, splits_prompts: bool) -> None:

@@ -33,31 +33,32 @@ def take_results(
     accepted = iter(outcome.num_accepted)
     moved: list[SequenceGroup] = []
     for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
-        if chunk.num_drafts:
+        # unpacked at once: this runs for every token, and attributes of a tuple are slow
+        seq_id, start, token_ids, draws, _, num_candidates, num_drafts, _ = chunk
+        if num_drafts:
             _take_drafts(step, sequence, chunk, next(accepted), chosen, now_s)
-            commit(sequence.seq_id, sequence.token_ids[chunk.start : sequence.num_computed_tokens])
+            commit(seq_id, sequence.token_ids[start : sequence.num_computed_tokens])
             if sequence.num_slots > sequence.num_computed_tokens and (update := shrink(sequence)):
                 step.shrunk.append(update)
             continue
-        start = chunk.start
-        end = sequence.num_computed_tokens = start + len(chunk.token_ids)
+        end = sequence.num_computed_tokens = start + len(token_ids)
         furthest = sequence.furthest_computed
         if start < furthest:
             sequence.recomputed_tokens += min(end, furthest) - start
         if end > furthest:
             sequence.furthest_computed = end
-        commit(sequence.seq_id, chunk.token_ids)
-        if len(chunk.draws) == 1:
+        commit(seq_id, token_ids)
+        if len(draws) == 1:
             chosen_id, margin = next(chosen)
             sequence.accept(chosen_id, margin, now_s)
             if sequence.group.num_preemptions:
                 sequence.group.resume(now_s)
-        elif chunk.draws:
+        elif draws:
             for sample in sequence.group.sequences:
                 chosen_id, margin = next(chosen)
                 sample.accept(chosen_id, margin, now_s)
             sequence.group.resume(now_s)
-        elif chunk.num_candidates and _step_beams(sequence, candidates, now_s):
+        elif num_candidates and _step_beams(sequence, candidates, now_s):
             moved.append(sequence.group)
     return moved
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from allocators.base import KVCacheAllocator
-from harness.engine import sequence
-from harness.engine.chunking import add_chunks
+from harness.engine import sequence as engine
+from harness.engine.chunking import add_chunks, add_sequence
 from harness.engine.draft_memory import DraftMemory
 from harness.engine.drafting import Drafter
 from harness.engine.group_memory import GroupMemory
@@ -194,11 +194,18 @@ class Scheduler:
 
     def _continue(self, groups: Sequence[SequenceGroup], step: StepBuilder, now_s: float) -> None:
         """Let these running groups go on, as far as the budget goes."""
+        memory, drafter, splits = self._memory, self._drafter, self._splits_prompts
         for group in groups:
             if step.budget <= 0:
                 return
+            if drafter is None and len(group.sequences) == 1 and group.is_running:
+                sequence = group.sequences[0]
+                missing = len(sequence.token_ids) - sequence.num_slots
+                if missing <= 0 or memory.extend(sequence, missing, step):
+                    add_sequence(sequence, step, splits)
+                    continue
             if group.is_running and self._make_room(group, step, now_s):
-                add_chunks(group, step, self._splits_prompts, self._drafter)
+                add_chunks(group, step, splits, drafter)
 
     def _make_room(self, group: SequenceGroup, step: StepBuilder, now_s: float) -> bool:
         """Room for the group's tokens, at the cost of others; False if it went itself."""
@@ -302,7 +309,7 @@ class Scheduler:
             self._requeue(victim)
         self._memory.forget_freed(never_seen)
 
-    def _forget_drafts(self, sequences: Sequence[sequence.Sequence]) -> None:
+    def _forget_drafts(self, sequences: Sequence[engine.Sequence]) -> None:
         if self._drafter is not None:
             for each in sequences:
                 self._drafter.forget(each)

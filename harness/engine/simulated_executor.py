@@ -30,7 +30,9 @@ class SimulatedExecutor:
                 accepted.append(self._accept(chunk))
                 token_ids += chunk.true_ids[: accepted[-1] + 1]
             else:
-                token_ids += [_hash(d.seed, chunk.output_position) % vocab for d in chunk.draws]
+                position = chunk.output_position
+                for draw in chunk.draws:
+                    token_ids.append(_hash(draw.seed, position) % vocab)
         candidates = [_candidates(chunk, vocab) for chunk in plan.chunks if chunk.num_candidates]
         return StepOutcome(token_ids, (), self._step_s, candidates, accepted)
 
@@ -62,9 +64,7 @@ def _candidates(chunk: Chunk, vocab_size: int) -> Candidates:
 
 
 def _hash(seed: int, position: int) -> int:
-    """SplitMix64 of both (Steele et al., 2014), in plain integers: a step has few of them."""
-    mask = 2**64 - 1
-    x = ((seed & mask) * 0xBF58476D1CE4E5B9 + position * 0x9E3779B97F4A7C15 + 1) & mask
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-    return x ^ (x >> 31)
+    """64 bits of both, mixed by two rounds of multiplication."""
+    x = (seed * 0xBF58476D1CE4E5B9 + position * 0x9E3779B97F4A7C15 + 1) & 0xFFFFFFFFFFFFFFFF
+    x = ((x ^ (x >> 31)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return x ^ (x >> 29)

@@ -75,20 +75,18 @@ class RunRecorder:
     ) -> None:
         """A step is done; memory is as it was while it ran. `held` became live before it."""
         plan = step.plan
-        num_tokens = sum([len(chunk.token_ids) for chunk in plan.chunks])
-        num_decode = sum(
+        computed = [(chunk.seq_id, len(chunk.token_ids)) for chunk in plan.chunks]
+        num_tokens = sum([count for _, count in computed])
+        num_drafts = sum([chunk.num_drafts for chunk in plan.chunks]) if outcome.num_accepted else 0
+        num_decode = num_drafts + sum(
             [
-                len(chunk.token_ids)
-                for chunk in plan.chunks
-                if chunk.output_position > 0 and len(chunk.token_ids) == 1 + chunk.num_drafts
+                chunk.output_position > 0 and count == 1 + chunk.num_drafts
+                for chunk, (_, count) in zip(plan.chunks, computed, strict=True)
             ]
         )
-        num_drafts = sum([chunk.num_drafts for chunk in plan.chunks])
-        rejected = step.rejected
-        computed = [
-            (chunk.seq_id, len(chunk.token_ids) - rejected.get(chunk.seq_id, 0))
-            for chunk in plan.chunks
-        ]
+        if step.rejected:
+            wrong = step.rejected
+            computed = [(seq_id, count - wrong.get(seq_id, 0)) for seq_id, count in computed]
         host_ns, self._host_ns_before = (
             self._allocator.host_ns - self._host_ns_before,
             self._allocator.host_ns,
