@@ -28,9 +28,11 @@ class WorkloadConfig:
         PagedAttention artifact's rule). None, for traces: what the pool and the model serve.
     max_output_len: bound on the output alone, before scaling; longer outputs are cut.
         A request asks for min(max_len - prompt, max_output_len) tokens.
+    max_prompt_len: of a chat, before scaling: a longer prompt keeps its last tokens, so that a
+        session goes on but no longer begins as it did before.
     length_scale: multiplies every length, rounded to at least 1; `max_len`,
-        `max_output_len` and `shared_len` are given before it. None: 1, and for a trace
-        whatever fits it to the pool and the model (see `trace_fit`).
+        `max_output_len`, `max_prompt_len` and `shared_len` are given before it. None: 1, and for
+        a trace whatever fits it to the pool and the model (see `trace_fit`).
     arrivals: `trace` takes the trace's own times. rate: requests (chat: sessions) per second.
     burstiness: shape of the gamma distribution of gaps (vLLM's convention): 1 is Poisson,
         below 1 comes in bursts; the coefficient of variation is 1 / sqrt(burstiness).
@@ -69,6 +71,7 @@ class WorkloadConfig:
     output_cv: float = 1.0
     max_len: int | None = 2048
     max_output_len: int | None = None
+    max_prompt_len: int | None = None
     length_scale: float | None = None
     arrivals: str = "all_at_once"
     rate: float = 1.0
@@ -164,6 +167,12 @@ class WorkloadConfig:
                 f"workload.samples={self.samples} with workload.temperature=0 gives as many equal "
                 "outputs: set workload.temperature above 0"
             )
+        if self.max_prompt_len is not None and self.sharing != "chat":
+            raise ValueError(
+                f"workload.max_prompt_len={self.max_prompt_len} cuts the history of a chat, and "
+                f"workload.sharing={self.sharing} has none: set workload.sharing=chat, or leave "
+                "workload.max_prompt_len out"
+            )
         if self.sharing == "chat" and self.num_sequences > 1:
             raise ValueError(
                 f"workload.sharing=chat with {self.num_sequences} sequences a request: the next "
@@ -178,8 +187,8 @@ class WorkloadConfig:
 
 _AT_LEAST_ONE = (
     "num_requests", "prompt_len", "output_len", "prompt_min", "output_min", "prompt_mean",
-    "output_mean", "max_output_len", "samples", "beam_width", "concurrency", "turns", "block_len",
-    "page_multiple",
+    "output_mean", "max_output_len", "max_prompt_len", "samples", "beam_width", "concurrency",
+    "turns", "block_len", "page_multiple",
 )  # fmt: skip
 _POSITIVE = ("length_scale", "rate", "burstiness", "speed_up")
 _NOT_NEGATIVE = (

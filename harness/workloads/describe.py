@@ -13,6 +13,8 @@ def sharing_in_words(config: WorkloadConfig) -> str:
             return head
         case "chat":
             chat = f"chats of up to {config.turns} turns, {config.think_s:g} s apart"
+            if config.max_prompt_len is not None:
+                chat += f", cut to their last {config.max_prompt_len} tokens"
             return f"{chat}, {head}" if config.shared_len else chat
         case _:
             return ""

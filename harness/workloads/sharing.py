@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -67,8 +68,9 @@ def add_chat_sessions(
     Turn t's prompt is turn t-1's prompt, its forced output, and new user text; it arrives
     `think_s` after turn t-1 ended. Every turn takes the next sample of lengths. A session
     ends early when its next turn would not stay below the bound; that sample then opens the
-    next session.
+    next session. With `max_prompt_len`, prompts keep their last tokens and only those count.
     """
+    longest = _longest_prompt(builder.config)
     samples = _scaled(builder.config, pairs, arrivals)
     starts = iter(arrivals.tolist())
     sample = next(samples, None)
@@ -81,14 +83,22 @@ def add_chat_sessions(
             if sample is None or builder.next_id == count:
                 break
             prompt_len, output_len = sample[0], sample[1]
-            if turn and len(history) + prompt_len + output_len >= builder.limits.max_len:
+            whole_len = len(history) + prompt_len
+            if turn and min(whole_len, longest) + output_len >= builder.limits.max_len:
                 break
             text, output = builder.random_tokens(prompt_len, output_len)
-            request = builder.add((*history, *text), output, system.declared(place, head))
+            prompt = (*history, *text)[-longest:]
+            declared = system.declared(place, head) if whole_len <= longest else place
+            request = builder.add(prompt, output, declared)
             history = (*request.prompt_ids, *(request.forced_ids or ()))
             place = Place(builder.config.think_s, session, after_request=request.request_id)
             sample = next(samples, None)
         session += 1
+
+
+def _longest_prompt(config: WorkloadConfig) -> int:
+    bound = config.max_prompt_len
+    return sys.maxsize if bound is None else scale_length(bound, config.scale)
 
 
 def _scaled(

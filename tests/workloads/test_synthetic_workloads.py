@@ -176,6 +176,20 @@ def test_a_chat_session_ends_early_only_where_the_next_turn_would_not_fit():
     assert [len(r.prompt_ids) for r in make(config).requests[:3]] == [30, 80, 130]
 
 
+def test_a_chat_cut_to_its_last_tokens_goes_on():
+    config = WorkloadConfig(
+        num_requests=9, sharing="chat", turns=8, lengths="fixed", prompt_len=60, output_len=40,
+        max_len=400, max_prompt_len=200, shared_len=20, length_scale=0.5,
+    )  # fmt: skip
+    requests = make(config).requests
+    assert [r.session_id for r in requests] == [0] * 8 + [1]
+    assert [len(r.prompt_ids) for r in requests[:4]] == [40, 90, 100, 100]
+    assert [r.shared_prefix_len for r in requests[:4]] == [10, 10, 0, 0]
+    for before, turn in pairwise(requests[1:8]):
+        history = (*before.prompt_ids, *before.forced_ids)
+        assert turn.prompt_ids[:70] == history[-70:]
+
+
 def test_closed_loop_is_handed_on():
     assert make(WorkloadConfig(arrivals="closed_loop", concurrency=5)).closed_loop == 5
     assert make(WorkloadConfig()).closed_loop is None
@@ -200,6 +214,7 @@ def test_sampling_seeds_differ_between_requests():
         ({"prompt_min": 20, "prompt_max": 10}, "prompt_min=20 is above"),
         ({"sharing": "system_prompt"}, r"set workload\.shared_len"),
         ({"sharing": "chat", "output": "free"}, r"set workload\.output=forced_ids"),
+        ({"max_prompt_len": 64}, r"set workload\.sharing=chat"),
     ],
 )
 def test_bad_values_are_refused_with_the_way_out(values, message):
