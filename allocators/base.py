@@ -104,6 +104,9 @@ class KVCacheAllocator(ABC):
     name: ClassVar[str]
     """What a user types: `allocator=NAME`."""
 
+    labelled_options: ClassVar[tuple[str, ...]] = ()
+    """Options that name the strategy in tables even at their defaults."""
+
     grows_on_demand: ClassVar[bool] = True
     """Running sequences may ask for more pages, so the watermark (`keep_free`) applies."""
 

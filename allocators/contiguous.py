@@ -24,6 +24,7 @@ class Contiguous(KVCacheAllocator):
     """
 
     name: ClassVar[str] = "contiguous"
+    labelled_options: ClassVar[tuple[str, ...]] = ("fit",)
     grows_on_demand: ClassVar[bool] = False
 
     def __init__(

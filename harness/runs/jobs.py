@@ -59,26 +59,26 @@ def check_unchanged(job: Job) -> None:
 def strategy_label(config: AllocatorConfig) -> str:
     """A strategy with what distinguishes it: `contiguous buddy max`, `paged`, `mine.py:Mine`.
 
-    Options that are names are always shown, others where they are not the default.
+    Shown are the strategy's labelled options, and others where they are not the default.
     """
-    defaults = _default_options(config.name)
+    defaults, labelled = _options(config.name)
     parts = [config.name.removeprefix("./")]
     for key, value in sorted(config.options.items()):
-        if isinstance(value, str):
-            parts.append(value)
-        elif key not in defaults or value != defaults[key]:
-            parts.append(f"{key}={value}")
+        if key in labelled or key not in defaults or value != defaults[key]:
+            parts.append(value if isinstance(value, str) else f"{key}={value}")
     if config.expected != "none":
         parts.append(config.expected)
     return " ".join(parts)
 
 
-def _default_options(name: str) -> dict[str, object]:
+def _options(name: str) -> tuple[dict[str, object], tuple[str, ...]]:
+    """A strategy's options with their defaults, and those that always stand in its label."""
     try:
         cls = discovery.load(name)
     except ValueError:  # a stored run's allocator file may be gone by now
-        return {}
-    return {key: option.default for key, option in discovery.options(cls).items()}
+        return {}, ()
+    defaults = {key: option.default for key, option in discovery.options(cls).items()}
+    return defaults, cls.labelled_options
 
 
 def run_label(config: RunConfig) -> str:
