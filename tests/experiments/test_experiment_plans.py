@@ -55,6 +55,46 @@ EXPECTED = {
         for part, count in (("waste", 4 * 6), ("times", 5 * 6 * 6))
         for workload in ("steady", "bursty")
     },
+    ("preemption", "quick"): {
+        ("times", "sharegpt"): 2 * 5,
+        ("policies", "sharegpt"): 2 * 4 * 4,
+        ("knowledge", "sharegpt"): 2 * (5 * 3 + 3),
+    },
+    ("preemption", "full"): {
+        ("times", "sharegpt"): 5 * 2 * PAGES,
+        ("times", "alpaca_like"): 5 * 2 * PAGES,
+        ("policies", "sharegpt"): 2 * 4 * 4,
+        ("knowledge", "sharegpt"): 2 * (5 * 3 + 3),
+    },
+    ("chunked_prefill", "quick"): {("times", "long_arrivals"): 5 + 3},
+    ("chunked_prefill", "full"): {("times", "long_arrivals"): 6 * (5 + 3)},
+    ("long_context", "quick"): {
+        ("memory", "long_prompts"): 2 * (4 + 2),
+        ("times", "long_prompts"): 2,
+    },
+    ("long_context", "full"): {
+        ("memory", "long_prompts"): 2 * (4 + 2),
+        ("times", "long_prompts"): 5 * 2 * 2,
+    },
+    ("rag_agents", "quick"): {
+        ("capacity", "agents"): (3 + 2) * 5,
+        ("concurrency", "agents"): (3 + 2) * 6,
+    },
+    ("rag_agents", "full"): {
+        ("capacity", "agents"): (3 + 2) * 5,
+        ("concurrency", "agents"): (3 + 2) * 6,
+        ("times", "agents"): 5 * 3 * 2,
+    },
+    ("speculative_decoding", "quick"): {
+        ("injected", "sharegpt"): 8 * 6 + 1,
+        ("times", "sharegpt"): 4 * 4 + 1,
+        ("lookup", "sharegpt"): 4 + 1,
+    },
+    ("speculative_decoding", "full"): {
+        ("injected", "sharegpt"): 8 * 6 + 1,
+        ("times", "sharegpt"): 5 * (8 * 6 + 1),
+        ("lookup", "sharegpt"): 5 * (8 + 1),
+    },
     ("memory_map", "quick"): {("map", "sharegpt"): 3},
     ("memory_map", "full"): {("map", "sharegpt"): 3},
 }

@@ -1,0 +1,182 @@
+"""Swap against recompute over page sizes, victims and watermarks, and what knowledge is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from experiments.line_panels import (
+    Look,
+    Panel,
+    draw_lines,
+    from_zero,
+    line_handles,
+    looks_of,
+    memory_note,
+    power_ticks,
+    published,
+)
+from experiments.plotting import EXPECTED_COLOURS, jobs_of, means, save, style
+from harness.runs.jobs import Job
+
+MODES = {"recompute": Look("#0072B2", "o"), "swap": Look("#D55E00", "s", "--")}
+
+PAGE_PANELS = (
+    Panel("normalised_latency_ms", "normalised latency,\nms/token"),
+    Panel("output_tokens_per_s", "output tokens/s"),
+    Panel("stalled_per_token_ms", "stalled while preempted,\nms/token"),
+    Panel("recomputed_per_token", "recomputed tokens\nper output token"),
+    Panel("swapped_per_token_kib", "swapped out and in,\nKiB per output token"),
+    Panel("preemptions", "preemptions"),
+)
+
+POLICY_PANELS = (
+    Panel("preemptions", "preemptions"),
+    Panel("recomputed_per_token", "recomputed tokens\nper output token"),
+    Panel("swapped_per_token_kib", "swapped out and in,\nMiB per output token", 1 / 1024),
+    Panel("tokens_per_step", "output tokens/step"),
+)
+
+KNOWLEDGE_PANELS = (
+    Panel("utilisation", "used share of the pool, %", 100.0),
+    Panel("tokens_per_step", "output tokens/step"),
+    Panel("preemptions", "preemptions"),
+)
+
+
+def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+    """`preemption_pages`, `preemption_policies`, `preemption_knowledge`, where there are runs."""
+    rows = _derived(rows)
+    paths: list[Path] = []
+    with style():
+        for part, make in (
+            ("times", _draw_pages),
+            ("policies", _draw_policies),
+            ("knowledge", _draw_knowledge),
+        ):
+            of_part = _rows_of(rows, part)
+            if len(of_part):
+                figure, points, name = make(of_part)
+                paths += save(figure, name, folder, points, jobs_of(of_part, jobs))
+    return paths
+
+
+def _rows_of(rows: pd.DataFrame, part: str) -> pd.DataFrame:
+    """Runs of a part; to `knowledge` belongs the one policy that knows nothing, run only once."""
+    own = rows[rows["part"] == part]
+    if part != "knowledge" or own.empty:
+        return own
+    plain = rows[(rows["part"] == "policies") & (rows["expected"] == "none")]
+    for key in ("victim", "watermark", "preemption", "executor"):
+        plain = plain[plain[key].isin(own[key])]
+    return pd.concat([own, plain])
+
+
+def _derived(rows: pd.DataFrame) -> pd.DataFrame:
+    """Costs for each token of the output, so that workloads compare."""
+    tokens = rows["output_tokens"]
+    return rows.assign(
+        recomputed_per_token=rows["recomputed_tokens"] / tokens,
+        swapped_per_token_kib=rows["swapped_bytes"] / 1024 / tokens,
+        stalled_per_token_ms=1e3 * rows["stalled_s"] / tokens,
+        tokens_per_step=tokens / rows["num_steps"],
+    )
+
+
+def _draw_pages(rows: pd.DataFrame) -> tuple[plt.Figure, pd.DataFrame, str]:
+    keys = ["workload", "preemption", "page_size"]
+    points = means(rows, keys, [panel.metric for panel in PAGE_PANELS])
+    workloads = list(dict.fromkeys(points["workload"]))
+    comparable = published("pagedattention")["fig19_preemption"]["comparable_page_sizes"]
+    figure, grid = plt.subplots(
+        2 * len(workloads), 3, squeeze=False, figsize=(10, 4.4 * len(workloads))
+    )
+    for index, workload in enumerate(workloads):
+        chosen = points[points["workload"] == workload]
+        for axes, panel in zip(grid[2 * index : 2 * index + 2].flat, PAGE_PANELS, strict=True):
+            axes.axvspan(*comparable, color="#EEEEEE", zorder=0)
+            draw_lines(axes, chosen, "page_size", "preemption", panel, MODES)
+            power_ticks(axes, chosen["page_size"])
+            axes.set_xlabel("page size, tokens")
+        grid[2 * index][1].set_title(f"{workload}: {memory_note(rows[rows.workload == workload])}")
+    from_zero(list(grid.flat))
+    grey = Patch(color="#EEEEEE", label="alike in the PagedAttention paper's Fig. 19")
+    _legend_below(figure, [*line_handles(MODES), grey], 3)
+    return figure, points, "preemption_pages"
+
+
+def _draw_policies(rows: pd.DataFrame) -> tuple[plt.Figure, pd.DataFrame, str]:
+    keys = ["preemption", "victim", "watermark"]
+    points = means(rows, keys, [panel.metric for panel in POLICY_PANELS])
+    modes = [mode for mode in MODES if mode in set(points["preemption"])]
+    looks = looks_of(points["victim"])
+    figure, grid = plt.subplots(
+        len(modes), len(POLICY_PANELS), squeeze=False, sharex=True, sharey="col",
+        figsize=(11.5, 0.9 + 2.2 * len(modes)),
+    )  # fmt: skip
+    points = points.assign(percent=100 * points["watermark"])
+    for line, mode in zip(grid, modes, strict=True):
+        chosen = points[points["preemption"] == mode]
+        for axes, panel in zip(line, POLICY_PANELS, strict=True):
+            draw_lines(axes, chosen, "percent", "victim", panel, looks)
+            axes.set_title(mode)
+    for axes in grid[-1]:
+        axes.set_xlabel("watermark, % of the pool")
+    from_zero(list(grid.flat))
+    figure.suptitle(f"Whom a preemption hits (simulated): {memory_note(rows)}")
+    _legend_below(figure, line_handles(looks), 4)
+    return figure, points, "preemption_policies"
+
+
+def _draw_knowledge(rows: pd.DataFrame) -> tuple[plt.Figure, pd.DataFrame, str]:
+    keys = ["allocator", "strategy", "expected", "expected_bias", "expected_spread"]
+    points = means(rows, keys, [panel.metric for panel in KNOWLEDGE_PANELS])
+    allocators = list(dict.fromkeys(points["allocator"]))
+    predicted = points[points["expected"] == "predicted"]
+    looks = looks_of(sorted(predicted["expected_spread"].unique()))
+    figure, grid = plt.subplots(
+        len(allocators), len(KNOWLEDGE_PANELS), squeeze=False, sharex=True, sharey="col",
+        figsize=(9.5, 0.9 + 2.3 * len(allocators)),
+    )  # fmt: skip
+    for line, allocator in zip(grid, allocators, strict=True):
+        chosen = points[points["allocator"] == allocator]
+        for axes, panel in zip(line, KNOWLEDGE_PANELS, strict=True):
+            guesses = chosen[chosen["expected"] == "predicted"]
+            draw_lines(axes, guesses, "expected_bias", "expected_spread", panel, looks)
+            _draw_references(axes, chosen[chosen["expected"] != "predicted"], panel)
+            axes.set_title(f"{allocator}, reserving")
+            if len(guesses):
+                power_ticks(axes, guesses["expected_bias"])
+    for axes in grid[-1]:
+        axes.set_xlabel("median guess / true output")
+    from_zero(list(grid.flat))
+    figure.suptitle(f"What is known of output lengths (simulated): {memory_note(rows)}")
+    labels = {spread: f"guess, spread {spread:g}" for spread in looks}
+    handles = line_handles(looks, labels)
+    for name in dict.fromkeys(points[points["expected"] != "predicted"]["expected"]):
+        look = Look(_reference_colour(name), "", "--")
+        handles += line_handles({name: look}, {"none": "none (grows page by page)"})
+    _legend_below(figure, handles, 4)
+    return figure, points, "preemption_knowledge"
+
+
+def _draw_references(axes: Axes, references: pd.DataFrame, panel: Panel) -> None:
+    for _, reference in references.iterrows():
+        axes.axhline(
+            panel.scale * reference[panel.metric], linestyle="--", linewidth=1.2,
+            color=_reference_colour(reference["expected"]),
+        )  # fmt: skip
+
+
+def _reference_colour(expected: str) -> str:
+    return EXPECTED_COLOURS.get(expected, "#56B4E9")
+
+
+def _legend_below(figure: plt.Figure, handles: Sequence[object], columns: int) -> None:
+    figure.tight_layout()
+    figure.legend(handles=handles, loc="upper center", ncol=columns, bbox_to_anchor=(0.5, 0.0))
