@@ -25,6 +25,10 @@ class MeteredAllocator(KVCacheAllocator):
         return self.inner.grows_on_demand
 
     @property
+    def labelled_options(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.inner.labelled_options
+
+    @property
     def forks_share(self) -> bool:  # type: ignore[override]
         return self.inner.forks_share
 

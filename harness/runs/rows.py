@@ -57,6 +57,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "memory_fraction": config["kv"]["memory_fraction"],
         "workload": workload["name"],
         "sharing": workload["sharing"],
+        "shared_len": workload["shared_len"],
         "rate": workload["rate"],
         "concurrency": workload["concurrency"],
         "length_scale": workload["length_scale"],

@@ -95,6 +95,46 @@ EXPECTED = {
         ("times", "sharegpt"): 5 * (8 * 6 + 1),
         ("lookup", "sharegpt"): 5 * (8 + 1),
     },
+    ("parallel_sampling", "quick"): {
+        ("waste", "alpaca_like"): 4 * 5,
+        ("waste", "sharegpt"): 4 * 4,
+        ("times", "alpaca_like"): 4,
+    },
+    ("parallel_sampling", "full"): {
+        ("waste", "alpaca_like"): 4 * 5,
+        ("waste", "sharegpt"): 4 * 5,
+        ("times", "alpaca_like"): 5 * 4 * 5,
+    },
+    ("beam_search", "quick"): {
+        ("waste", "alpaca_like"): 4 * 5,
+        ("waste", "sharegpt"): 3,
+        ("times", "alpaca_like"): 5,
+    },
+    ("beam_search", "full"): {
+        ("waste", "alpaca_like"): 4 * 5,
+        ("waste", "sharegpt"): 4 * 5,
+        ("times", "alpaca_like"): 5 * 4 * 5,
+    },
+    ("shared_prefix", "quick"): {
+        ("capacity", "translation"): 8,
+        ("rates", "translation"): 8 * 5,
+        ("times", "translation"): 4,
+    },
+    ("shared_prefix", "full"): {
+        ("capacity", "translation"): 8,
+        ("rates", "translation"): 8 * 12,
+        ("times", "translation"): 5 * 8,
+    },
+    ("chatbot", "quick"): {
+        ("capacity", "chatbot"): 8,
+        ("rates", "chatbot"): 8 * 4,
+        ("times", "chatbot"): 5,
+    },
+    ("chatbot", "full"): {
+        ("capacity", "chatbot"): 8,
+        ("rates", "chatbot"): 8 * 10,
+        ("times", "chatbot"): 5 * 8,
+    },
     ("memory_map", "quick"): {("map", "sharegpt"): 3},
     ("memory_map", "full"): {("map", "sharegpt"): 3},
 }

@@ -1,0 +1,123 @@
+"""Capacity against a contiguous reference beside the paper's, and latency over a rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from experiments.plotting import EXPECTED_COLOURS, MARKERS, STRATEGY_COLOURS, WIDTHS, means
+
+EVICTION_MARKERS = {"lru": "s", "lfu": "P", "fifo": "X"}
+LINE_METRICS = (
+    "normalised_latency_ms",
+    "output_tokens_per_s",
+    "batched_requests",
+    "prefix_hit_rate",
+    "saturated_share",
+)
+CAPACITY_METRICS = (
+    "output_tokens_per_s",
+    "batched_requests",
+    "utilisation",
+    "prefix_hit_rate",
+    "sharing_saved",
+    "saturated_share",
+    "preemptions",
+)
+
+
+def capacity_points(rows: pd.DataFrame, keys: Sequence[str], expected: str) -> pd.DataFrame:
+    """Means by strategy and `keys`, with `ratio`: output tokens/s over the contiguous reference's.
+
+    The ratio is taken seed by seed against the contiguous strategy that is told `expected`, so
+    that both have had the same requests; NaN where there was none.
+    """
+    reference = rows[(rows["allocator"] == "contiguous") & (rows["expected"] == expected)]
+    index = [*keys, "seed"]
+    base = reference.groupby(index)["output_tokens_per_s"].mean().rename("base")
+    joined = rows.join(base, on=index)
+    joined["ratio"] = joined["output_tokens_per_s"] / joined["base"]
+    return means(joined, [*keys, "strategy", "allocator", "expected"], ["ratio", *CAPACITY_METRICS])
+
+
+def ratio_bars(axes: Axes, points: pd.DataFrame, paper: float | None, paper_at: str) -> None:
+    """A bar a strategy; the paper's `paper_at` strategy is marked across its bar."""
+    for x, (_, point) in enumerate(points.iterrows()):
+        interval = float(np.nan_to_num(point["ratio_ci"]))
+        axes.bar(
+            x, point["ratio"], 0.8, color=colour_of(point), yerr=interval or None,
+            error_kw={"linewidth": 0.8, "capsize": 1.5}, zorder=2,
+        )  # fmt: skip
+        axes.annotate(
+            f"{point['ratio']:.2f}", (x, point["ratio"] + interval), xytext=(0, 1.5),
+            textcoords="offset points", ha="center", va="bottom", fontsize=7,
+        )  # fmt: skip
+        if paper is not None and point["allocator"] == paper_at:
+            axes.bar(x, paper, 0.8, fill=False, edgecolor="black", linestyle=":", zorder=3)
+            axes.annotate(
+                f"paper {paper:.2f}", (x, paper), xytext=(0, -2), textcoords="offset points",
+                ha="center", va="top", fontsize=6.5, color="white", zorder=4,
+            )  # fmt: skip
+    axes.set_xticks(range(len(points)), [bar_label(name) for name in points["strategy"]])
+    axes.tick_params(axis="x", length=0, labelsize=7)
+
+
+def bar_label(strategy: str) -> str:
+    """A strategy's label, a word or two a line."""
+    return strategy.replace("contiguous buddy", "buddy").replace("_", "\n").replace(" ", "\n")
+
+
+def rate_lines(axes: Axes, rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """`metric` over the rate, a line a strategy; returns what was plotted."""
+    points = means(rows, ["strategy", "allocator", "expected", "rate"], LINE_METRICS)
+    for _, line in points.groupby("strategy", sort=False):
+        line = line.sort_values("rate")
+        axes.errorbar(
+            line["rate"], line[metric], yerr=line[f"{metric}_ci"].fillna(0), capsize=2,
+            **line_look(line.iloc[0]),
+        )  # fmt: skip
+    return points
+
+
+def colour_of(point: pd.Series) -> str:
+    """A strategy's colour; contiguous ones have that of what they are told."""
+    if point["allocator"] == "contiguous":
+        return EXPECTED_COLOURS.get(point["expected"], "#999999")
+    return STRATEGY_COLOURS.get(point["allocator"], "#999999")
+
+
+def line_look(point: pd.Series) -> dict[str, Any]:
+    """Colour, marker and line of a strategy; policies of eviction differ by marker."""
+    eviction = str(point["strategy"]).rpartition(" ")[2]
+    marker = EVICTION_MARKERS.get(eviction, MARKERS.get(point["allocator"], "D"))
+    return {
+        "color": colour_of(point),
+        "marker": marker,
+        "linestyle": "--" if point["allocator"] == "contiguous" else "-",
+        "linewidth": WIDTHS.get(point["allocator"], 1.2),
+    }
+
+
+def line_handles(rows: pd.DataFrame) -> list[Line2D]:
+    """Legend entries of the strategies of `rows`, in order of appearance."""
+    unique = rows.drop_duplicates("strategy")
+    return [Line2D([], [], label=row["strategy"], **line_look(row)) for _, row in unique.iterrows()]
+
+
+def paper_handle() -> Patch:
+    """Legend entry of the paper's ratio."""
+    return Patch(fill=False, edgecolor="black", linestyle=":", label="PagedAttention paper")
+
+
+def with_paper(points: pd.DataFrame, ratios: Mapping[Any, float], key: str) -> pd.DataFrame:
+    """`points` with a row for each published ratio: source says whose a row is."""
+    theirs = pd.DataFrame([{key: at, "ratio": value} for at, value in ratios.items()])
+    return pd.concat(
+        [points.assign(source="here"), theirs.assign(source="paper")], ignore_index=True
+    )

@@ -1,0 +1,18 @@
+"""Pages that beams share, and what that buys (PagedAttention, Figs. 14, 15)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from experiments import sharing_figure
+from harness.runs.jobs import Job
+
+DECODING = sharing_figure.Decoding("beam_width", "beam", "beams a request")
+
+
+def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+    """`beam_search_saved` and `beam_search_throughput`."""
+    return sharing_figure.draw(rows, jobs, folder, DECODING, "beam_search")
