@@ -64,9 +64,9 @@ def engine(threads: int) -> Serve:
         outputs: list[list[int]] = [[] for _ in work]
         finished = run.recorder.finished
 
-        def keep(sequence: Any) -> None:
-            outputs[sequence.request.request_id] = list(sequence.chosen_ids)
-            finished(sequence)
+        def keep(group: Any) -> None:
+            outputs[group.request.request_id] = list(group.sequences[0].chosen_ids)
+            finished(group)
 
         run.recorder.finished = keep
         run.engine.run(Workload("peers", requests, ""))
