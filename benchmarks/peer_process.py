@@ -45,7 +45,7 @@ def jobs(seed: int = 0) -> list[Job]:
 def engine(threads: int) -> Serve:
     """The engine as `python -m harness` runs it: paged, default schedule, ledger and all."""
     from harness.config import DeviceConfig, RunConfig
-    from harness.engine.model_shape import model_preset
+    from harness.engine.device.model_shape import model_preset
     from harness.engine.request import Request, Workload
     from harness.runs.build import prepare
     from harness.runs.torch_device import TorchDevice
@@ -79,8 +79,8 @@ def engine(threads: int) -> Serve:
 def _transformers_model(threads: int) -> Any:
     import torch
 
-    from harness.engine.model_shape import model_preset
-    from harness.engine.models import load_model
+    from harness.engine.device.model_shape import model_preset
+    from harness.engine.device.models import load_model
 
     torch.set_num_threads(threads)
     model = load_model(model_preset("small")).model
@@ -161,8 +161,8 @@ def vllm(threads: int) -> Serve:
     import torch
     from vllm import LLM, SamplingParams
 
-    from harness.engine.model_shape import model_preset
-    from harness.engine.models import load_model
+    from harness.engine.device.model_shape import model_preset
+    from harness.engine.device.models import load_model
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:

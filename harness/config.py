@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from harness.engine.length_estimate import Estimate
-from harness.engine.model_shape import ModelConfig
-from harness.engine.scheduler import BatchOrder, Preemption, Schedule
-from harness.engine.speculation import SpeculationConfig
-from harness.engine.victims import VictimPolicy
+from harness.engine.device.model_shape import ModelConfig
+from harness.engine.scheduling.length_estimate import Estimate
+from harness.engine.scheduling.scheduler import BatchOrder, Preemption, Schedule
+from harness.engine.scheduling.speculation import SpeculationConfig
+from harness.engine.scheduling.victims import VictimPolicy
 from harness.workloads.config import WorkloadConfig
 
 

@@ -20,7 +20,7 @@ from experiments.line_panels import (
     memory_note,
 )
 from experiments.plotting import jobs_of, means, save, style
-from harness.engine.speculation import expected_tokens_per_step
+from harness.engine.scheduling.speculation import expected_tokens_per_step
 from harness.runs.jobs import Job
 
 PLAIN = "#666666"

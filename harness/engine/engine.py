@@ -14,9 +14,9 @@ from harness.engine.executor import Executor
 from harness.engine.memory_events import Extent
 from harness.engine.plan import StepOutcome, TableUpdate
 from harness.engine.request import Request, Workload
-from harness.engine.scheduler import Scheduler
-from harness.engine.sequence import SequenceGroup
-from harness.engine.step_builder import ScheduledStep
+from harness.engine.scheduling.scheduler import Scheduler
+from harness.engine.scheduling.sequence import SequenceGroup
+from harness.engine.scheduling.step_builder import ScheduledStep
 
 
 class Recorder(Protocol):

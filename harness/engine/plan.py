@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from allocators.base import PageCopy
-from harness.engine.beam_search import Candidates
 from harness.engine.memory_events import Extent
 from harness.engine.request import SamplingParams
+from harness.engine.scheduling.beam_search import Candidates
 
 UNKNOWN_DRAFT = -1
 

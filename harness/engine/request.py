@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from harness.engine.beam_search import BeamParams
+from harness.engine.scheduling.beam_search import BeamParams
 
 
 @dataclass(frozen=True, slots=True)

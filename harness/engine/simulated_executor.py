@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from harness.engine.beam_search import Candidates
 from harness.engine.plan import Chunk, StepOutcome, StepPlan
+from harness.engine.scheduling.beam_search import Candidates
 
 
 class SimulatedExecutor:

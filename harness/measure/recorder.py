@@ -10,8 +10,8 @@ from allocators.base import Usage
 from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import DraftPlan, StepOutcome, TableUpdate
 from harness.engine.request import Request
-from harness.engine.sequence import SequenceGroup
-from harness.engine.step_builder import DraftEvents, ScheduledStep
+from harness.engine.scheduling.sequence import SequenceGroup
+from harness.engine.scheduling.step_builder import DraftEvents, ScheduledStep
 from harness.measure.ledger import Ledger, LedgerEntry
 from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator

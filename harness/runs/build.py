@@ -11,12 +11,12 @@ from allocators.base import KVCacheAllocator
 from allocators.page_pool import PagePool
 from harness.config import ConfigError, RunConfig, convert
 from harness.engine.clock import Clock, VirtualClock, WallClock
+from harness.engine.device.model_shape import ModelShape
 from harness.engine.engine import Engine, Limits
 from harness.engine.executor import Executor
-from harness.engine.length_estimate import LengthEstimator
-from harness.engine.model_shape import ModelShape
 from harness.engine.request import Workload
-from harness.engine.scheduler import Scheduler, SchedulerConfig
+from harness.engine.scheduling.length_estimate import LengthEstimator
+from harness.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from harness.engine.simulated_executor import SimulatedExecutor
 from harness.measure.ledger import Ledger
 from harness.measure.memory_map import MemoryMap

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from harness.config import RunConfig
-from harness.engine.model_shape import model_shape
+from harness.engine.device.model_shape import model_shape
 from harness.runs.jobs import Job
 from harness.runs.store import RunStore
 

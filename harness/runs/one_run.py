@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from harness.config import ConfigError, RunConfig, to_mapping
-from harness.engine.model_shape import model_shape
+from harness.engine.device.model_shape import model_shape
 from harness.engine.request import Workload
 from harness.measure.environment import Environment, capture_environment
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics

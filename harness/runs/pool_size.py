@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.config import ConfigError, RunConfig
-from harness.engine.model_shape import (
+from harness.engine.device.model_shape import (
     DTYPE_BYTES,
     ModelConfig,
     ModelShape,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from allocators.page_pool import PagePool
 from harness.config import ConfigError, RunConfig
-from harness.engine.model_shape import ModelConfig, ModelShape, model_shape
+from harness.engine.device.model_shape import ModelConfig, ModelShape, model_shape
 from harness.runs.build import build_allocator
 from harness.runs.pool_size import draft_model, longest_request_len, needs_device_memory
 from harness.workloads.generate import generate

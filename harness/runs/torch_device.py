@@ -9,12 +9,12 @@ import psutil
 import torch
 
 from harness.config import ConfigError, DeviceConfig, RunConfig
+from harness.engine.device.model_shape import ModelConfig, ModelShape
+from harness.engine.device.models import LoadedModel, load_model
+from harness.engine.device.torch_executor import TorchExecutor
 from harness.engine.executor import Executor
-from harness.engine.model_shape import ModelConfig, ModelShape
-from harness.engine.models import LoadedModel, load_model
 from harness.engine.plan import Chunk, StepPlan, TableUpdate
 from harness.engine.request import SamplingParams
-from harness.engine.torch_executor import TorchExecutor
 from harness.runs.pool_size import draft_model, host_pages
 
 _KERNEL_WORKSPACE_BYTES = 64 * 2**20

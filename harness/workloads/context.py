@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from harness.engine.beam_search import BeamParams
 from harness.engine.request import Request, SamplingParams
+from harness.engine.scheduling.beam_search import BeamParams
 from harness.workloads.config import WorkloadConfig
 from harness.workloads.limits import Limits
 from harness.workloads.streams import Stream, TokenSource, rng

@@ -10,16 +10,16 @@ from typing import Any
 from allocators import discovery
 from allocators.base import KVCacheAllocator
 from allocators.page_pool import PagePool
-from harness.engine.beam_search import BeamParams
 from harness.engine.clock import VirtualClock
 from harness.engine.engine import Engine, Limits
 from harness.engine.executor import Executor
-from harness.engine.length_estimate import LengthEstimator
 from harness.engine.plan import StepOutcome, StepPlan
 from harness.engine.request import Request, SamplingParams, Workload
-from harness.engine.scheduler import Scheduler, SchedulerConfig
+from harness.engine.scheduling.beam_search import BeamParams
+from harness.engine.scheduling.length_estimate import LengthEstimator
+from harness.engine.scheduling.scheduler import Scheduler, SchedulerConfig
+from harness.engine.scheduling.speculation import SpeculationConfig
 from harness.engine.simulated_executor import SimulatedExecutor
-from harness.engine.speculation import SpeculationConfig
 from harness.measure.ledger import Ledger
 from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.recorder import RunRecorder

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from harness.engine.batch import BatchBuilder
+from harness.engine.device.batch import BatchBuilder
 from harness.engine.plan import Chunk, TableUpdate
 from harness.engine.request import SamplingParams
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from harness.engine.beam_search import (
+from harness.engine.scheduling.beam_search import (
     BeamParams,
     BeamSearch,
     BeamStep,

@@ -12,11 +12,11 @@ import torch
 
 from allocators import discovery
 from harness.config import AllocatorConfig, DeviceConfig, EngineConfig, KVConfig, RunConfig
-from harness.engine.beam_search import BeamParams
-from harness.engine.model_shape import ModelConfig, model_preset
-from harness.engine.models import load_model
+from harness.engine.device.model_shape import ModelConfig, model_preset
+from harness.engine.device.models import load_model
 from harness.engine.request import Request, SamplingParams, Workload
-from harness.engine.speculation import SpeculationConfig
+from harness.engine.scheduling.beam_search import BeamParams
+from harness.engine.scheduling.speculation import SpeculationConfig
 from harness.runs.build import prepare
 from harness.runs.torch_device import TorchDevice
 

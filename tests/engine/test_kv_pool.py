@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allocators.base import PageCopy
-from harness.engine.kv_pool import HostKV, KVPool
-from harness.engine.model_shape import model_preset, model_shape
-from harness.engine.step_builder import PageCopies
+from harness.engine.device.kv_pool import HostKV, KVPool
+from harness.engine.device.model_shape import model_preset, model_shape
+from harness.engine.scheduling.step_builder import PageCopies
 from kernels import reference
 
 PAGE = st.integers(0, 7)

@@ -10,10 +10,10 @@ from simulated_run import request
 
 from allocators.page_pool import PagePool
 from allocators.paged import Paged
-from harness.engine.length_estimate import LengthEstimator
 from harness.engine.request import Request
-from harness.engine.scheduler import Scheduler, SchedulerConfig
-from harness.engine.sequence import SequenceGroup
+from harness.engine.scheduling.length_estimate import LengthEstimator
+from harness.engine.scheduling.scheduler import Scheduler, SchedulerConfig
+from harness.engine.scheduling.sequence import SequenceGroup
 
 REQUESTS = st.builds(
     lambda request_id, prompt, output, slack: request(

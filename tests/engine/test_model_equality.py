@@ -9,9 +9,9 @@ import pytest
 import torch
 from model_driver import drive
 
-from harness.engine.model_shape import ModelConfig, model_preset
-from harness.engine.models import LoadedModel, load_model
-from harness.engine.torch_executor import TorchExecutor
+from harness.engine.device.model_shape import ModelConfig, model_preset
+from harness.engine.device.models import LoadedModel, load_model
+from harness.engine.device.torch_executor import TorchExecutor
 
 VOCAB = 512
 NUM_OUTPUT = 24

@@ -8,10 +8,10 @@ import pytest
 import torch
 from model_driver import drive
 
-from harness.engine.model_shape import ModelConfig, model_preset, model_presets, model_shape
-from harness.engine.models import UnsupportedModelError, load_model, shape_from_transformers
+from harness.engine.device.model_shape import ModelConfig, model_preset, model_presets, model_shape
+from harness.engine.device.models import UnsupportedModelError, load_model, shape_from_transformers
+from harness.engine.device.torch_executor import TorchExecutor
 from harness.engine.request import SamplingParams
-from harness.engine.torch_executor import TorchExecutor
 
 _TINY = {
     "vocab_size": 64,
@@ -53,7 +53,7 @@ def test_known_sizes() -> None:
 
 def test_a_shape_needs_no_torch() -> None:
     code = (
-        "import sys; from harness.engine.model_shape import model_preset, model_shape; "
+        "import sys; from harness.engine.device.model_shape import model_preset, model_shape; "
         "model_shape(model_preset('opt_13b')); "
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )

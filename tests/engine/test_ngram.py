@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
-from harness.engine.speculation import (
+from harness.engine.scheduling.speculation import (
     NgramIndex,
     SpeculationConfig,
     expected_tokens_per_step,
@@ -147,5 +147,5 @@ def test_tokens_a_step_follow_the_papers_formula(num_tokens: int) -> None:
 
 
 def test_drafting_needs_no_torch() -> None:
-    code = "import sys, harness.engine.speculation; sys.exit('torch' in sys.modules)"
+    code = "import sys, harness.engine.scheduling.speculation; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from harness.engine.device.sampler import sample, uniform
 from harness.engine.request import SamplingParams
-from harness.engine.sampler import sample, uniform
 
 VOCAB = 50
 

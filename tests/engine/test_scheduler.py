@@ -13,8 +13,8 @@ from simulated_run import (
 )
 
 from harness.engine.plan import StepPlan
-from harness.engine.sequence import SequenceGroup
-from harness.engine.victims import VICTIM_POLICIES
+from harness.engine.scheduling.sequence import SequenceGroup
+from harness.engine.scheduling.victims import VICTIM_POLICIES
 
 
 def run(requests: Any, **setup: Any) -> tuple[SimulatedRun, list[StepPlan]]:

@@ -15,8 +15,8 @@ from harness.config import (
     KVConfig,
     RunConfig,
 )
-from harness.engine.model_shape import model_preset
-from harness.engine.models import load_model
+from harness.engine.device.model_shape import model_preset
+from harness.engine.device.models import load_model
 from harness.engine.request import Request, SamplingParams, Workload
 from harness.runs.build import prepare
 from harness.runs.torch_device import TorchDevice

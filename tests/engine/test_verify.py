@@ -11,9 +11,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from harness.engine.device.sampler import sample, uniform
+from harness.engine.device.verify import Verified, draw_draft, filtered_probs, verify
 from harness.engine.request import SamplingParams
-from harness.engine.sampler import sample, uniform
-from harness.engine.verify import Verified, draw_draft, filtered_probs, verify
 
 VOCAB = 6
 TRIALS = 20_000
@@ -227,8 +227,8 @@ def test_the_statistics_reject_a_draft_that_shares_its_luck_with_acceptance(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     params = _params(TRIALS)
-    monkeypatch.setattr("harness.engine.verify._ACCEPT", 1)
-    monkeypatch.setattr("harness.engine.verify._DRAW_DRAFT", 1)
+    monkeypatch.setattr("harness.engine.device.verify._ACCEPT", 1)
+    monkeypatch.setattr("harness.engine.device.verify._DRAW_DRAFT", 1)
     assert _fits(_speculate(params), params[0]) == (False, False)
 
 
@@ -357,7 +357,7 @@ def test_equal_best_logits_and_top_p_zero_keep_the_first() -> None:
 
 
 def test_the_streams_are_apart() -> None:
-    from harness.engine import verify as module
+    from harness.engine.device import verify as module
 
     seeds, positions = list(range(50)) * 20, [p for p in range(20) for _ in range(50)]
     streams = [

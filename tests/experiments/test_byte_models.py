@@ -22,8 +22,8 @@ from experiments.byte_models import (
     split_text,
     train,
 )
-from harness.engine.model_shape import model_preset
-from harness.engine.models import load_model
+from harness.engine.device.model_shape import model_preset
+from harness.engine.device.models import load_model
 
 STEPS = 4
 

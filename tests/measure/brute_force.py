@@ -13,9 +13,9 @@ from allocators.base import Allocation, KVCacheAllocator, Usage
 from harness.engine.memory_events import Extent
 from harness.engine.plan import StepOutcome, TableUpdate
 from harness.engine.request import Request
-from harness.engine.sequence import Sequence as EngineSequence
-from harness.engine.sequence import SequenceGroup
-from harness.engine.step_builder import ScheduledStep
+from harness.engine.scheduling.sequence import Sequence as EngineSequence
+from harness.engine.scheduling.sequence import SequenceGroup
+from harness.engine.scheduling.step_builder import ScheduledStep
 from harness.measure.ledger import CLASSES
 
 

@@ -10,7 +10,7 @@ import pytest
 from brute_force import Auditor
 from simulated_run import ALLOCATORS, Setup, SimulatedRun, branching, random_requests
 
-from harness.engine.speculation import SpeculationConfig
+from harness.engine.scheduling.speculation import SpeculationConfig
 
 ESTIMATES = ("none", "max", "pow2", "oracle", "predicted", "none", "predicted")
 

@@ -72,7 +72,7 @@ def copied_tree(tmp_path, monkeypatch):
     ("file", "simulated_changes", "timed_changes"),
     [
         ("harness/config.py", True, True),
-        ("harness/engine/scheduler.py", True, True),
+        ("harness/engine/scheduling/scheduler.py", True, True),
         ("harness/measure/ledger.py", True, True),
         ("harness/workloads/lengths.py", True, True),
         ("harness/workloads/data/sharegpt_quantiles.csv", True, True),

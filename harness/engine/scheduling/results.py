@@ -6,11 +6,11 @@ import collections.abc
 from collections.abc import Callable, Iterator
 from itertools import repeat
 
-from harness.engine.beam_search import Candidates
-from harness.engine.draft_memory import DraftMemory
 from harness.engine.plan import Chunk, StepOutcome, TableUpdate
-from harness.engine.sequence import Sequence, SequenceGroup
-from harness.engine.step_builder import DraftEvents, ScheduledStep
+from harness.engine.scheduling.beam_search import Candidates
+from harness.engine.scheduling.draft_memory import DraftMemory
+from harness.engine.scheduling.sequence import Sequence, SequenceGroup
+from harness.engine.scheduling.step_builder import DraftEvents, ScheduledStep
 
 Commit = Callable[[int, collections.abc.Sequence[int]], None]
 Shrink = Callable[[Sequence], TableUpdate | None]

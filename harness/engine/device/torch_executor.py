@@ -6,14 +6,14 @@ import time
 
 import torch
 
-from harness.engine.batch import BatchBuilder
-from harness.engine.beam_search import Candidates
-from harness.engine.choose import choose
-from harness.engine.draft_runner import DraftRunner, Drafts
-from harness.engine.kv_pool import HostKV, KVPool
-from harness.engine.model_runner import ModelRunner
-from harness.engine.models import LoadedModel
+from harness.engine.device.batch import BatchBuilder
+from harness.engine.device.choose import choose
+from harness.engine.device.draft_runner import DraftRunner, Drafts
+from harness.engine.device.kv_pool import HostKV, KVPool
+from harness.engine.device.model_runner import ModelRunner
+from harness.engine.device.models import LoadedModel
 from harness.engine.plan import StepOutcome, StepPlan
+from harness.engine.scheduling.beam_search import Candidates
 from kernels import backend
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.engine.batch import BatchBuilder
-from harness.engine.kv_pool import KVPool
-from harness.engine.model_runner import ModelRunner
-from harness.engine.models import LoadedModel
+from harness.engine.device.batch import BatchBuilder
+from harness.engine.device.kv_pool import KVPool
+from harness.engine.device.model_runner import ModelRunner
+from harness.engine.device.models import LoadedModel
+from harness.engine.device.sampler import sample
+from harness.engine.device.verify import draw_draft
 from harness.engine.plan import Chunk, DraftChunk, DraftPlan
-from harness.engine.sampler import sample
-from harness.engine.verify import draw_draft
 
 
 @dataclass(slots=True)

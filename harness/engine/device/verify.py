@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from harness.engine.device.sampler import sample, uniform
 from harness.engine.request import SamplingParams
-from harness.engine.sampler import sample, uniform
 
 T = TypeVar("T")
 

@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from allocators.base import KVCacheAllocator
-from harness.engine import sequence as engine
-from harness.engine.chunking import add_chunks, add_sequence
-from harness.engine.draft_memory import DraftMemory
-from harness.engine.drafting import Drafter
-from harness.engine.group_memory import GroupMemory
-from harness.engine.length_estimate import LengthEstimator
 from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import StepOutcome, TableUpdate
-from harness.engine.results import settle_drafts, take_results
-from harness.engine.sequence import SequenceGroup
-from harness.engine.speculation import SpeculationConfig
-from harness.engine.step_builder import ScheduledStep, StepBuilder
-from harness.engine.victims import VICTIM_POLICIES, VictimPolicy
+from harness.engine.scheduling import sequence as engine
+from harness.engine.scheduling.chunking import add_chunks, add_sequence
+from harness.engine.scheduling.draft_memory import DraftMemory
+from harness.engine.scheduling.drafting import Drafter
+from harness.engine.scheduling.group_memory import GroupMemory
+from harness.engine.scheduling.length_estimate import LengthEstimator
+from harness.engine.scheduling.results import settle_drafts, take_results
+from harness.engine.scheduling.sequence import SequenceGroup
+from harness.engine.scheduling.speculation import SpeculationConfig
+from harness.engine.scheduling.step_builder import ScheduledStep, StepBuilder
+from harness.engine.scheduling.victims import VICTIM_POLICIES, VictimPolicy
 
 Schedule = Literal["mixed_chunked", "mixed_unchunked", "prefill_first", "static"]
 Preemption = Literal["recompute", "swap"]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from allocators.base import Allocation, PageCopy, Usage
 from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import Chunk, DraftPlan, StepPlan, TableUpdate
-from harness.engine.sequence import Sequence, SequenceGroup
+from harness.engine.scheduling.sequence import Sequence, SequenceGroup
 
 PageIds = collections.abc.Sequence[int]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from harness.engine.draft_memory import DraftMemory
-from harness.engine.group_memory import GroupMemory
 from harness.engine.plan import UNKNOWN_DRAFT
-from harness.engine.sequence import Sequence
-from harness.engine.speculation import NgramIndex, SpeculationConfig, inject_drafts
-from harness.engine.step_builder import StepBuilder
+from harness.engine.scheduling.draft_memory import DraftMemory
+from harness.engine.scheduling.group_memory import GroupMemory
+from harness.engine.scheduling.sequence import Sequence
+from harness.engine.scheduling.speculation import NgramIndex, SpeculationConfig, inject_drafts
+from harness.engine.scheduling.step_builder import StepBuilder
 
 
 @dataclass(slots=True)

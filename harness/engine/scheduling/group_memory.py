@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from allocators.base import NULL_PAGE, UNCHANGED, Allocation, KVCacheAllocator, PageCopy
-from harness.engine.held_prefixes import HeldPrefixes
-from harness.engine.length_estimate import LengthEstimator
 from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import TableUpdate
 from harness.engine.request import Request
-from harness.engine.sequence import Sequence, SequenceGroup
-from harness.engine.step_builder import StepBuilder
-from harness.engine.swap import HostPool, SavedPages
+from harness.engine.scheduling.held_prefixes import HeldPrefixes
+from harness.engine.scheduling.length_estimate import LengthEstimator
+from harness.engine.scheduling.sequence import Sequence, SequenceGroup
+from harness.engine.scheduling.step_builder import StepBuilder
+from harness.engine.scheduling.swap import HostPool, SavedPages
 
 
 class GroupMemory:

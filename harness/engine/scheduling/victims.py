@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from harness.engine.sequence import SequenceGroup
+from harness.engine.scheduling.sequence import SequenceGroup
 
 VictimPolicy = Literal["latest", "longest", "least_progress", "cheapest"]
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harness.engine.beam_search import Candidates
+from harness.engine.device.sampler import sample
+from harness.engine.device.verify import verify
 from harness.engine.plan import Chunk
-from harness.engine.sampler import sample
-from harness.engine.verify import verify
+from harness.engine.scheduling.beam_search import Candidates
 
 
 class Chosen(NamedTuple):

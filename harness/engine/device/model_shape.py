@@ -104,7 +104,7 @@ def model_shape(config: ModelConfig) -> ModelShape:
     """
     if config.path is None and config.family in _FORMULAS:
         return _FORMULAS[config.family](config.config, DTYPE_BYTES[config.dtype])
-    from harness.engine.models import shape_from_transformers
+    from harness.engine.device.models import shape_from_transformers
 
     return shape_from_transformers(config)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from allocators.base import PageCopy
-from harness.engine.model_shape import ModelShape
+from harness.engine.device.model_shape import ModelShape
 
 
 class KVPool:

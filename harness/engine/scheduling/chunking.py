@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from harness.engine.drafting import Drafter
 from harness.engine.plan import Chunk
 from harness.engine.request import SamplingParams
-from harness.engine.sequence import Sequence, SequenceGroup
-from harness.engine.step_builder import StepBuilder
+from harness.engine.scheduling.drafting import Drafter
+from harness.engine.scheduling.sequence import Sequence, SequenceGroup
+from harness.engine.scheduling.step_builder import StepBuilder
 
 
 def add_chunks(

@@ -8,10 +8,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from harness.engine.attention import AttentionStep
-from harness.engine.batch import Batch
-from harness.engine.kv_pool import KVPool
-from harness.engine.models import LoadedModel
+from harness.engine.device.attention import AttentionStep
+from harness.engine.device.batch import Batch
+from harness.engine.device.kv_pool import KVPool
+from harness.engine.device.models import LoadedModel
 
 
 class ModelRunner:
@@ -19,7 +19,7 @@ class ModelRunner:
 
     attention: "paged" reads through block tables, "contiguous" from each sequence's first
     slot on, which asks for an allocator that hands out consecutive pages. fused: use
-    `harness.engine.fused` where the model allows it; `lean` says whether it did.
+    `harness.engine.device.fused` where the model allows it; `lean` says whether it did.
     """
 
     def __init__(

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import transformers
 
-from harness.engine.attention import ATTENTION_NAME, AttentionRefusedError, AttentionStep
-from harness.engine.fused import FusedDecoder, fuse
-from harness.engine.model_shape import ModelConfig, ModelShape
+from harness.engine.device.attention import ATTENTION_NAME, AttentionRefusedError, AttentionStep
+from harness.engine.device.fused import FusedDecoder, fuse
+from harness.engine.device.model_shape import ModelConfig, ModelShape
 
 
 class UnsupportedModelError(ValueError):
@@ -19,7 +19,7 @@ class UnsupportedModelError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A decoder in evaluation mode whose attention goes through `harness.engine.attention`.
+    """A decoder in evaluation mode whose attention goes through `harness.engine.device.attention`.
 
     tokenizer: a transformers tokenizer where the checkpoint has one, else None.
     lean: the fused forward pass, which shares the model's weights, or None where the model

@@ -6,11 +6,11 @@ import collections.abc
 import math
 from typing import TYPE_CHECKING
 
-from harness.engine.beam_search import BeamSearch, BeamStep, Candidates
 from harness.engine.request import Request, SamplingParams
+from harness.engine.scheduling.beam_search import BeamSearch, BeamStep, Candidates
 
 if TYPE_CHECKING:
-    from harness.engine.swap import SavedPages
+    from harness.engine.scheduling.swap import SavedPages
 
 
 class Sequence:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from allocators.base import Allocation, KVCacheAllocator
-from harness.engine import sequence
 from harness.engine.memory_events import Extent
 from harness.engine.plan import TableUpdate
 from harness.engine.request import Request
+from harness.engine.scheduling import sequence
 
 
 class HeldPrefixes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from allocators.base import UNCHANGED, KVCacheAllocator, Usage
 from harness.engine.memory_events import Extent
 from harness.engine.plan import DraftChunk, DraftPlan, TableUpdate
-from harness.engine.sequence import Sequence
-from harness.engine.step_builder import PageCopies
+from harness.engine.scheduling.sequence import Sequence
+from harness.engine.scheduling.step_builder import PageCopies
 
 
 class DraftMemory:
