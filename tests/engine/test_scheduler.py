@@ -345,6 +345,17 @@ def test_a_fork_of_a_prefix_respects_the_watermark() -> None:
     assert freely.records[1].first_scheduled_s < finished.records[1].first_scheduled_s
 
 
+def test_pages_that_branches_will_write_to_first_are_not_given_to_the_next_group() -> None:
+    # two pages a prompt; three of the four samples then copy the page that they write to
+    requests = [request(i, 6, 2, num_samples=4, forced_ids=None, forced_len=2) for i in range(2)]
+    too_few, plans = run(requests, allocator="paged_cow", num_pages=9)
+    assert shape(plans[0]) == [(0, 0, 6)]
+    assert too_few.recorder.steps[0].refusal == "withheld"
+    assert sum(record.num_preemptions for record in too_few.recorder.requests) == 0
+    _, plans = run(requests, allocator="paged_cow", num_pages=10)
+    assert shape(plans[0]) == [(0, 0, 6), (4, 0, 6)]
+
+
 def test_swaps_as_far_as_the_host_pool_goes() -> None:
     requests = random_requests(3, num_requests=30)
     setup = Setup("paged", num_pages=24, page_size=4, preemption="swap", host_pages=8)

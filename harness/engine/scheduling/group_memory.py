@@ -19,8 +19,8 @@ class GroupMemory:
     """The allocator as the scheduler sees it: whole groups, all or nothing.
 
     A group of several branches computes its prompt once, in its first live branch, the
-    carrier. Where forks share, the others are forked from it then, and room for their first
-    own pages is kept from its admission on. Elsewhere every branch is given full room at
+    carrier. Where forks share, the others are forked from it then, and no admission touches
+    the first own pages that they will take. Elsewhere every branch is given full room at
     admission (what the PagedAttention paper's Orca baselines did), and the prompt is copied.
     """
 
@@ -40,6 +40,7 @@ class GroupMemory:
         self.host = HostPool(host_pages)
         self.prefixes = HeldPrefixes(allocator)
         self.freed_seq_ids: list[int] = []
+        self._promised_pages: dict[int, int] = {}
 
     def admit(self, group: SequenceGroup, step: StepBuilder, is_idle: bool) -> bool:
         """Memory for all of a group's known tokens; False, and nothing changed, without it."""
@@ -47,7 +48,8 @@ class GroupMemory:
         group.carrier = carrier
         group.asked_len = max(group.longest_len, self._expected_len(group))
         token_ids, expected_len = self._room_of_each(group)
-        keep_free = self._keep_free(is_idle) + self._pages_to_branch(group)
+        to_branch = self._pages_to_branch(group)
+        keep_free = self._keep_free(is_idle) + to_branch
         if self.prefixes.serves(request):
             allocation = self.prefixes.fork(
                 request, carrier.seq_id, token_ids, expected_len, keep_free
@@ -70,6 +72,8 @@ class GroupMemory:
                     return False
                 given.append((sibling, own))
         self._note_admission(group, given, len(token_ids), step)
+        if to_branch:
+            self._promised_pages[group.order] = to_branch
         return True
 
     def grow(self, group: SequenceGroup, step: StepBuilder) -> bool:
@@ -83,6 +87,7 @@ class GroupMemory:
             missing = len(sequence.token_ids) - sequence.num_slots
             if missing > 0 and not self.extend(sequence, missing, step):
                 return False
+        self._promised_pages.pop(group.order, None)
         return True
 
     def extend(self, sequence: Sequence, num_tokens: int, step: StepBuilder) -> bool:
@@ -133,6 +138,7 @@ class GroupMemory:
 
     def free(self, group: SequenceGroup) -> None:
         """Give back all that a group holds."""
+        self._promised_pages.pop(group.order, None)
         for sequence in group.sequences:
             if sequence.num_slots:
                 self.free_sequence(sequence)
@@ -173,6 +179,7 @@ class GroupMemory:
         ]
         group.saved = SavedPages({place: host_page_of[page] for place, page in saved.items()})
         self.freed_seq_ids += seq_ids
+        self._promised_pages.pop(group.order, None)
         return True
 
     def swap_in(self, group: SequenceGroup, step: StepBuilder, is_idle: bool) -> bool:
@@ -185,7 +192,8 @@ class GroupMemory:
         if allocation is None:
             return False
         usage = self._allocator.usage()
-        is_short = usage.free + usage.cached < self._keep_free(is_idle)
+        to_branch = self._pages_to_branch(group)
+        is_short = usage.free + usage.cached < self._keep_free(is_idle) + to_branch
         if is_short or not self._extend_restored(group):
             self._allocator.swap_out(seq_ids)
             return False
@@ -200,6 +208,8 @@ class GroupMemory:
             self._note_whole_table(sequence, step)
         self.host.put_back(group.saved.distinct)
         group.saved = None
+        if to_branch:
+            self._promised_pages[group.order] = to_branch
         return True
 
     def _extend_restored(self, group: SequenceGroup) -> bool:
@@ -344,7 +354,9 @@ class GroupMemory:
         return (len(group.live) - 1) * max(1, own)
 
     def _keep_free(self, is_idle: bool) -> int:
-        """The watermark is for running sequences that may still grow: with none running, or
-        where each was given all it can need at its admission, it would only block the queue."""
+        """What an admission leaves to running groups: the pages their branches will take first,
+        and the watermark. That is for sequences that may still grow: with none running, or where
+        each was given all it can need at its admission, it would only block the queue."""
+        promised = sum(self._promised_pages.values())
         grows = self._allocator.grows_on_demand and not self._estimator.is_sufficient
-        return 0 if is_idle or not grows else self._watermark_pages
+        return promised if is_idle or not grows else promised + self._watermark_pages
