@@ -117,6 +117,10 @@ class KVCacheAllocator(ABC):
     shares_declared_prefix: ClassVar[bool] = False
     """`fork` is cheap enough that the engine should fork declared prefixes, not recompute them."""
 
+    shares_pool: ClassVar[bool] = False
+    """Takes every page from `pool.take`, so that allocators of other groups of layers may take
+    from the same pool. Where not, all layers keep as long as the one that keeps longest."""
+
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
         self.page_size = pool.page_size
@@ -246,6 +250,54 @@ class KVCacheAllocator(ABC):
     def max_sequence_pages(self) -> int:
         """Most pages that one sequence could ever get with the pool to itself."""
         return self.pool.num_pages
+
+    def pages_needed_from(
+        self, token_ids: Sequence[int], expected_len: int, num_cached: int
+    ) -> int:
+        """As `pages_needed`, for `allocate_from`."""
+        return self.pages_needed(token_ids, expected_len)
+
+    def pages_to_append(self, seq_id: int, num_tokens: int) -> int:
+        """Pages `append` would take from those available."""
+        wanted = self.pages_for(self.sequences[seq_id].length + num_tokens)
+        return max(0, wanted - len(self.block_table(seq_id)))
+
+    def pages_to_fork(self, parent_id: int, max_len: int, expected_len: int) -> int:
+        """Pages `fork` would take from those available."""
+        length = self.sequences[parent_id].length
+        return self.pages_for(max(length, min(expected_len, max_len)))
+
+    def pages_to_swap_in(self, seq_ids: Sequence[int]) -> int:
+        """Pages `swap_in` would take from those available."""
+        states = [self._swapped_state(seq_id) for seq_id in seq_ids]
+        return sum(self.pages_for(max(s.length, min(s.expected_len, s.max_len))) for s in states)
+
+    @property
+    def layer_groups(self) -> tuple[KVCacheAllocator, ...]:
+        """The allocators of the model's groups of layers; itself where all layers are one."""
+        return (self,)
+
+    def sibling(self, index: int) -> KVCacheAllocator:
+        """A new allocator for group `index` of layers, over the same pool and with the same
+        options. Only asked of a strategy that `shares_pool`."""
+        return type(self)(self.pool)
+
+    def num_cached(self, token_ids: Sequence[int]) -> int:
+        """Leading tokens that `allocate` would find cached now. Default: none."""
+        return 0
+
+    def allocate_from(
+        self,
+        seq_id: int,
+        token_ids: Sequence[int],
+        max_len: int,
+        expected_len: int,
+        keep_free: int,
+        num_cached: int,
+    ) -> Allocation | None:
+        """As `allocate`, starting from at most `num_cached` tokens that are cached. Default:
+        `allocate`, which finds none."""
+        return self.allocate(seq_id, token_ids, max_len, expected_len, keep_free)
 
     def pages_for(self, num_tokens: int) -> int:
         """Pages that `num_tokens` tokens fill, the last one perhaps in part."""

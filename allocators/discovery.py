@@ -89,13 +89,14 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
 
 
 def _defined_in(module: ModuleType) -> list[type[KVCacheAllocator]]:
-    """Concrete allocators that the module itself defines."""
+    """Concrete allocators that the module itself defines and names."""
     return [
         cls
         for _, cls in inspect.getmembers(module, inspect.isclass)
         if issubclass(cls, KVCacheAllocator)
         and not inspect.isabstract(cls)
         and cls.__module__ == module.__name__
+        and hasattr(cls, "name")
     ]
 
 

@@ -23,6 +23,7 @@ class Paged(KVCacheAllocator):
     """
 
     name: ClassVar[str] = "paged"
+    shares_pool: ClassVar[bool] = True
 
     def allocate(
         self,

@@ -28,6 +28,13 @@ class PagedCopyOnWrite(Paged):
         super().__init__(pool)
         self._num_swaps = 0
 
+    def pages_to_append(self, seq_id: int, num_tokens: int) -> int:
+        sequence = self.sequences[seq_id]
+        table = sequence.page_ids
+        index = sequence.length // self.page_size
+        is_shared = index < len(table) and table[index] in self.pool.extra_refs
+        return super().pages_to_append(seq_id, num_tokens) + is_shared
+
     def append(self, seq_id: int, num_tokens: int = 1) -> Allocation | None:
         sequence = self.sequences[seq_id]
         table = sequence.page_ids
@@ -52,17 +59,23 @@ class PagedCopyOnWrite(Paged):
         self._give_back([source])
         return Allocation(0, (PageCopy(source, pages[0]),), index)
 
+    def pages_to_fork(self, parent_id: int, max_len: int, expected_len: int) -> int:
+        reserved = self.pages_for(min(expected_len, max_len))
+        return max(0, reserved - self.pages_for(self.sequences[parent_id].length))
+
+    def pages_to_swap_in(self, seq_ids: Sequence[int]) -> int:
+        return len(set(self._pages_swapped_out(seq_ids)))
+
     def fork(
         self, parent_id: int, child_id: int, max_len: int, expected_len: int
     ) -> Allocation | None:
         """Start `child_id` on the parent's pages; only what the estimate adds is taken."""
         parent = self.sequences[parent_id]
         self.check_new(child_id, range(parent.length))
-        count = self.pages_for(parent.length)
-        reserved = self.pages_for(min(expected_len, max_len))
-        own = self._take(max(0, reserved - count))
+        own = self._take(self.pages_to_fork(parent_id, max_len, expected_len))
         if own is None:
             return None
+        count = self.pages_for(parent.length)
         table = parent.page_ids[:count]
         self.pool.share(table[parent.num_released :])
         child = SequenceState(table + own, parent.length, max_len, expected_len)
@@ -102,7 +115,7 @@ class PagedCopyOnWrite(Paged):
     def swap_in(self, seq_ids: Sequence[int]) -> Allocation | None:
         """Room for all; pages that left together and were shared are shared again."""
         states = [self._swapped_state(seq_id) for seq_id in seq_ids]
-        references = [page for state in states for page in state.page_ids[state.num_released :]]
+        references = self._pages_swapped_out(seq_ids)
         names = dict.fromkeys(references)
         pages = self._take(len(names))
         if pages is None:
@@ -114,6 +127,11 @@ class PagedCopyOnWrite(Paged):
             state.page_ids = [page_of.get(page, NULL_PAGE) for page in state.page_ids]
             self.sequences[seq_id] = self._swapped.pop(seq_id)
         return Allocation()
+
+    def _pages_swapped_out(self, seq_ids: Sequence[int]) -> list[int]:
+        """What these sequences held when they left, a shared page once for each of them."""
+        states = [self._swapped_state(seq_id) for seq_id in seq_ids]
+        return [page for state in states for page in state.page_ids[state.num_released :]]
 
     def _pages_kept(self, sequence: SequenceState, new_len: int) -> int:
         needed = self.pages_for(new_len)

@@ -81,10 +81,38 @@ class PagedPrefix(PagedCopyOnWrite):
             raise ValueError(f"min_partial_tokens={min_partial_tokens} is less than one token")
         self._partial_reuse = partial_reuse
         self._min_partial_tokens = min_partial_tokens
+        self._eviction: Eviction = eviction
         self._index = PrefixIndex(pool.page_size)
         self._evictable = IdlePages(self._index, eviction)
+        self._root = ROOT
         self._histories: dict[int, History] = {}
         self._remembered: OrderedDict[int, tuple[list[int], list[bytes]]] = OrderedDict()
+
+    def sibling(self, index: int) -> PagedPrefix:
+        """One cache for all groups, in which each finds its own pages: any may be evicted."""
+        other = PagedPrefix(
+            self.pool, self._partial_reuse, self._min_partial_tokens, self._eviction
+        )
+        other._index, other._evictable = self._index, self._evictable
+        other._root = ROOT + bytes([index])
+        self._index.roots.add(other._root)
+        return other
+
+    def num_cached(self, token_ids: Sequence[int]) -> int:
+        match = self._match(-1, token_ids)
+        return len(match.page_ids) * self.page_size + match.num_partial
+
+    def allocate_from(
+        self,
+        seq_id: int,
+        token_ids: Sequence[int],
+        max_len: int,
+        expected_len: int,
+        keep_free: int,
+        num_cached: int,
+    ) -> Allocation | None:
+        match = self._cut(self._match(seq_id, token_ids), num_cached)
+        return self._allocate(seq_id, token_ids, max_len, expected_len, keep_free, match)
 
     def allocate(
         self,
@@ -94,9 +122,20 @@ class PagedPrefix(PagedCopyOnWrite):
         expected_len: int,
         keep_free: int = 0,
     ) -> Allocation | None:
+        match = self._match(seq_id, token_ids)
+        return self._allocate(seq_id, token_ids, max_len, expected_len, keep_free, match)
+
+    def _allocate(
+        self,
+        seq_id: int,
+        token_ids: Sequence[int],
+        max_len: int,
+        expected_len: int,
+        keep_free: int,
+        match: Match,
+    ) -> Allocation | None:
         self.check_new(seq_id, token_ids)
         length = len(token_ids)
-        match = self._match(seq_id, token_ids)
         hits, source = match.page_ids, match.source
         evictable = self._evictable
         num_idle = evictable.count(hits) if hits else 0
@@ -164,7 +203,7 @@ class PagedPrefix(PagedCopyOnWrite):
         num_published = len(self._index.published)
         for start in range(len(digests) * size, len(known) - size + 1, size):
             tokens = tuple(known[start : start + size])
-            parent = digests[-1] if digests else ROOT
+            parent = digests[-1] if digests else self._root
             page = sequence.page_ids[start // size]
             if page == NULL_PAGE:
                 digests.append(self._index.digest(parent, tokens))
@@ -211,7 +250,12 @@ class PagedPrefix(PagedCopyOnWrite):
     def pages_needed(self, token_ids: Sequence[int], expected_len: int) -> int:
         """Pages `allocate` would take from those available: hits on pages that other sequences
         map are not among them."""
-        pages, _ = self._full_hits(token_ids, [])
+        return self.pages_needed_from(token_ids, expected_len, len(token_ids))
+
+    def pages_needed_from(
+        self, token_ids: Sequence[int], expected_len: int, num_cached: int
+    ) -> int:
+        pages = self._full_hits(token_ids, [])[0][: num_cached // self.page_size]
         mapped = len(pages) - self._evictable.count(pages)
         return super().pages_needed(token_ids, expected_len) - mapped
 
@@ -244,7 +288,7 @@ class PagedPrefix(PagedCopyOnWrite):
         page = self.sequences[seq_id].page_ids[start // self.page_size]
         if page == NULL_PAGE or self._is_frozen(page):
             return
-        parent = history.digests[-1] if history.digests else ROOT
+        parent = history.digests[-1] if history.digests else self._root
         if self._index.longest_partial(parent, tokens)[1] < len(tokens):
             padding = (-1 - page,) * (self.page_size - len(tokens))
             num_published = len(self._index.published)
@@ -268,11 +312,23 @@ class PagedPrefix(PagedCopyOnWrite):
         if self._partial_reuse:
             start = len(pages) * self.page_size
             rest = token_ids[start : min(start + self.page_size, len(token_ids) - 1)]
-            parent = digests[len(pages) - 1] if pages else ROOT
+            parent = digests[len(pages) - 1] if pages else self._root
             source, num_partial = self._index.longest_partial(parent, rest)
             if num_partial < self._min_partial_tokens:
                 source, num_partial = -1, 0
         return Match(pages, digests, source, num_partial)
+
+    def _cut(self, match: Match, num_cached: int) -> Match:
+        """The part of a match that covers at most `num_cached` tokens."""
+        num_full, rest = divmod(num_cached, self.page_size)
+        pages, source, num_partial = match.page_ids, match.source, match.num_partial
+        if num_full < len(pages):
+            source, num_partial = pages[num_full], rest
+        else:
+            num_partial = min(num_partial, num_cached - len(pages) * self.page_size)
+        if not self._partial_reuse or num_partial < self._min_partial_tokens:
+            source, num_partial = -1, 0
+        return Match(pages[:num_full], match.digests, source, num_partial)
 
     def _full_hits(
         self, token_ids: Sequence[int], known: list[bytes]
@@ -283,7 +339,7 @@ class PagedPrefix(PagedCopyOnWrite):
         digests = known
         num_known = len(known)
         pages: list[int] = []
-        parent = ROOT
+        parent = self._root
         for index in range((len(token_ids) - 1) // size):
             if index < num_known:
                 parent = digests[index]

@@ -8,7 +8,7 @@ from struct import Struct
 from typing import NamedTuple
 
 ROOT = b""
-"""Parent digest of a sequence's first page."""
+"""Parent digest of a sequence's first page; other groups of layers have roots of their own."""
 
 
 Entry = tuple[bytes, bytes, tuple[int, ...]]
@@ -41,6 +41,7 @@ class PrefixIndex:
         self.twins: dict[int, bytes] = {}
         self._twins_of: dict[bytes, dict[int, None]] = {}
         self._children: dict[bytes, int | TokenTrie] = {}  # most pages have one: no trie then
+        self.roots = {ROOT}
 
     def digest(self, parent: bytes, token_ids: Sequence[int]) -> bytes:
         """Digest of a full page and, through its parent's, of everything before it.
@@ -63,7 +64,7 @@ class PrefixIndex:
         if digest in self.page_of:
             self.twins[page] = digest
             self._twins_of.setdefault(digest, {})[page] = None
-        elif parent == ROOT or parent in self.page_of:
+        elif parent in self.page_of or parent in self.roots:
             self.page_of[digest] = page
             self.published[page] = (digest, parent, token_ids)
             if parent in self._children:
@@ -155,7 +156,7 @@ class PrefixIndex:
         children: dict[bytes, set[int]] = {}
         for page, (digest, parent, token_ids) in self.published.items():
             assert self.digest(parent, token_ids) == digest, f"page {page} is not its digest"
-            assert parent == ROOT or parent in self.page_of, f"page {page} is out of reach"
+            assert parent in self.roots or parent in self.page_of, f"page {page} is out of reach"
             assert self.longest_partial(parent, token_ids)[0] == page
             children.setdefault(parent, set()).add(page)
         assert children == {parent: set(self._child_pages(parent)) for parent in self._children}

@@ -11,9 +11,9 @@ from allocators.base import Usage
 from harness.engine.arrivals import RequestSource
 from harness.engine.clock import Clock
 from harness.engine.executor import Executor
-from harness.engine.memory_events import Extent
-from harness.engine.plan import StepOutcome, TableUpdate
+from harness.engine.plan import StepOutcome
 from harness.engine.request import Request, Workload
+from harness.engine.scheduling.held_prefixes import HeldPrefix
 from harness.engine.scheduling.scheduler import Scheduler
 from harness.engine.scheduling.sequence import SequenceGroup
 from harness.engine.scheduling.step_builder import ScheduledStep
@@ -29,7 +29,7 @@ class Recorder(Protocol):
         start_s: float,
         now_s: float,
         usage: Usage,
-        held: list[tuple[Extent, TableUpdate]],
+        held: list[HeldPrefix],
     ) -> None:
         """A step is done; memory is as it was while it ran. `held` became live before it."""
 
@@ -129,7 +129,7 @@ class Engine:
     def run(self, workload: Workload) -> None:
         """Serve every request of `workload` that can be served."""
         source = RequestSource(workload)
-        held: list[tuple[Extent, TableUpdate]] = []
+        held: list[HeldPrefix] = []
         while True:
             self._admit_arrivals(source)
             start_s = self._clock.now_s()

@@ -42,11 +42,13 @@ class Chunk(NamedTuple):
 
 
 class TableUpdate(NamedTuple):
-    """Block-table entries of a sequence from `first` on are now `page_ids`."""
+    """Block-table entries of a sequence from `first` on are now `page_ids`, in the table of one
+    group of layers."""
 
     seq_id: int
     first: int
     page_ids: Sequence[int]
+    group: int = 0
 
 
 class DraftChunk(NamedTuple):

@@ -81,16 +81,21 @@ class _Bounds(NamedTuple):
 class Ledger:
     """Classifies the slots of one pool.
 
-    window: tokens the sliding window spans when every layer has one, else None.
+    windows: one for each group of layers, which has tables of its own over the shared pool: the
+        tokens that a sliding window spans, None where everything is read.
     """
 
-    def __init__(self, num_pages: int, page_size: int, window: int | None = None) -> None:
+    def __init__(
+        self, num_pages: int, page_size: int, windows: tuple[int | None, ...] = (None,)
+    ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
-        self._window = window
+        self._windows = windows
+        self._num_groups = len(windows)
+        self._slides = any(window is not None for window in windows)
         self._rows: dict[int, _Row] = {}
-        self._owners: dict[int, int] = {}  # page -> one sequence that maps it
-        self._sharers: dict[int, dict[int, int]] = {}  # page -> {seq_id: table index}, if several
+        self._owners: dict[int, int] = {}  # page -> one row that maps it
+        self._sharers: dict[int, dict[int, int]] = {}  # page -> {row: table index}, if several
         self._unsettled: set[int] = set()  # shared pages that some sharer has not computed whole
         self._settled_excess = 0  # slots that settled shared pages were counted too often
         self._sums = [0, 0, 0, 0, 0]
@@ -100,31 +105,36 @@ class Ledger:
     def admit(self, extent: Extent) -> None:
         """A sequence becomes live. An unknown final length is taken to be what was asked for."""
         final = extent.asked_len if extent.final_len is None else extent.final_len
-        self._rows[extent.seq_id] = _Row(extent.computed_len, final, extent.asked_len)
-        self._logical_tokens += extent.computed_len
+        for row_id in self._row_ids(extent.seq_id):
+            self._rows[row_id] = _Row(extent.computed_len, final, extent.asked_len)
+            self._logical_tokens += extent.computed_len
 
     def map(self, update: TableUpdate) -> None:
         """A live sequence's table, from entry `update.first` on, is now `update.page_ids`."""
-        row = self._rows[update.seq_id]
+        row_id = update.seq_id * self._num_groups + update.group
+        row = self._rows[row_id]
         self._count(row, -1)
-        self._cut_table(update.seq_id, row, update.first)
+        self._cut_table(row_id, row, update.first)
         for page in update.page_ids:
-            self._map_page(update.seq_id, row, page)
+            self._map_page(row_id, row, page)
         self._count(row, 1)
 
     def unmap(self, seq_id: int) -> None:
         """The sequence is no longer live."""
-        row = self._rows[seq_id]
-        self._count(row, -1)
-        self._cut_table(seq_id, row, 0)
-        self._logical_tokens -= row.computed
-        del self._rows[seq_id]
+        for row_id in self._row_ids(seq_id):
+            row = self._rows[row_id]
+            self._count(row, -1)
+            self._cut_table(row_id, row, 0)
+            self._logical_tokens -= row.computed
+            del self._rows[row_id]
 
     def advance(self, computed: Iterable[tuple[int, int]]) -> None:
         """Sequences have computed so many tokens more: (seq_id, number) pairs."""
         rows, sums = self._rows, self._sums
-        for seq_id, num_tokens in computed:
-            row = rows[seq_id]
+        if self._num_groups > 1:
+            computed = [(row_id, n) for seq_id, n in computed for row_id in self._row_ids(seq_id)]
+        for row_id, num_tokens in computed:
+            row = rows[row_id]
             self._logical_tokens += num_tokens
             reached = row.computed + num_tokens
             if reached <= row.reserved_until:
@@ -138,13 +148,14 @@ class Ledger:
 
     def truncate(self, seq_id: int, new_len: int) -> None:
         """Tokens from `new_len` on are forgotten; pages given back follow by `map`."""
-        row = self._rows[seq_id]
-        self._count(row, -1)
-        self._logical_tokens -= row.computed - new_len
-        row.computed = new_len
-        self._count(row, 1)
-        for page in row.pages[new_len // self.page_size :]:
-            self._unsettle(page)
+        for row_id in self._row_ids(seq_id):
+            row = self._rows[row_id]
+            self._count(row, -1)
+            self._logical_tokens -= row.computed - new_len
+            row.computed = new_len
+            self._count(row, 1)
+            for page in row.pages[new_len // self.page_size :]:
+                self._unsettle(page)
 
     def entry(self, usage: Usage, refusal: Refusal | None) -> LedgerEntry:
         """The classes now. `refusal` of the queue's head says which class free slots are in."""
@@ -167,7 +178,7 @@ class Ledger:
             withheld=unmapped if kind == "withheld" else 0,
             stranded=unmapped if kind == "stranded" else 0,
             free=unmapped if kind == "full" else 0,
-            dead_window=0 if self._window is None else self._dead_slots(self._window),
+            dead_window=self._dead_slots() if self._slides else 0,
             logical_tokens=self._logical_tokens,
             mapped_pages=len(self._owners),
             logical_pages=self._logical_pages,
@@ -176,12 +187,17 @@ class Ledger:
     def page_counts(self) -> dict[int, tuple[int, tuple[int, int, int, int, int]]]:
         """For each mapped page one owner and its slots by class: token to tail. O(pages)."""
         result = {}
-        for seq_id, row in self._rows.items():
+        for row_id, row in self._rows.items():
             for index, page in enumerate(row.pages):
-                if self._owners.get(page) == seq_id:
-                    bounds = self._page_bounds(page, {seq_id: index})
-                    result[page] = (seq_id, bounds.counts(0))
+                if self._owners.get(page) == row_id:
+                    bounds = self._page_bounds(page, {row_id: index})
+                    result[page] = (row_id // self._num_groups, bounds.counts(0))
         return result
+
+    def _row_ids(self, seq_id: int) -> range:
+        """The rows of a sequence: one for each group of layers."""
+        first = seq_id * self._num_groups
+        return range(first, first + self._num_groups)
 
     def _count(self, row: _Row, sign: int) -> None:
         end = len(row.pages) * self.page_size
@@ -204,25 +220,25 @@ class Ledger:
             is_size_class,
         )
 
-    def _map_page(self, seq_id: int, row: _Row, page: int) -> None:
+    def _map_page(self, row_id: int, row: _Row, page: int) -> None:
         index = len(row.pages)
         row.pages.append(page)
         if page == NULL_PAGE:
             row.released = index + 1
             return
         self._logical_pages += 1
-        owner = self._owners.setdefault(page, seq_id)
-        if owner == seq_id:
+        owner = self._owners.setdefault(page, row_id)
+        if owner == row_id:
             return
         self._unsettle(page)
         sharers = self._sharers.get(page)
         if sharers is None:
             owner_index = self._rows[owner].pages.index(page)
             sharers = self._sharers[page] = {owner: owner_index}
-        sharers[seq_id] = index
+        sharers[row_id] = index
         self._unsettled.add(page)
 
-    def _cut_table(self, seq_id: int, row: _Row, first: int) -> None:
+    def _cut_table(self, row_id: int, row: _Row, first: int) -> None:
         for page in row.pages[first:]:
             if page == NULL_PAGE:
                 continue
@@ -232,7 +248,7 @@ class Ledger:
                 del self._owners[page]
                 continue
             self._unsettle(page)
-            del sharers[seq_id]
+            del sharers[row_id]
             self._owners[page] = next(iter(sharers))
             if len(sharers) == 1:
                 del self._sharers[page]
@@ -261,9 +277,9 @@ class Ledger:
         """A page's slots were counted for every sharer: count them once, in the first class."""
         size = self.page_size
         sharers = self._sharers[page]
-        for seq_id, index in sharers.items():
+        for row_id, index in sharers.items():
             begin = index * size
-            counted = self._bounds(self._rows[seq_id], begin, begin + size).counts(begin)
+            counted = self._bounds(self._rows[row_id], begin, begin + size).counts(begin)
             for k, slots in enumerate(counted):
                 sums[k] -= slots
         for k, slots in enumerate(self._page_bounds(page, sharers).counts(0)):
@@ -274,26 +290,30 @@ class Ledger:
         size = self.page_size
         computed = final = asked = 0
         is_size_class = True
-        for seq_id, index in self._sharers.get(page, sharers).items():
+        for row_id, index in self._sharers.get(page, sharers).items():
             begin = index * size
-            bounds = self._bounds(self._rows[seq_id], begin, begin + size)
+            bounds = self._bounds(self._rows[row_id], begin, begin + size)
             computed = max(computed, bounds.computed - begin)
             final = max(final, bounds.final - begin)
             asked = max(asked, bounds.asked - begin)
             is_size_class &= bounds.is_size_class
         return _Bounds(computed, final, asked, size, is_size_class)
 
-    def _dead_slots(self, window: int) -> int:
+    def _dead_slots(self) -> int:
         """Mapped slots that no later query of any sharer will read."""
-        size = self.page_size
+        size, windows, num_groups = self.page_size, self._windows, self._num_groups
         dead = 0
-        for row in self._rows.values():
-            mapped = len(row.pages) * size
-            dead += max(0, min(row.computed - window + 1, mapped) - row.released * size)
-        for sharers in self._sharers.values():
-            in_page = [
-                min(max(self._rows[s].computed - window + 1 - i * size, 0), size)
-                for s, i in sharers.items()
-            ]
-            dead -= sum(in_page) - min(in_page)
+        for row_id, row in self._rows.items():
+            window = windows[row_id % num_groups]
+            if window is not None:
+                mapped = len(row.pages) * size
+                dead += max(0, min(row.computed - window + 1, mapped) - row.released * size)
+        for sharers in self._sharers.values():  # all of one group: a page belongs to one
+            window = windows[next(iter(sharers)) % num_groups]
+            if window is not None:
+                in_page = [
+                    min(max(self._rows[s].computed - window + 1 - i * size, 0), size)
+                    for s, i in sharers.items()
+                ]
+                dead -= sum(in_page) - min(in_page)
         return dead

@@ -9,7 +9,7 @@ from allocators.base import Allocation, KVCacheAllocator, Usage
 
 
 class MeteredAllocator(KVCacheAllocator):
-    """Passes every call on to `inner` and adds up the time spent there in `host_ns`."""
+    """Passes every call on to `inner` and adds up the time spent there."""
 
     name = "metered"
 
@@ -17,8 +17,22 @@ class MeteredAllocator(KVCacheAllocator):
         super().__init__(inner.pool)
         self.sequences = inner.sequences
         self.inner = inner
-        self.host_ns = 0
+        self._own_ns = 0
+        parts = inner.layer_groups
+        self._layer_groups = (
+            (self,) if len(parts) == 1 else tuple(MeteredAllocator(part) for part in parts)
+        )
         self._commits = type(inner).commit is not KVCacheAllocator.commit
+
+    @property
+    def host_ns(self) -> int:
+        """Time spent in the strategy so far."""
+        groups = self._layer_groups
+        return self._own_ns + (sum(g._own_ns for g in groups) if len(groups) > 1 else 0)
+
+    @property
+    def layer_groups(self) -> tuple[KVCacheAllocator, ...]:
+        return self._layer_groups
 
     @property
     def grows_on_demand(self) -> bool:  # type: ignore[override]
@@ -46,13 +60,13 @@ class MeteredAllocator(KVCacheAllocator):
     ) -> Allocation | None:
         begin = perf_counter_ns()
         allocation = self.inner.allocate(seq_id, token_ids, max_len, expected_len, keep_free)
-        self.host_ns += perf_counter_ns() - begin
+        self._own_ns += perf_counter_ns() - begin
         return allocation
 
     def append(self, seq_id: int, num_tokens: int = 1) -> Allocation | None:
         begin = perf_counter_ns()
         allocation = self.inner.append(seq_id, num_tokens)
-        self.host_ns += perf_counter_ns() - begin
+        self._own_ns += perf_counter_ns() - begin
         return allocation
 
     def fork(
@@ -60,52 +74,52 @@ class MeteredAllocator(KVCacheAllocator):
     ) -> Allocation | None:
         begin = perf_counter_ns()
         allocation = self.inner.fork(parent_id, child_id, max_len, expected_len)
-        self.host_ns += perf_counter_ns() - begin
+        self._own_ns += perf_counter_ns() - begin
         return allocation
 
     def commit(self, seq_id: int, token_ids: Sequence[int]) -> None:
         if self._commits:
             begin = perf_counter_ns()
             self.inner.commit(seq_id, token_ids)
-            self.host_ns += perf_counter_ns() - begin
+            self._own_ns += perf_counter_ns() - begin
 
     def truncate(self, seq_id: int, new_len: int) -> None:
         begin = perf_counter_ns()
         self.inner.truncate(seq_id, new_len)
-        self.host_ns += perf_counter_ns() - begin
+        self._own_ns += perf_counter_ns() - begin
 
     def rebranch(self, parents: Mapping[int, int]) -> Allocation | None:
         begin = perf_counter_ns()
         allocation = self.inner.rebranch(parents)
-        self.host_ns += perf_counter_ns() - begin
+        self._own_ns += perf_counter_ns() - begin
         return allocation
 
     def release(self, seq_id: int, upto: int) -> None:
         begin = perf_counter_ns()
         self.inner.release(seq_id, upto)
-        self.host_ns += perf_counter_ns() - begin
+        self._own_ns += perf_counter_ns() - begin
 
     def swap_out(self, seq_ids: Sequence[int]) -> Allocation | None:
         begin = perf_counter_ns()
         allocation = self.inner.swap_out(seq_ids)
-        self.host_ns += perf_counter_ns() - begin
+        self._own_ns += perf_counter_ns() - begin
         return allocation
 
     def swap_in(self, seq_ids: Sequence[int]) -> Allocation | None:
         begin = perf_counter_ns()
         allocation = self.inner.swap_in(seq_ids)
-        self.host_ns += perf_counter_ns() - begin
+        self._own_ns += perf_counter_ns() - begin
         return allocation
 
     def discard_swapped(self, seq_id: int) -> None:
         begin = perf_counter_ns()
         self.inner.discard_swapped(seq_id)
-        self.host_ns += perf_counter_ns() - begin
+        self._own_ns += perf_counter_ns() - begin
 
     def free(self, seq_id: int) -> None:
         begin = perf_counter_ns()
         self.inner.free(seq_id)
-        self.host_ns += perf_counter_ns() - begin
+        self._own_ns += perf_counter_ns() - begin
 
     def block_table(self, seq_id: int) -> Sequence[int]:
         return self.inner.block_table(seq_id)

@@ -22,21 +22,28 @@ _ROUNDING_S = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class PoolFacts:
-    """What a run's pool was. bytes_per_token: KV bytes of one token over all layers;
-    draft_bytes_per_token: those of a draft model, whose pool has as many slots."""
+    """What a run's pool was. num_pages: of all layers. bytes_per_token: KV bytes of one token
+    over all layers; draft_bytes_per_token: those of a draft model, whose pool has as many
+    slots. num_groups: of layers; each token takes a slot in each, and the ledger counts them
+    all."""
 
     num_pages: int
     page_size: int
     bytes_per_token: int
     draft_bytes_per_token: int = 0
+    num_groups: int = 1
 
     @property
-    def num_slots(self) -> int:
+    def num_tokens(self) -> int:
         return self.num_pages * self.page_size
 
     @property
+    def num_slots(self) -> int:
+        return self.num_tokens * self.num_groups
+
+    @property
     def gib(self) -> float:
-        return self.num_slots * self.bytes_per_token / 2**30
+        return self.num_tokens * self.bytes_per_token / 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,13 +266,13 @@ def _memory(steps: pd.DataFrame, pool: PoolFacts, output_tokens: float) -> dict[
     idle_slot_s = float(np.dot(slots - _column(steps, "token"), weights))
     return {
         "pool_pages": pool.num_pages,
-        "pool_tokens": slots,
-        "pool_bytes": slots * pool.bytes_per_token,
+        "pool_tokens": pool.num_tokens,
+        "pool_bytes": pool.num_tokens * pool.bytes_per_token,
         "utilisation": share["token"],
         **{f"{name}_share": value for name, value in share.items()},
         "dead_window_share": weighted_mean(_column(steps, "dead_window"), weights) / slots,
-        "token_of_mapped": _ratio(share["token"] * pool.num_pages, mapped),
-        "idle_slot_s_per_token": _ratio(idle_slot_s, output_tokens),
+        "token_of_mapped": _ratio(share["token"] * pool.num_pages * pool.num_groups, mapped),
+        "idle_slot_s_per_token": _ratio(idle_slot_s / pool.num_groups, output_tokens),
         "sharing_saved": 1 - _ratio(mapped, logical),
         "saturated_share": saturated_share,
         "memory_bound": bool(saturated_share >= MEMORY_BOUND_SHARE),
@@ -284,7 +291,7 @@ def _strategy(steps: pd.DataFrame, done: pd.DataFrame, pool: PoolFacts) -> dict[
     swapped_pages = int(steps["saved_pages"].sum() + steps["restored_pages"].sum())
     drafted = int(done["num_drafted_tokens"].sum())
     accepted = int(done["num_accepted_tokens"].sum())
-    page_bytes = pool.page_size * pool.bytes_per_token
+    page_bytes = pool.page_size * pool.bytes_per_token // pool.num_groups
     draft_tokens = _column(steps, "draft_token") if "draft_token" in steps else np.zeros(0)
     return {
         "prefix_hit_rate": _ratio(cached_tokens, int(done["num_prompt_tokens"].sum())),
@@ -297,9 +304,9 @@ def _strategy(steps: pd.DataFrame, done: pd.DataFrame, pool: PoolFacts) -> dict[
         "drafted_tokens": drafted,
         "accepted_tokens": accepted,
         "acceptance_rate": _ratio(accepted, drafted),
-        "draft_pool_bytes": pool.num_slots * pool.draft_bytes_per_token,
+        "draft_pool_bytes": pool.num_tokens * pool.draft_bytes_per_token,
         "draft_utilisation": (
-            weighted_mean(draft_tokens, _column(steps, "duration_s")) / pool.num_slots
+            weighted_mean(draft_tokens, _column(steps, "duration_s")) / pool.num_tokens
             if len(draft_tokens)
             else math.nan
         ),

@@ -10,6 +10,7 @@ from allocators.base import Usage
 from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import DraftPlan, StepOutcome, TableUpdate
 from harness.engine.request import Request
+from harness.engine.scheduling.held_prefixes import HeldPrefix
 from harness.engine.scheduling.sequence import SequenceGroup
 from harness.engine.scheduling.step_builder import DraftEvents, ScheduledStep
 from harness.measure.ledger import Ledger, LedgerEntry
@@ -27,7 +28,7 @@ class _MemoryEvents(NamedTuple):
     inherited: list[tuple[int, int]]
     computed: list[tuple[int, int]]
     shrunk: list[TableUpdate]
-    held: list[tuple[Extent, TableUpdate]]
+    held: list[HeldPrefix]
     usage: Usage
     refusal: Refusal | None
     start_s: float
@@ -71,7 +72,7 @@ class RunRecorder:
         start_s: float,
         now_s: float,
         usage: Usage,
-        held: list[tuple[Extent, TableUpdate]],
+        held: list[HeldPrefix],
     ) -> None:
         """A step is done; memory is as it was while it ran. `held` became live before it."""
         plan = step.plan
@@ -190,9 +191,10 @@ class RunRecorder:
 
     def _enter(self, events: _MemoryEvents) -> None:
         ledger = self._ledger
-        for extent, update in events.held:
+        for extent, tables in events.held:
             ledger.admit(extent)
-            ledger.map(update)
+            for update in tables:
+                ledger.map(update)
         for seq_id in events.freed:
             ledger.unmap(seq_id)
         for extent in events.admitted:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from allocators import discovery
 from allocators.base import KVCacheAllocator
+from allocators.layer_groups import LayerGroups
 from allocators.page_pool import PagePool
 from harness.config import ConfigError, RunConfig, convert
 from harness.engine.clock import Clock, VirtualClock, WallClock
-from harness.engine.device.model_shape import ModelShape
+from harness.engine.device.model_shape import LayerGroup, ModelShape
 from harness.engine.engine import Engine, Limits
 from harness.engine.executor import Executor
 from harness.engine.request import Workload
@@ -40,7 +42,9 @@ class Device(Protocol):
     @property
     def eos_ids(self) -> frozenset[int]: ...
 
-    def executor(self, config: RunConfig, num_pages: int, max_len: int) -> Executor: ...
+    def executor(
+        self, config: RunConfig, num_pages: int, max_len: int, groups: Sequence[LayerGroup] = ()
+    ) -> Executor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class PreparedRun:
     recorder: RunRecorder
     memory_map: MemoryMap | None
     allocator: MeteredAllocator
+    num_layer_groups: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,9 @@ class SimulatedDevice:
     tokenizer: Any | None = None
     eos_ids: frozenset[int] = frozenset()
 
-    def executor(self, config: RunConfig, num_pages: int, max_len: int) -> Executor:
+    def executor(
+        self, config: RunConfig, num_pages: int, max_len: int, groups: Sequence[LayerGroup] = ()
+    ) -> Executor:
         return SimulatedExecutor(
             config.executor.step_ms / 1e3,
             self.shape.vocab_size,
@@ -74,22 +81,28 @@ class SimulatedDevice:
 def prepare(
     config: RunConfig, workload: Workload, num_pages: int, device: Device, seed: int
 ) -> PreparedRun:
-    """Fresh allocator, scheduler, ledger, clock and executor for one repetition."""
-    pool = PagePool(num_pages, config.kv.page_size)
-    allocator = MeteredAllocator(build_allocator(config, pool))
+    """Fresh allocator, scheduler, ledger, clock and executor for one repetition. num_pages: of
+    all layers; where groups of layers have pages of their own, the pool has so many for each."""
+    page_size, pool_tokens = config.kv.page_size, num_pages * config.kv.page_size
+    groups = layer_groups(config, device.shape)
+    windows = tuple(group.window for group in groups)
+    pool = PagePool(num_pages * len(groups), page_size)
+    strategy = build_allocator(config, pool)
+    allocator = MeteredAllocator(
+        strategy if len(groups) == 1 else LayerGroups(strategy, len(groups))
+    )
     engine_config = config.engine
-    window = device.shape.window if config.attention.kind == "paged" else None
     scheduler_config = SchedulerConfig(
         engine_config.schedule,
         engine_config.token_budget,
         engine_config.max_num_seqs,
         engine_config.watermark,
         engine_config.preemption,
-        host_pages(config, num_pages),
+        host_pages(config, pool.num_pages, len(groups)),
         engine_config.victim,
         engine_config.batch_size,
         engine_config.batch_order,
-        window,
+        windows,
         engine_config.speculation,
         device.shape.vocab_size,
     )
@@ -101,34 +114,43 @@ def prepare(
     )
     draft_allocator = None
     if config.engine.speculation.draft is not None:
-        draft_allocator = build_allocator(config, PagePool(num_pages, config.kv.page_size))
+        draft_allocator = build_allocator(config, PagePool(num_pages, page_size))
     scheduler = Scheduler(allocator, scheduler_config, estimator, draft_allocator)
     max_len = max((request.max_len for request in workload.requests), default=1)
-    max_len = min(max_len, num_pages * config.kv.page_size)
-    executor = device.executor(config, num_pages, max_len)
+    max_len = min(max_len, pool_tokens)
+    executor = device.executor(config, pool.num_pages, max_len, groups)
     memory_map = (
         MemoryMap(config.measure.memory_map_period_s) if config.measure.memory_map else None
     )
     recorder = RunRecorder(
-        Ledger(num_pages, config.kv.page_size, window),
+        Ledger(pool.num_pages, page_size, windows),
         allocator,
         # a timed run keeps the ledger's work out of the time between its steps
         deferred=config.executor.kind != "simulated"
         or any(request.true_output_len is None for request in workload.requests),
         memory_map=memory_map,
-        draft_ledger=None if draft_allocator is None else Ledger(num_pages, config.kv.page_size),
+        draft_ledger=None if draft_allocator is None else Ledger(num_pages, page_size),
     )
-    pool_tokens = num_pages * config.kv.page_size
     limits = Limits(
         pool_tokens,
-        config.kv.page_size,
+        page_size,
         device.shape.max_positions,
         engine_config.max_num_seqs,
         engine_config.token_budget,
     )
     clock: Clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
     engine = Engine(scheduler, executor, clock, recorder, limits, allocator)
-    return PreparedRun(engine, executor, recorder, memory_map, allocator)
+    return PreparedRun(engine, executor, recorder, memory_map, allocator, len(groups))
+
+
+def layer_groups(config: RunConfig, shape: ModelShape) -> tuple[LayerGroup, ...]:
+    """The groups of layers that have pages of their own: one where the strategy needs the whole
+    pool, which then keeps KV as long as any layer reads it."""
+    groups = shape.layer_groups
+    merged = LayerGroup.merged(groups)
+    if config.attention.kind != "paged":
+        return (LayerGroup(None, merged.layers),)
+    return groups if discovery.load(config.allocator.name).shares_pool else (merged,)
 
 
 def build_allocator(config: RunConfig, pool: PagePool) -> KVCacheAllocator:

@@ -106,6 +106,7 @@ def _run_repetition(config: RunConfig, device: Device, seed: int) -> _Repetition
         config.kv.page_size,
         kv_bytes_per_token(config, device.shape),
         draft_bytes_per_token(config),
+        prepared.num_layer_groups,
     )
     slo = ServiceLevel(
         config.measure.slo_ttft_ms or math.inf, config.measure.slo_tpot_ms or math.inf

@@ -61,14 +61,15 @@ def pool_pages(
     return pages
 
 
-def host_pages(config: RunConfig, num_pages: int) -> int:
+def host_pages(config: RunConfig, num_pages: int, num_groups: int = 1) -> int:
     """Pages on the host for preempted sequences: engine.swap_tokens, else as many as the pool
-    has (PagedAttention, section 4.5, bounds them so); none where nothing is swapped."""
+    has (PagedAttention, section 4.5, bounds them so); none where nothing is swapped. A token
+    takes a slot in each of `num_groups` groups of layers."""
     if config.engine.preemption != "swap":
         return 0
     if config.engine.swap_tokens is None:
         return num_pages
-    return config.engine.swap_tokens // config.kv.page_size
+    return config.engine.swap_tokens // config.kv.page_size * num_groups
 
 
 def needs_device_memory(config: RunConfig) -> bool:

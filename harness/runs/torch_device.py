@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
 import torch
 
 from harness.config import ConfigError, DeviceConfig, RunConfig
-from harness.engine.device.model_shape import ModelConfig, ModelShape
+from harness.engine.device.model_shape import LayerGroup, ModelConfig, ModelShape
 from harness.engine.device.models import LoadedModel, load_model
 from harness.engine.device.torch_executor import TorchExecutor
 from harness.engine.executor import Executor
@@ -81,8 +82,11 @@ class TorchDevice:
     def threads(self) -> int:
         return torch.get_num_threads()
 
-    def executor(self, config: RunConfig, num_pages: int, max_len: int) -> Executor:
-        """A fresh executor with a pool of `num_pages`; what compiles lazily has been compiled."""
+    def executor(
+        self, config: RunConfig, num_pages: int, max_len: int, groups: Sequence[LayerGroup] = ()
+    ) -> Executor:
+        """A fresh executor with a pool of `num_pages` that each hold the KV of one of `groups`;
+        what compiles lazily has been compiled."""
         attention, kv = config.attention, config.kv
         key = (attention.kind, attention.backend, config.engine.fused, kv.page_size, kv.dtype)
         self._draft(config)  # before the memory is looked at
@@ -94,7 +98,7 @@ class TorchDevice:
             self._warm.add(key)
             self._set_threads(self._wanted_threads)  # numba's thread pool resets it at its start
         self._check_clean()
-        return self._build(config, num_pages, max_len, config.engine.max_num_seqs)
+        return self._build(config, num_pages, max_len, config.engine.max_num_seqs, groups)
 
     @staticmethod
     def _set_threads(threads: int | None) -> None:
@@ -123,7 +127,12 @@ class TorchDevice:
         return int(psutil.Process().memory_info().rss)
 
     def _build(
-        self, config: RunConfig, num_pages: int, max_len: int, max_seqs: int
+        self,
+        config: RunConfig,
+        num_pages: int,
+        max_len: int,
+        max_seqs: int,
+        groups: Sequence[LayerGroup] = (),
     ) -> TorchExecutor:
         kind = config.attention.kind
         if kind == "auto":
@@ -137,9 +146,10 @@ class TorchDevice:
             attention=kind,
             kernels=config.attention.backend,
             kv_dtype=config.kv.dtype,
-            host_pages=host_pages(config, num_pages),
+            host_pages=host_pages(config, num_pages, max(1, len(groups))),
             fused=config.engine.fused,
             draft=self._draft(config),
+            groups=groups,
         )
 
     def _draft(self, config: RunConfig) -> LoadedModel | None:

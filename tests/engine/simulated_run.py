@@ -9,6 +9,7 @@ from typing import Any
 
 from allocators import discovery
 from allocators.base import KVCacheAllocator
+from allocators.layer_groups import LayerGroups
 from allocators.page_pool import PagePool
 from harness.engine.clock import VirtualClock
 from harness.engine.engine import Engine, Limits
@@ -47,7 +48,7 @@ class Setup:
     victim: Any = "latest"
     batch_size: int | None = None
     batch_order: Any = "arrival"
-    window: int | None = None
+    windows: tuple[int | None, ...] = (None,)
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     deferred: bool = False
     step_s: float = 1.0
@@ -72,6 +73,8 @@ class SimulatedRun:
         self.setup = setup
         pool = PagePool(setup.num_pages, setup.page_size)
         self.inner = discovery.build(setup.allocator, pool, **setup.options)
+        if len(setup.windows) > 1:
+            self.inner = LayerGroups(self.inner, len(setup.windows))
         self.allocator = MeteredAllocator(self.inner)
         self.estimator = LengthEstimator(setup.expected, setup.bias, setup.spread)
         config = SchedulerConfig(
@@ -84,20 +87,20 @@ class SimulatedRun:
             setup.victim,
             setup.batch_size,
             setup.batch_order,
-            setup.window,
+            setup.windows,
             setup.speculation,
             vocab_size=50,
         )
         self.scheduler = Scheduler(self.allocator, config, self.estimator)
         self.recorder = RunRecorder(
-            Ledger(setup.num_pages, setup.page_size, setup.window),
+            Ledger(setup.num_pages, setup.page_size, setup.windows),
             self.allocator,
             deferred=setup.deferred,
         )
         self.executor = executor or SimulatedExecutor(setup.step_s, vocab_size=50)
         self.clock = VirtualClock()
         self.limits = Limits(
-            setup.num_pages * setup.page_size,
+            setup.num_pages // len(setup.windows) * setup.page_size,
             setup.page_size,
             setup.max_positions,
             setup.max_num_seqs,

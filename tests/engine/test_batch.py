@@ -22,48 +22,52 @@ def test_a_prefill_chunk_beside_a_decode() -> None:
     batch = builder.build((_chunk(9, 9, [41]), _chunk(7, 2, [10, 11, 12], samples=False)))
     assert batch.input_ids.tolist() == [41, 10, 11, 12]
     assert batch.positions.tolist() == [9, 2, 3, 4]
-    assert batch.slot_mapping.tolist() == [3 * 4 + 1, 5 * 4 + 2, 5 * 4 + 3, 2 * 4]
+    assert batch.slot_mapping.tolist() == [[3 * 4 + 1, 5 * 4 + 2, 5 * 4 + 3, 2 * 4]]
     assert batch.query_start_loc.tolist() == [0, 1, 4]
     assert batch.seq_lens.tolist() == [10, 5]
-    assert batch.block_table[:, :2].tolist() == [[0, 8], [5, 2]]
-    assert batch.block_table.shape == (2, 3)
+    assert batch.block_table[0, :, :2].tolist() == [[0, 8], [5, 2]]
+    assert batch.block_table.shape == (1, 2, 3)
     assert batch.sample_rows.tolist() == [0]
     assert batch.max_query_len == 3
 
 
+@pytest.mark.parametrize("num_groups", [1, 3])
 @pytest.mark.parametrize("page_size", [1, 3, 16])
-def test_lowering_equals_a_token_by_token_walk(page_size: int) -> None:
+def test_lowering_equals_a_token_by_token_walk(page_size: int, num_groups: int) -> None:
     rng = random.Random(page_size)
-    builder = BatchBuilder(max_seqs=8, max_len=96, page_size=page_size)
-    tables: dict[int, list[int]] = {}
+    builder = BatchBuilder(8, 96, page_size, num_groups)
+    tables: dict[int, list[list[int]]] = {}
     for step in range(60):
         freed = rng.sample(sorted(tables), k=min(len(tables), rng.randrange(3)))
         for seq_id in freed:
             del tables[seq_id]
         builder.free([*freed, 10_000 + step])
         if len(tables) < 8:
-            tables[step] = []
-        for seq_id, table in tables.items():
-            first = min(rng.randrange(len(table) + 1), -(-96 // page_size) - 1)
-            room = -(-96 // page_size) - first
-            table[first:] = [rng.randrange(500) for _ in range(rng.randrange(1, room + 3))]
-            builder.update([TableUpdate(seq_id, first, table[first:])])
+            tables[step] = [[] for _ in range(num_groups)]
+        for seq_id, of_groups in tables.items():
+            first = min(rng.randrange(len(of_groups[0]) + 1), -(-96 // page_size) - 1)
+            count = rng.randrange(1, -(-96 // page_size) - first + 3)
+            for group, table in enumerate(of_groups):
+                table[first:] = [rng.randrange(500) for _ in range(count)]
+                builder.update([TableUpdate(seq_id, first, table[first:], group)])
         chunks = []
-        for seq_id, table in tables.items():
-            covered = min(len(table) * page_size, 96)
+        for seq_id, of_groups in tables.items():
+            covered = min(len(of_groups[0]) * page_size, 96)
             start = rng.randrange(covered)
             count = rng.randrange(1, covered - start + 1)
             chunks.append(_chunk(seq_id, start, list(range(count)), rng.random() < 0.5))
         batch = builder.build(tuple(chunks))
-        walked = [
-            tables[c.seq_id][p // page_size] * page_size + p % page_size
-            for c in chunks
-            for p in range(c.start, c.start + len(c.token_ids))
-        ]
-        assert batch.slot_mapping.tolist() == walked
-        for row, chunk in enumerate(chunks):
-            pages = -(-int(batch.seq_lens[row]) // page_size)
-            assert batch.block_table[row, :pages].tolist() == tables[chunk.seq_id][:pages]
+        for group in range(num_groups):
+            walked = [
+                tables[c.seq_id][group][p // page_size] * page_size + p % page_size
+                for c in chunks
+                for p in range(c.start, c.start + len(c.token_ids))
+            ]
+            assert batch.slot_mapping[group].tolist() == walked
+            for row, chunk in enumerate(chunks):
+                pages = -(-int(batch.seq_lens[row]) // page_size)
+                table = batch.block_table[group, row, :pages].tolist()
+                assert table == tables[chunk.seq_id][group][:pages]
         ends = np.cumsum([len(c.token_ids) for c in chunks]) - 1
         assert batch.sample_rows.tolist() == [
             int(end) for end, c in zip(ends, chunks, strict=True) if c.draws

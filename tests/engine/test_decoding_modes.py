@@ -45,6 +45,18 @@ FAMILIES = {
         },
         initializer_range=0.2,
     ),
+    "gemma2": ModelConfig(
+        name="gemma2",
+        family="gemma2",
+        config={
+            "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 128,
+            "vocab_size": 256, "max_position_embeddings": 512, "sliding_window": 7,
+            "query_pre_attn_scalar": 16, "bos_token_id": None, "eos_token_id": None,
+            "pad_token_id": None,
+        },
+        initializer_range=0.2,
+    ),
 }  # fmt: skip
 
 
@@ -111,7 +123,7 @@ def serve(
     prepared.engine.run(workload)
     prepared.recorder.close()
     for entry in prepared.recorder.entries:
-        assert sum(entry[:9]) == pool_tokens
+        assert sum(entry[:9]) == pool_tokens * prepared.num_layer_groups
     outputs = {}
     for record in prepared.recorder.requests:
         assert record.status == "finished", record.reason
@@ -206,6 +218,11 @@ def test_beam_search_equals_generate(
 
 
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.9, seed=7)
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "samples": {"num_samples": 4, "sampling": SAMPLED},
+    "beams": {"beam": BEAMS[0][1]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -258,12 +275,7 @@ def test_preemption_changes_no_token(
     preemption: str,
     victim: str,
 ) -> None:
-    fields: dict[str, Any] = {
-        "greedy": {},
-        "samples": {"num_samples": 4, "sampling": SAMPLED},
-        "beams": {"beam": BEAMS[0][1]},
-    }[kind]
-    requests = make_requests(prompts, **fields)
+    requests = make_requests(prompts, **KINDS[kind])
     pool = 56 if kind == "greedy" else 224
     outputs, prepared = serve(
         devices["llama"], FAMILIES["llama"], requests, strategy,
@@ -283,6 +295,83 @@ def test_preemption_changes_no_token(
         assert preempted
         assert (swaps > 0) == (preemption == "swap")
     prepared.allocator.check_integrity()
+
+
+LONG_OUTPUT = 30
+
+
+def long_requests(prompts: list[tuple[int, ...]], **fields: Any) -> list[Request]:
+    """Outputs of several windows' length after short prompts."""
+    return [
+        Request(k, 0.0, prompt[:9], max_tokens=LONG_OUTPUT, forced_len=LONG_OUTPUT, **fields)
+        for k, prompt in enumerate(prompts)
+    ]
+
+
+@pytest.fixture(scope="module")
+def windowed(devices: Any, prompts: Any) -> dict[str, Any]:
+    """What gemma2 answers where all layers keep everything; greedily what `generate` does."""
+    whole = AllocatorConfig("contiguous", "max", options={"fit": "first_fit"})
+    outputs = {}
+    for kind, fields in KINDS.items():
+        outputs[kind], prepared = serve(
+            devices["gemma2"], FAMILIES["gemma2"], long_requests(prompts, **fields), whole,
+            pool_tokens=2000,
+        )  # fmt: skip
+        assert prepared.num_layer_groups == 1
+    model = reference_model(FAMILIES["gemma2"])
+    for index, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt[:9]])
+        ids = model.generate(ids, max_new_tokens=LONG_OUTPUT, do_sample=False)
+        assert outputs["greedy"][index] == [ids[0, len(prompt[:9]) :].tolist()]
+    return outputs
+
+
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+@pytest.mark.parametrize(
+    ("kind", "speculation"),
+    [("greedy", "none"), ("greedy", "ngram"), ("samples", "none"), ("beams", "none")],
+)
+@pytest.mark.parametrize("name", ["paged", "paged_cow", "paged_prefix"])
+def test_groups_of_layers_change_no_token(
+    devices: Any,
+    prompts: Any,
+    windowed: Any,
+    name: str,
+    kind: str,
+    preemption: str,
+    speculation: Any,
+) -> None:
+    outputs, prepared = serve(
+        devices["gemma2"], FAMILIES["gemma2"], long_requests(prompts, **KINDS[kind]),
+        AllocatorConfig(name), pool_tokens=40 if kind == "greedy" else 160,
+        preemption=preemption, watermark=0.0,
+        speculation=SpeculationConfig(speculation, num_tokens=3),
+    )  # fmt: skip
+    assert prepared.num_layer_groups == 2
+    assert outputs == windowed[kind]
+    assert sum(record.num_preemptions for record in prepared.recorder.requests)
+    swaps = sum(record.num_swaps for record in prepared.recorder.requests)
+    assert (swaps > 0) == (preemption == "swap")
+    prepared.allocator.check_integrity()
+
+
+def test_pages_that_windows_left_behind_serve_the_full_layers(devices: Any, prompts: Any) -> None:
+    """40 slots a layer are one request's; what windowed layers have no more use for lets another
+    run beside it."""
+    requests = long_requests(prompts)
+    steps = {}
+    for name in ("contiguous", "paged"):
+        _, prepared = serve(
+            devices["gemma2"], FAMILIES["gemma2"], requests,
+            AllocatorConfig(name, options={"fit": "first_fit"} if name == "contiguous" else {}),
+            pool_tokens=40, watermark=0.0,
+        )  # fmt: skip
+        steps[name] = prepared.recorder
+    entries = steps["paged"].entries
+    assert max(entry.mapped_pages for entry in entries) > 40 // PAGE_SIZE
+    assert max(entry.dead_window for entry in entries) < PAGE_SIZE * len(prompts)
+    assert len(steps["paged"].steps) < len(steps["contiguous"].steps)
 
 
 @pytest.mark.parametrize(("swap_tokens", "swaps_all"), [(0, False), (None, True)])

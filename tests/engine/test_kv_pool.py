@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,9 +75,24 @@ def test_saved_pages_come_back_wherever_they_are_restored(
 def test_bytes_are_what_the_storage_measures() -> None:
     shape = model_shape(model_preset("tiny", dtype="bfloat16"))
     pool = KVPool(shape, 12, 16, dtype=torch.bfloat16)
-    assert pool.bytes_per_token == shape.kv_bytes_per_token == 2 * 2 * 2 * 16 * 2
+    assert pool.bytes_per_slot == shape.kv_bytes_per_token == 2 * 2 * 2 * 16 * 2
     assert pool.kv_bytes == pool.storage.untyped_storage().nbytes() == 12 * 16 * 256
     assert [key.shape for key, _ in pool.caches] == [(192, 2, 16)] * 2
+
+
+def test_groups_of_layers_share_the_bytes_of_one_pool() -> None:
+    shape = replace(
+        model_shape(model_preset("tiny")), num_layers=6, layer_windows=(9, 9, None, 9, 9, None)
+    )
+    groups = shape.layer_groups
+    assert groups == ((9, (0, 1)), (9, (3, 4)), (None, (2, 5)))
+    merged = KVPool(shape, 12, 16, dtype=torch.float32)
+    pool = KVPool(shape, 3 * 12, 16, dtype=torch.float32, groups=groups)
+    assert merged.groups == ((None, (0, 1, 2, 3, 4, 5)),)
+    assert pool.kv_bytes == merged.kv_bytes == pool.storage.untyped_storage().nbytes()
+    assert pool.group_of == (0, 0, 2, 1, 1, 2)
+    starts = [key.data_ptr() for key, _ in pool.caches]
+    assert starts[0] == starts[3] == starts[2] != starts[1] == starts[4] == starts[5]
 
 
 def test_poison_fills_the_pool() -> None:

@@ -30,26 +30,29 @@ class Reach(NamedTuple):
 def classify(
     num_pages: int,
     page_size: int,
-    tables: Mapping[int, Sequence[int]],
+    tables: Mapping[tuple[int, int], Sequence[int]],
     reaches: Mapping[int, Reach],
     cached_pages: set[int],
     refusal: str,
-    window: int | None = None,
+    windows: tuple[int | None, ...] = (None,),
 ) -> Counter[str]:
-    """Slots by class, each looked at by itself; `logical_tokens` and page counts beside them."""
+    """Slots by class, each looked at by itself; `logical_tokens` and page counts beside them.
+    tables: by group of layers and sequence."""
     counts: Counter[str] = Counter()
-    counts["logical_tokens"] = sum(reach.computed for reach in reaches.values())
+    counts["logical_tokens"] = sum(reaches[seq_id].computed for _, seq_id in tables)
     for page in range(num_pages):
         users = [
-            (seq_id, index)
-            for seq_id, table in tables.items()
+            (group, seq_id, index)
+            for (group, seq_id), table in tables.items()
             for index, mapped in enumerate(table)
             if mapped == page
         ]
+        assert len({group for group, _, _ in users}) <= 1, f"groups share page {page}"
+        window = windows[users[0][0]] if users else None
         counts["mapped_pages"] += bool(users)
         counts["logical_pages"] += len(users)
         for offset in range(page_size):
-            at = [(reaches[seq_id], index * page_size + offset) for seq_id, index in users]
+            at = [(reaches[seq_id], index * page_size + offset) for _, seq_id, index in users]
             if window is not None and at:
                 counts["dead_window"] += all(
                     position <= reach.computed - window for reach, position in at
@@ -61,9 +64,9 @@ def classify(
             elif any(position < reach.asked for reach, position in at):
                 counts["over_reserved"] += 1
             elif users and all(
-                len(tables[seq_id]) * page_size - page_size
+                len(tables[group, seq_id]) * page_size - page_size
                 >= max(reaches[seq_id].asked, reaches[seq_id].final)
-                for seq_id, _ in users
+                for group, seq_id, _ in users
             ):
                 counts["size_class"] += 1
             elif users:
@@ -146,21 +149,26 @@ class Auditor:
 
     def _audit(self, step: ScheduledStep) -> None:
         inner, setup = self._run.inner, self._run.setup
-        tables = {seq_id: list(inner.block_table(seq_id)) for seq_id in inner.sequences}
+        tables = {
+            (number, seq_id): list(group.block_table(seq_id))
+            for number, group in enumerate(inner.layer_groups)
+            for seq_id in group.sequences
+        }
         reaches = {}
-        for seq_id in tables:
+        for seq_id in inner.sequences:
             computed = self._computed.get(seq_id, 0)
             if seq_id < 0:  # a held prefix is computed, and all that it will ever be
                 computed = inner.sequences[seq_id].length
                 self._final[seq_id] = self._asked[seq_id] = computed
             reaches[seq_id] = Reach(computed, self._final[seq_id], self._asked[seq_id])
-        cached = set(inner.cached_pages()) if hasattr(inner, "cached_pages") else set()
+        first = inner.layer_groups[0]
+        cached = set(first.cached_pages()) if hasattr(first, "cached_pages") else set()
         kind = step.refusal.kind if step.refusal else ""
         if step.refusal and not step.preempted:
             assert kind == self._kind, f"refusal is {kind}, asking again says {self._kind}"
         self.kinds.append(kind)
         self.counts.append(
-            classify(setup.num_pages, setup.page_size, tables, reaches, cached, kind, setup.window)
+            classify(setup.num_pages, setup.page_size, tables, reaches, cached, kind, setup.windows)
         )
 
     def _final_of(self, request: Request) -> int:
@@ -234,25 +242,26 @@ class Auditor:
         tokens = group.live[0].token_ids
         siblings: Sequence[EngineSequence] = ()
         num_branches, own = 1, 0
+        num_groups = len(clone.layer_groups)
         if not group.is_branched:
             tokens = tokens[: len(request.prompt_ids)]
             if clone.forks_share:
                 whole = len(request.prompt_ids) // clone.page_size
                 known = max(expected, group.longest_len + 1)
-                own = (len(group.live) - 1) * max(1, clone.pages_for(known) - whole)
+                own = num_groups * (len(group.live) - 1) * max(1, clone.pages_for(known) - whole)
             else:
                 siblings, num_branches = group.live[1:], len(group.live)
                 expected = max(expected, group.longest_len)
-        needed = num_branches * clone.pages_for(max(len(tokens), expected)) + own
+        needed = num_groups * num_branches * clone.pages_for(max(len(tokens), expected)) + own
         holder = memory.prefixes._holders.get(request.shared_prefix_id)
         seq_id = group.live[0].seq_id
         if holder is not None and request.shared_prefix_len < len(request.prompt_ids):
             prefix_len = request.shared_prefix_len
-            needed -= prefix_len // clone.page_size
+            needed -= num_groups * (prefix_len // clone.page_size)
             placed = clone.fork(holder, seq_id, request.max_len, expected) is not None
             placed = placed and clone.append(seq_id, len(tokens) - prefix_len) is not None
         else:
-            needed -= len(_idle_free_hits(clone, tokens))
+            needed -= _num_hits_in_use(clone, tokens)
             placed = clone.allocate(seq_id, tokens, request.max_len, expected) is not None
         for sibling in siblings:
             placed = placed and (
@@ -262,10 +271,12 @@ class Auditor:
         return placed and usage.free + usage.cached >= own, needed
 
 
-def _idle_free_hits(allocator: KVCacheAllocator, tokens: Sequence[int]) -> Sequence[int]:
+def _num_hits_in_use(allocator: KVCacheAllocator, tokens: Sequence[int]) -> int:
     """Pages of a prefix that other sequences map: a prompt that starts with them takes none."""
-    match = getattr(allocator, "_match", None)
-    if match is None:
-        return ()
+    groups = allocator.layer_groups
+    if not hasattr(groups[0], "_match"):
+        return 0
+    hits = [group._match(-1, tokens).page_ids for group in groups]  # type: ignore[attr-defined]
+    cached = min(group.num_cached(tokens) for group in groups) // allocator.page_size
     mapped = allocator.mapped_pages()
-    return [page for page in match(-1, tokens).page_ids if page in mapped]
+    return sum(page in mapped for pages in hits for page in pages[:cached])

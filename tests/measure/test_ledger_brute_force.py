@@ -10,6 +10,7 @@ import pytest
 from brute_force import Auditor
 from simulated_run import ALLOCATORS, Setup, SimulatedRun, branching, random_requests
 
+from harness.engine.request import Request
 from harness.engine.scheduling.speculation import SpeculationConfig
 
 ESTIMATES = ("none", "max", "pow2", "oracle", "predicted", "none", "predicted")
@@ -55,11 +56,8 @@ def test_every_slot_is_where_the_ledger_says(
     assert len(run.records) == len(requests)
 
 
-@pytest.mark.parametrize("seed", range(24))
-@pytest.mark.parametrize(("allocator", "options"), ALLOCATORS)
-def test_every_slot_of_every_way_of_decoding(
-    allocator: str, options: dict[str, Any], seed: int
-) -> None:
+def every_way(allocator: str, options: dict[str, Any], seed: int) -> tuple[Setup, list[Request]]:
+    """A run in which decoding modes, schedules and ways of preemption come together."""
     rng = random.Random(seed)
     setup = replace(
         random_setup(seed, allocator, options),
@@ -68,7 +66,7 @@ def test_every_slot_of_every_way_of_decoding(
         preemption=rng.choice(["recompute", "swap"]),
         host_pages=rng.choice([5, 100]),
         victim=rng.choice(["latest", "longest", "least_progress", "cheapest"]),
-        window=rng.choice([None, None, 9]),
+        windows=rng.choice([(None,), (None,), (9,)]),
     )
     requests = random_requests(
         seed, shared_len=(0, 21)[seed % 2], max_output=(20, 60)[seed % 4 > 1], num_requests=12
@@ -79,6 +77,26 @@ def test_every_slot_of_every_way_of_decoding(
         setup = replace(
             setup, speculation=SpeculationConfig(("injected", "ngram")[seed % 2], num_tokens=3)
         )
+    return setup, requests
+
+
+@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize(("allocator", "options"), ALLOCATORS)
+def test_every_slot_of_every_way_of_decoding(
+    allocator: str, options: dict[str, Any], seed: int
+) -> None:
+    _audit(*every_way(allocator, options, seed))
+
+
+@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("allocator", ["paged", "paged_cow", "paged_prefix"])
+def test_every_slot_that_groups_of_layers_share(allocator: str, seed: int) -> None:
+    setup, requests = every_way(allocator, {}, seed)
+    windows = random.Random(seed).choice([(None, 9), (None, 5, 5), (13, 4)])
+    _audit(replace(setup, windows=windows, num_pages=len(windows) * setup.num_pages), requests)
+
+
+def _audit(setup: Setup, requests: list[Request]) -> None:
     run = SimulatedRun(setup)
     auditor = Auditor(run)
     run.run(requests, recorder=auditor)

@@ -94,7 +94,7 @@ def test_ten_requests_on_one_prompt_of_200_tokens() -> None:
 
 
 def test_dead_window_counts_what_no_sharer_reads_again() -> None:
-    ledger = Ledger(8, 4, window=5)
+    ledger = Ledger(8, 4, windows=(5,))
     allocator = PagedCopyOnWrite(PagePool(8, 4))
     allocator.allocate(0, range(8), 20, 0)
     ledger.admit(Extent(0, 8, 20, 8))

@@ -51,19 +51,21 @@ class AttentionStep:
     """What attention has to know about one ragged batch of S sequences and T tokens.
 
     caches: (key_cache, value_cache) of each layer, (num_slots, kv_heads, head_dim).
-    block_table: (S, pages) int32; None where `start_slots` says where each sequence's
-        contiguous KV begins, (S,) int64.
+    group_of: each layer's group, which says what tables it goes by.
+    block_tables: of each group, (S, pages) int32; None where `start_slots` says where each
+        sequence's contiguous KV begins, (S,) int64.
     query_start_loc: (S + 1,) int32. seq_lens: (S,) int32, keys visible to the last query.
-    slot_mapping: (T,) int64, where each new token's KV goes.
+    slot_mappings: of each group, (T,) int64, where each new token's KV goes.
     """
 
     kernels: AttentionKernels | None
     caches: Sequence[tuple[Tensor, Tensor]]
+    group_of: Sequence[int]
     page_size: int
     query_start_loc: Tensor
     seq_lens: Tensor
-    slot_mapping: Tensor
-    block_table: Tensor | None = None
+    slot_mappings: Sequence[Tensor]
+    block_tables: Sequence[Tensor] | None = None
     start_slots: Tensor | None = None
     calls: list[AttentionCall] = field(default_factory=list)
 
@@ -71,7 +73,7 @@ class AttentionStep:
     def probe(cls) -> AttentionStep:
         """A step without KV that notes its calls: each token is a sequence of length one."""
         nothing = torch.empty(0)
-        return cls(None, (), 1, nothing, nothing, nothing)
+        return cls(None, (), (), 1, nothing, nothing, ())
 
     def attend(
         self,
@@ -91,15 +93,17 @@ class AttentionStep:
             self.calls.append(AttentionCall(layer, *copies, scale, window, softcap))
             return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
         key_cache, value_cache = self.caches[layer]
-        self.kernels.store_kv(key, value, key_cache, value_cache, self.slot_mapping)
+        group = self.group_of[layer]
+        self.kernels.store_kv(key, value, key_cache, value_cache, self.slot_mappings[group])
         bounds = (self.query_start_loc, self.seq_lens)
         options = {"scale": scale, "window": window, "softcap": softcap, "out": out}
-        if self.start_slots is not None:
+        if self.block_tables is None:
             return self.kernels.contiguous_attention(
                 query, key_cache, value_cache, self.start_slots, *bounds, **options
             )
+        table = self.block_tables[group]
         return self.kernels.paged_attention(
-            query, key_cache, value_cache, self.block_table, self.page_size, *bounds, **options
+            query, key_cache, value_cache, table, self.page_size, *bounds, **options
         )
 
 

@@ -19,8 +19,9 @@ Int64 = npt.NDArray[np.int64]
 class Batch(NamedTuple):
     """A ragged batch of S sequences and T tokens, in plan order.
 
-    input_ids, positions, slot_mapping: (T,). query_start_loc: (S + 1,). seq_lens: (S,), start
-    plus tokens of this step. block_table: (S, pages), just wide enough for `seq_lens`.
+    input_ids, positions: (T,). slot_mapping: (G, T), for each of G groups of layers.
+    query_start_loc: (S + 1,). seq_lens: (S,), start plus tokens of this step. block_table:
+    (G, S, pages), just wide enough for `seq_lens`.
     sample_rows: indices into T of the tokens whose logits are wanted. max_query_len: longest
     chunk.
     """
@@ -36,12 +37,14 @@ class Batch(NamedTuple):
 
 
 class BatchBuilder:
-    """Keeps each sequence's block table in a row of its own and builds batches from plans."""
+    """Keeps each sequence's block tables, one a group of layers, in a row of its own and builds
+    batches from plans."""
 
-    def __init__(self, max_seqs: int, max_len: int, page_size: int) -> None:
+    def __init__(self, max_seqs: int, max_len: int, page_size: int, num_groups: int = 1) -> None:
         self.page_size = page_size
         self.max_seqs = max_seqs
-        self.table: Int32 = np.full((max_seqs, -(-max_len // page_size)), -1, dtype=np.int32)
+        size = (num_groups, max_seqs, -(-max_len // page_size))
+        self.table: Int32 = np.full(size, -1, dtype=np.int32)
         self._row_of: dict[int, int] = {}
         self._free_rows = list(range(max_seqs - 1, -1, -1))
 
@@ -50,22 +53,22 @@ class BatchBuilder:
         for seq_id in seq_ids:
             row = self._row_of.pop(seq_id, None)
             if row is not None:
-                self.table[row] = -1
+                self.table[:, row] = -1
                 self._free_rows.append(row)
 
     def update(self, updates: Iterable[TableUpdate]) -> None:
         """Write block-table entries; those past `max_len` are never read and are dropped."""
-        width = self.table.shape[1]
-        for seq_id, first, page_ids in updates:
+        width = self.table.shape[2]
+        for seq_id, first, page_ids, group in updates:
             row = self._row_of.get(seq_id)
             if row is None:
                 row = self._new_row(seq_id)
             end = min(first + len(page_ids), width)
             if end > first:
-                self.table[row, first:end] = page_ids[: end - first]
+                entries = self.table[group, row, first:end]
+                entries[:] = page_ids[: end - first]
                 if page_ids[0] == NULL_PAGE:  # never read again, but a kernel may look it up
-                    released = self.table[row, first:end] == NULL_PAGE
-                    self.table[row, first:end][released] = 0
+                    entries[entries == NULL_PAGE] = 0
 
     def build(self, chunks: tuple[Chunk, ...]) -> Batch:
         """The batch for `chunks`, of which there is at least one.
@@ -82,7 +85,7 @@ class BatchBuilder:
         positions = np.arange(total) + np.repeat(starts - bounds[:-1], lens)
         token_rows = np.repeat(rows, lens)
         page_index, offsets = np.divmod(positions, self.page_size)
-        pages = self.table[token_rows, page_index].astype(np.int64)
+        pages = self.table[:, token_rows, page_index].astype(np.int64)
         if pages.min() < 0:
             self._raise_unmapped(chunks, pages, bounds, positions)
         seq_lens = starts + lens
@@ -99,7 +102,7 @@ class BatchBuilder:
             slot_mapping=pages * self.page_size + offsets,
             query_start_loc=bounds.astype(np.int32),
             seq_lens=seq_lens.astype(np.int32),
-            block_table=self.table[rows, :width],
+            block_table=self.table[:, rows, :width],
             sample_rows=np.array(sample_rows, dtype=np.int64),
             max_query_len=int(lens.max()),
         )
@@ -118,7 +121,7 @@ class BatchBuilder:
     def _raise_unmapped(
         chunks: tuple[Chunk, ...], pages: Int64, bounds: Int64, positions: Int64
     ) -> None:
-        token = int(np.argmin(pages))
+        token = int(np.argmin(pages.min(axis=0)))
         seq_id = chunks[int(np.searchsorted(bounds, token, side="right")) - 1].seq_id
         raise ValueError(
             f"sequence {seq_id} has no page for position {positions[token]}: the allocator's "

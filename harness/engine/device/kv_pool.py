@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from allocators.base import PageCopy
-from harness.engine.device.model_shape import ModelShape
+from harness.engine.device.model_shape import LayerGroup, ModelShape
 
 
 class KVPool:
     """Keys and values of all layers in one tensor, slot-major.
 
-    storage: (layers, 2, num_pages * page_size, kv_heads, head_dim); slot = page_id *
-    page_size + offset. `poison` fills it with NaN, so that reading what was never written
-    shows.
+    storage: (layers of a group, 2, num_pages * page_size, kv_heads, head_dim); slot = page_id *
+    page_size + offset. A page holds the KV of one group's layers (all layers unless `groups`
+    says otherwise; groups are of equal size), so layers at the same place in different groups
+    share memory and never a page. `poison` fills it with NaN, so that reading what was never
+    written shows.
     """
 
     def __init__(
@@ -29,28 +31,37 @@ class KVPool:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         poison: bool = False,
+        groups: Sequence[LayerGroup] = (),
     ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
+        self.groups = tuple(groups) or (LayerGroup.merged(shape.layer_groups),)
         slots = num_pages * page_size
-        size = (shape.num_layers, 2, slots, shape.num_kv_heads, shape.head_dim)
+        num_layers = len(self.groups[0].layers)
+        size = (num_layers, 2, slots, shape.num_kv_heads, shape.head_dim)
         self.storage = torch.empty(size, dtype=dtype, device=device)
         if poison:
             self.storage.fill_(float("nan"))
+        place = {
+            layer: (number, self.storage[index])
+            for number, group in enumerate(self.groups)
+            for index, layer in enumerate(group.layers)
+        }
         self.caches: tuple[tuple[Tensor, Tensor], ...] = tuple(
-            (layer[0], layer[1]) for layer in self.storage
+            (place[layer][1][0], place[layer][1][1]) for layer in range(shape.num_layers)
         )
+        self.group_of: tuple[int, ...] = tuple(place[layer][0] for layer in range(shape.num_layers))
 
     @property
-    def bytes_per_token(self) -> int:
-        """Keys and values of one token in all layers."""
+    def bytes_per_slot(self) -> int:
+        """Keys and values of one token in the layers of one group."""
         layers, two, _, heads, head_dim = self.storage.shape
         return layers * two * heads * head_dim * self.storage.element_size()
 
     @property
     def kv_bytes(self) -> int:
-        """Size of the pool: slots times bytes per token, which is what the storage measures."""
-        return self.num_pages * self.page_size * self.bytes_per_token
+        """Size of the pool: slots times bytes per slot, which is what the storage measures."""
+        return self.num_pages * self.page_size * self.bytes_per_slot
 
     def copy(self, copies: Sequence[PageCopy], kernels: Any) -> None:
         """Copy whole pages; all sources are read before any destination is written."""

@@ -57,16 +57,17 @@ class ModelRunner:
 
     def _attention_step(self, batch: Batch) -> AttentionStep:
         contiguous = self.attention == "contiguous"
-        table = self._put(batch.block_table)
+        tables = self._put(batch.block_table)
         return AttentionStep(
             kernels=self.kernels,
             caches=self.pool.caches,
+            group_of=self.pool.group_of,
             page_size=self.pool.page_size,
             query_start_loc=self._put(batch.query_start_loc),
             seq_lens=self._put(batch.seq_lens),
-            slot_mapping=self._put(batch.slot_mapping),
-            block_table=None if contiguous else table,
-            start_slots=table[:, 0].long() * self.pool.page_size if contiguous else None,
+            slot_mappings=self._put(batch.slot_mapping).unbind(),
+            block_tables=None if contiguous else tables.unbind(),
+            start_slots=tables[0, :, 0].long() * self.pool.page_size if contiguous else None,
         )
 
     def _put(self, array: npt.NDArray[Any]) -> Tensor:

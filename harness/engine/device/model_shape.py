@@ -7,10 +7,11 @@ and must not wait for torch.
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
@@ -45,13 +46,28 @@ class ModelConfig:
             raise ValueError(f"model.dtype={self.dtype!r}: choose one of {choices}")
 
 
+class LayerGroup(NamedTuple):
+    """Layers that share block tables. window: as in `ModelShape.layer_windows`."""
+
+    window: int | None
+    layers: tuple[int, ...]
+
+    @classmethod
+    def merged(cls, groups: Sequence[LayerGroup]) -> LayerGroup:
+        """All of them as one, which keeps KV as long as any of them needs it."""
+        windows = [group.window for group in groups]
+        longest = None if None in windows else max(w for w in windows if w is not None)
+        return cls(longest, tuple(sorted(layer for group in groups for layer in group.layers)))
+
+
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """The figures of a decoder that memory and time depend on.
 
     max_positions: longest sequence the model can read, prompt and output together.
     num_parameters: weights as stored; tied embeddings count once.
-    window: tokens that a query reads, itself included, where every layer slides such a window.
+    layer_windows: of each layer the tokens that a query reads, itself included, None where it
+        reads everything; empty where no layer slides a window.
     """
 
     num_layers: int
@@ -63,12 +79,26 @@ class ModelShape:
     max_positions: int
     dtype_bytes: int
     num_parameters: int
-    window: int | None = None
+    layer_windows: tuple[int | None, ...] = ()
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Keys and values of one token in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype_bytes
+
+    @property
+    def layer_groups(self) -> tuple[LayerGroup, ...]:
+        """Layers that keep KV equally long, in groups of equal size, so that a page of one group
+        can serve any other."""
+        layers_of: dict[int | None, list[int]] = {}
+        for layer, window in enumerate(self.layer_windows or (None,) * self.num_layers):
+            layers_of.setdefault(window, []).append(layer)
+        size = math.gcd(*map(len, layers_of.values()))
+        return tuple(
+            LayerGroup(window, tuple(layers[first : first + size]))
+            for window, layers in layers_of.items()
+            for first in range(0, len(layers), size)
+        )
 
     @property
     def weight_bytes(self) -> int:

@@ -78,17 +78,18 @@ def _shape_of(hf_config: Any, dtype_bytes: int, num_parameters: int) -> ModelSha
         max_positions=getattr(text, "max_position_embeddings", 2048),
         dtype_bytes=dtype_bytes,
         num_parameters=num_parameters,
-        window=_window(text),
+        layer_windows=_layer_windows(text),
     )
 
 
-def _window(text: Any) -> int | None:
-    """The window that every layer slides, or None where some layer reads everything."""
+def _layer_windows(text: Any) -> tuple[int | None, ...]:
+    """`ModelShape.layer_windows`, by what the architecture's config says of its layers."""
     window = getattr(text, "sliding_window", None)
     if window is None or getattr(text, "use_sliding_window", True) is False:
-        return None
-    kinds = set(getattr(text, "layer_types", None) or ["sliding_attention"])
-    return int(window) if kinds == {"sliding_attention"} else None
+        return ()
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
+    windows = tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
+    return windows if any(windows) else ()
 
 
 def _random_config(config: ModelConfig) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -11,6 +12,7 @@ from harness.engine.device.choose import choose
 from harness.engine.device.draft_runner import DraftRunner, Drafts
 from harness.engine.device.kv_pool import HostKV, KVPool
 from harness.engine.device.model_runner import ModelRunner
+from harness.engine.device.model_shape import LayerGroup
 from harness.engine.device.models import LoadedModel
 from harness.engine.plan import StepOutcome, StepPlan
 from harness.engine.scheduling.beam_search import Candidates
@@ -25,8 +27,9 @@ class TorchExecutor:
     knows, or "auto". kv_dtype: a torch dtype's name, or "auto" for the model's. host_pages:
     pages on the host for preempted sequences. fused: take the lean forward pass where the
     model allows it. poison: fill the pool with NaN first (for tests). draft: the draft
-    model of speculative decoding, given as many pages of its own. Raises ValueError where
-    the kernels cannot run these shapes.
+    model of speculative decoding, given as many slots for each of its tokens. groups: layers
+    that have block tables and pages of their own; all layers together by default. Raises
+    ValueError where the kernels cannot run these shapes.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class TorchExecutor:
         fused: bool = True,
         poison: bool = False,
         draft: LoadedModel | None = None,
+        groups: Sequence[LayerGroup] = (),
     ) -> None:
         self.model = loaded.model
         self.device = torch.device(self.model.device)
@@ -63,14 +67,16 @@ class TorchExecutor:
             dtype=dtype,
             device=self.device,
             poison=poison,
+            groups=groups,
         )
+        num_groups = len(self.pool.groups)
         self.host_pool = HostKV(self.pool, host_pages)
-        self.batches = BatchBuilder(max_seqs, max_len, page_size)
+        self.batches = BatchBuilder(max_seqs, max_len, page_size, num_groups)
         self.drafter: DraftRunner | None = None
         if draft is not None:
             self.drafter = DraftRunner(
                 draft,
-                num_pages=num_pages,
+                num_pages=num_pages // num_groups,
                 page_size=page_size,
                 max_seqs=max_seqs,
                 max_len=max_len,

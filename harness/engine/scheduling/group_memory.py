@@ -12,7 +12,7 @@ from harness.engine.scheduling.held_prefixes import HeldPrefixes
 from harness.engine.scheduling.length_estimate import LengthEstimator
 from harness.engine.scheduling.sequence import Sequence, SequenceGroup
 from harness.engine.scheduling.step_builder import StepBuilder
-from harness.engine.scheduling.swap import HostPool, SavedPages
+from harness.engine.scheduling.swap import HostPool, SavedPages, TablePlace
 
 
 class GroupMemory:
@@ -31,12 +31,13 @@ class GroupMemory:
         *,
         watermark_pages: int = 0,
         host_pages: int = 0,
-        window: int | None = None,
+        windows: tuple[int | None, ...] = (None,),
     ) -> None:
         self._allocator = allocator
+        self._groups = allocator.layer_groups
         self._estimator = estimator
         self._watermark_pages = watermark_pages
-        self._window = window
+        self._windows = windows
         self.host = HostPool(host_pages)
         self.prefixes = HeldPrefixes(allocator)
         self.freed_seq_ids: list[int] = []
@@ -97,8 +98,7 @@ class GroupMemory:
             return False
         sequence.num_slots += num_tokens
         if allocation is not UNCHANGED:
-            table = self._allocator.block_table(sequence.seq_id)
-            step.note_table(sequence.seq_id, table, allocation)
+            step.note_change(sequence.seq_id, self._groups, allocation)
         return True
 
     def rebranch(self, group: SequenceGroup, step: StepBuilder) -> bool:
@@ -109,32 +109,36 @@ class GroupMemory:
         group.parents.clear()
         step.copies.add(allocation.copies)
         for sequence in group.live:
-            self._note_whole_table(sequence, step)
+            self._note_whole_tables(sequence, step)
         return True
 
-    def shrink(self, sequence: Sequence) -> TableUpdate | None:
-        """Give back the room of rejected drafts; what the table lost, if anything."""
-        allocator, seq_id = self._allocator, sequence.seq_id
-        before = len(allocator.block_table(seq_id))
-        allocator.truncate(seq_id, sequence.num_computed_tokens)
+    def shrink(self, sequence: Sequence) -> list[TableUpdate]:
+        """Give back the room of rejected drafts; what the tables lost."""
+        seq_id = sequence.seq_id
+        before = [len(group.block_table(seq_id)) for group in self._groups]
+        self._allocator.truncate(seq_id, sequence.num_computed_tokens)
         sequence.num_slots = sequence.num_computed_tokens
-        after = len(allocator.block_table(seq_id))
-        return TableUpdate(seq_id, after, ()) if after < before else None
+        after = [len(group.block_table(seq_id)) for group in self._groups]
+        return [
+            TableUpdate(seq_id, length, (), index)
+            for index, length in enumerate(after)
+            if length < before[index]
+        ]
 
-    def release_window(self, sequence: Sequence) -> TableUpdate | None:
-        """Give back whole pages that every layer's window has left behind; the table's change."""
-        assert self._window is not None
-        upto = sequence.num_computed_tokens - self._window + 1
-        num_pages = upto // self._allocator.page_size
-        first = sequence.num_released_pages
-        if num_pages <= first:
-            return None
-        self._allocator.release(sequence.seq_id, upto)
-        sequence.num_released_pages = num_pages
-        table = self._allocator.block_table(sequence.seq_id)
-        if table[num_pages - 1] != NULL_PAGE:
-            return None
-        return TableUpdate(sequence.seq_id, first, tuple(table[first:]))
+    def release_windows(self, sequence: Sequence) -> list[TableUpdate]:
+        """Give back whole pages that a group's window has left behind; the tables' changes."""
+        seq_id, updates = sequence.seq_id, []
+        for index, (group, window) in enumerate(zip(self._groups, self._windows, strict=True)):
+            if window is None:
+                continue
+            upto = sequence.num_computed_tokens - window + 1
+            first = group.sequences[seq_id].num_released
+            if upto // self._allocator.page_size > first:
+                group.release(seq_id, upto)
+                table = group.block_table(seq_id)
+                if table[first] == NULL_PAGE:
+                    updates.append(TableUpdate(seq_id, first, tuple(table[first:]), index))
+        return updates
 
     def free(self, group: SequenceGroup) -> None:
         """Give back all that a group holds."""
@@ -159,12 +163,14 @@ class GroupMemory:
         left. Pages that are yet to be filled by copies of this step are saved from where these
         copies read: saves come first."""
         holders = [sequence for sequence in group.sequences if sequence.num_slots]
-        saved: dict[tuple[int, int], int] = {}
+        saved: dict[TablePlace, int] = {}
         for sequence in holders:
-            table = self._allocator.block_table(sequence.seq_id)
-            for index in range(self._allocator.pages_for(sequence.num_computed_tokens)):
-                if table[index] != NULL_PAGE:
-                    saved[sequence.seq_id, index] = table[index]
+            num_pages = self._allocator.pages_for(sequence.num_computed_tokens)
+            for number, layers in enumerate(self._groups):
+                table = layers.block_table(sequence.seq_id)
+                for index in range(num_pages):
+                    if table[index] != NULL_PAGE:
+                        saved[TablePlace(number, sequence.seq_id, index)] = table[index]
         pages = list(dict.fromkeys(saved.values()))
         host_pages = self.host.take(len(pages))
         if host_pages is None:
@@ -198,14 +204,14 @@ class GroupMemory:
             self._allocator.swap_out(seq_ids)
             return False
         step.copies.add(allocation.copies)
-        tables = {seq_id: self._allocator.block_table(seq_id) for seq_id in seq_ids}
         restored = {
-            tables[seq_id][index]: host for (seq_id, index), host in group.saved.host_pages.items()
+            self._groups[place.group].block_table(place.seq_id)[place.page_index]: host
+            for place, host in group.saved.host_pages.items()
         }
         step.restores += [PageCopy(host, page) for page, host in restored.items()]
         for sequence in holders:
             step.admitted.append(self._extent(sequence, sequence.num_computed_tokens))
-            self._note_whole_table(sequence, step)
+            self._note_whole_tables(sequence, step)
         self.host.put_back(group.saved.distinct)
         group.saved = None
         if to_branch:
@@ -262,7 +268,8 @@ class GroupMemory:
                 needed *= len(group.live)
             needed += self._pages_to_branch(group)
             if self.prefixes.serves(request):
-                needed -= request.shared_prefix_len // allocator.page_size
+                shared = request.shared_prefix_len // allocator.page_size
+                needed -= shared * len(self._groups)
         if needed > available:
             return Refusal(request.request_id, "full")
         if needed + self._keep_free(is_idle) > available:
@@ -284,11 +291,9 @@ class GroupMemory:
                 if allocation is None:
                     return False
                 sibling.num_slots = prompt_len
-                sibling.num_released_pages = carrier.num_released_pages
                 sibling.inherit(prompt_len)
                 step.admitted.append(self._extent(sibling, prompt_len))
-                table = self._allocator.block_table(sibling.seq_id)
-                step.note_table(sibling.seq_id, table, allocation)
+                step.note_change(sibling.seq_id, self._groups, allocation)
         else:
             parents = {sibling.seq_id: carrier.seq_id for sibling in siblings}
             moved = self._allocator.rebranch(parents)
@@ -298,7 +303,7 @@ class GroupMemory:
             for sibling in siblings:
                 sibling.inherit(prompt_len)
                 step.inherited.append((sibling.seq_id, prompt_len))
-                self._note_whole_table(sibling, step)
+                self._note_whole_tables(sibling, step)
         group.is_branched = True
         if carrier.finished:
             self.free_sequence(carrier)
@@ -317,12 +322,10 @@ class GroupMemory:
             sequence.num_computed_tokens = num_cached
             group.num_cached_tokens += max(0, num_cached - sequence.furthest_computed)
             step.admitted.append(self._extent(sequence, num_cached))
-            table = self._allocator.block_table(sequence.seq_id)
-            step.note_table(sequence.seq_id, table, allocation)
+            step.note_change(sequence.seq_id, self._groups, allocation)
 
-    def _note_whole_table(self, sequence: Sequence, step: StepBuilder) -> None:
-        table = tuple(self._allocator.block_table(sequence.seq_id))
-        step.updates.append(TableUpdate(sequence.seq_id, 0, table))
+    def _note_whole_tables(self, sequence: Sequence, step: StepBuilder) -> None:
+        step.note_change(sequence.seq_id, self._groups, _WHOLE)
 
     @staticmethod
     def _extent(sequence: Sequence, num_computed: int) -> Extent:
@@ -351,7 +354,7 @@ class GroupMemory:
         pages_for = self._allocator.pages_for
         shared = group.num_prompt_tokens // self._allocator.page_size
         own = pages_for(max(self._expected_len(group), group.longest_len + 1)) - shared
-        return (len(group.live) - 1) * max(1, own)
+        return (len(group.live) - 1) * max(1, own) * len(self._groups)
 
     def _keep_free(self, is_idle: bool) -> int:
         """What an admission leaves to running groups: the pages their branches will take first,
@@ -360,3 +363,7 @@ class GroupMemory:
         promised = sum(self._promised_pages.values())
         grows = self._allocator.grows_on_demand and not self._estimator.is_sufficient
         return promised if is_idle or not grows else promised + self._watermark_pages
+
+
+_WHOLE = Allocation()
+"""Tables are to be read again from their first entry on."""

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from allocators.base import Allocation, KVCacheAllocator
 from harness.engine.memory_events import Extent
 from harness.engine.plan import TableUpdate
 from harness.engine.request import Request
 from harness.engine.scheduling import sequence
+
+
+class HeldPrefix(NamedTuple):
+    """Live memory that never runs: for the ledger."""
+
+    extent: Extent
+    tables: tuple[TableUpdate, ...]
 
 
 class HeldPrefixes:
@@ -21,7 +29,7 @@ class HeldPrefixes:
     def __init__(self, allocator: KVCacheAllocator) -> None:
         self._allocator = allocator
         self._holders: dict[int, int] = {}
-        self._new: list[tuple[Extent, TableUpdate]] = []
+        self._new: list[HeldPrefix] = []
         self._next_id = -1
 
     def serves(self, request: Request) -> bool:
@@ -60,7 +68,7 @@ class HeldPrefixes:
             request.shared_prefix_id < 0
             or request.shared_prefix_id in self._holders
             or not 0 < prefix_len <= source.num_computed_tokens
-            or source.num_released_pages
+            or any(g.sequences[source.seq_id].num_released for g in self._allocator.layer_groups)
         ):
             return
         holder_id = self._next_id
@@ -73,9 +81,12 @@ class HeldPrefixes:
         self._allocator.truncate(holder_id, prefix_len)
         self._next_id -= 1
         self._holders[request.shared_prefix_id] = holder_id
-        table = tuple(self._allocator.block_table(holder_id))
+        tables = tuple(
+            TableUpdate(holder_id, 0, tuple(group.block_table(holder_id)), index)
+            for index, group in enumerate(self._allocator.layer_groups)
+        )
         extent = Extent(holder_id, prefix_len, prefix_len, prefix_len)
-        self._new.append((extent, TableUpdate(holder_id, 0, table)))
+        self._new.append(HeldPrefix(extent, tables))
 
     def drop(self, users: Iterable[Request]) -> int | None:
         """Free the prefix held for longest that none of `users` declares; its holder's id."""
@@ -89,7 +100,7 @@ class HeldPrefixes:
                 return holder_id
         return None
 
-    def take_new(self) -> list[tuple[Extent, TableUpdate]]:
+    def take_new(self) -> list[HeldPrefix]:
         """Prefixes held since the last call."""
         new, self._new = self._new, []
         return new

@@ -13,7 +13,7 @@ from harness.engine.scheduling.sequence import Sequence, SequenceGroup
 from harness.engine.scheduling.step_builder import DraftEvents, ScheduledStep
 
 Commit = Callable[[int, collections.abc.Sequence[int]], None]
-Shrink = Callable[[Sequence], TableUpdate | None]
+Shrink = Callable[[Sequence], list[TableUpdate]]
 
 
 def take_results(
@@ -38,8 +38,8 @@ def take_results(
         if num_drafts:
             _take_drafts(step, sequence, chunk, next(accepted), chosen, now_s)
             commit(seq_id, sequence.token_ids[start : sequence.num_computed_tokens])
-            if sequence.num_slots > sequence.num_computed_tokens and (update := shrink(sequence)):
-                step.shrunk.append(update)
+            if sequence.num_slots > sequence.num_computed_tokens:
+                step.shrunk += shrink(sequence)
             continue
         end = sequence.num_computed_tokens = start + len(token_ids)
         furthest = sequence.furthest_computed

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from allocators.base import KVCacheAllocator
-from harness.engine.memory_events import Extent, Refusal
-from harness.engine.plan import StepOutcome, TableUpdate
+from harness.engine.memory_events import Refusal
+from harness.engine.plan import StepOutcome
 from harness.engine.scheduling import sequence as engine
 from harness.engine.scheduling.chunking import add_chunks, add_sequence
 from harness.engine.scheduling.draft_memory import DraftMemory
 from harness.engine.scheduling.drafting import Drafter
 from harness.engine.scheduling.group_memory import GroupMemory
+from harness.engine.scheduling.held_prefixes import HeldPrefix
 from harness.engine.scheduling.length_estimate import LengthEstimator
 from harness.engine.scheduling.results import settle_drafts, take_results
 from harness.engine.scheduling.sequence import SequenceGroup
@@ -44,8 +45,8 @@ class SchedulerConfig:
         the host, and recomputes where they do not suffice.
     batch_size, batch_order: of `static`; the largest batch that fits where None; in order of
         arrival, or by length, which takes knowing the outputs (a bound).
-    window: tokens the sliding window spans where every layer has one. vocab_size: of the model,
-        for injected drafts.
+    windows: tokens that the sliding window of each group of layers spans, None where it reads
+        everything. vocab_size: of the model, for injected drafts.
     """
 
     schedule: Schedule = "mixed_chunked"
@@ -57,7 +58,7 @@ class SchedulerConfig:
     victim: VictimPolicy = "latest"
     batch_size: int | None = None
     batch_order: BatchOrder = "arrival"
-    window: int | None = None
+    windows: tuple[int | None, ...] = (None,)
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     vocab_size: int = 2**31
 
@@ -74,13 +75,14 @@ class Scheduler:
     ) -> None:
         self._allocator = allocator
         self._config = config
+        self._slides = any(window is not None for window in config.windows)
         self._splits_prompts = config.schedule in ("mixed_chunked", "static")
         self._memory = GroupMemory(
             allocator,
             estimator,
             watermark_pages=int(config.watermark * allocator.pool.num_pages),
             host_pages=config.host_pages if config.preemption == "swap" else 0,
-            window=config.window,
+            windows=config.windows,
         )
         self._draft_memory = None if draft_allocator is None else DraftMemory(draft_allocator)
         self._drafter = (
@@ -150,11 +152,9 @@ class Scheduler:
         )
         if self._draft_memory is not None:
             step.draft = settle_drafts(self._draft_memory, step, outcome, lengths)
-        if self._config.window is not None:
+        if self._slides:
             for sequence in step.sequences:
-                update = self._memory.release_window(sequence)
-                if update is not None:
-                    step.shrunk.append(update)
+                step.shrunk += self._memory.release_windows(sequence)
 
     def retire(self, step: ScheduledStep, now_s: float) -> list[SequenceGroup]:
         """Give back the memory of what has ended; return the groups that have ended whole."""
@@ -173,7 +173,7 @@ class Scheduler:
             self._running = [group for group in self._running if group.is_running]
         return ended
 
-    def take_held(self) -> list[tuple[Extent, TableUpdate]]:
+    def take_held(self) -> list[HeldPrefix]:
         """Prefixes held for reuse since the last call: live memory that never runs."""
         return self._memory.prefixes.take_new()
 

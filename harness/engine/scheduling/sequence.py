@@ -35,7 +35,6 @@ class Sequence:
         "num_accepted",
         "num_computed_tokens",
         "num_drafted",
-        "num_released_pages",
         "num_slots",
         "recomputed_tokens",
         "seq_id",
@@ -56,7 +55,6 @@ class Sequence:
         self._eos_ids = request.eos_ids if true_len is None else frozenset()
         self.num_computed_tokens = 0
         self.num_slots = 0
-        self.num_released_pages = 0
         self.num_drafted = 0
         self.num_accepted = 0
         self.recomputed_tokens = 0
@@ -103,7 +101,6 @@ class Sequence:
         """Everything computed is gone; it is to be computed again."""
         self.num_computed_tokens = 0
         self.num_slots = 0
-        self.num_released_pages = 0
 
 
 class SequenceGroup:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import collections.abc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from allocators.base import Allocation, PageCopy, Usage
+from allocators.base import Allocation, KVCacheAllocator, PageCopy, Usage
 from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import Chunk, DraftPlan, StepPlan, TableUpdate
 from harness.engine.scheduling.sequence import Sequence, SequenceGroup
-
-PageIds = collections.abc.Sequence[int]
 
 
 class DraftEvents(NamedTuple):
@@ -107,11 +104,15 @@ class StepBuilder:
         self.chunks.append(chunk)
         self.sequences.append(sequence)
 
-    def note_table(self, seq_id: int, table: PageIds, allocation: Allocation) -> None:
-        """The device must learn what `allocation` changed in a sequence's table."""
+    def note_change(
+        self, seq_id: int, groups: tuple[KVCacheAllocator, ...], allocation: Allocation
+    ) -> None:
+        """The device must learn what `allocation` changed in a sequence's tables."""
         first = allocation.first_changed
-        if first < len(table):
-            self.updates.append(TableUpdate(seq_id, first, tuple(table[first:])))
+        for index, group in enumerate(groups):
+            table = group.block_table(seq_id)
+            if first < len(table):
+                self.updates.append(TableUpdate(seq_id, first, tuple(table[first:]), index))
         if allocation.copies:
             self.copies.add(allocation.copies)
 

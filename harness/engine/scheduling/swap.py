@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class SavedPages(NamedTuple):
-    """Where a swapped-out group's KV lies. host_pages: by sequence and index in its table; a
-    page that several sequences shared is saved once."""
+class TablePlace(NamedTuple):
+    """An entry of a sequence's table in one group of layers."""
 
-    host_pages: dict[tuple[int, int], int]
+    group: int
+    seq_id: int
+    page_index: int
+
+
+class SavedPages(NamedTuple):
+    """Where a swapped-out group's KV lies. host_pages: by place in the tables; a page that
+    several sequences shared is saved once."""
+
+    host_pages: dict[TablePlace, int]
 
     @property
     def distinct(self) -> list[int]:
