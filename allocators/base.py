@@ -273,6 +273,11 @@ class KVCacheAllocator(ABC):
         return sum(self.pages_for(max(s.length, min(s.expected_len, s.max_len))) for s in states)
 
     @property
+    def commits(self) -> bool:
+        """Whether `commit` does anything."""
+        return type(self).commit is not KVCacheAllocator.commit
+
+    @property
     def layer_groups(self) -> tuple[KVCacheAllocator, ...]:
         """The allocators of the model's groups of layers; itself where all layers are one."""
         return (self,)

@@ -34,6 +34,10 @@ class LayerGroups(KVCacheAllocator):
         return self._groups
 
     @property
+    def commits(self) -> bool:
+        return self._groups[0].commits
+
+    @property
     def grows_on_demand(self) -> bool:  # type: ignore[override]
         return self._groups[0].grows_on_demand
 

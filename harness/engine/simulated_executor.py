@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from harness.engine.plan import Chunk, StepOutcome, StepPlan
 from harness.engine.scheduling.beam_search import Candidates
 
@@ -25,15 +27,17 @@ class SimulatedExecutor:
         vocab = self._vocab_size
         token_ids: list[int] = []
         accepted: list[int] = []
+        candidates: list[Candidates] = []
         for chunk in plan.chunks:
-            if chunk.num_drafts:
+            _, _, _, draws, position, num_candidates, num_drafts, true_ids = chunk
+            if num_drafts:
                 accepted.append(self._accept(chunk))
-                token_ids += chunk.true_ids[: accepted[-1] + 1]
+                token_ids += true_ids[: accepted[-1] + 1]
+            elif num_candidates:
+                candidates.append(_candidates(chunk, vocab))
             else:
-                position = chunk.output_position
-                for draw in chunk.draws:
+                for draw in draws:
                     token_ids.append(_hash(draw.seed, position) % vocab)
-        candidates = [_candidates(chunk, vocab) for chunk in plan.chunks if chunk.num_candidates]
         return StepOutcome(token_ids, (), self._step_s, candidates, accepted)
 
     def _accept(self, chunk: Chunk) -> int:
@@ -63,6 +67,7 @@ def _candidates(chunk: Chunk, vocab_size: int) -> Candidates:
     return Candidates(token_ids, [start - 0.5 * (rank + 1) for rank in range(count)])
 
 
+@lru_cache(maxsize=2**16)
 def _hash(seed: int, position: int) -> int:
     """64 bits of both, mixed by two rounds of multiplication."""
     x = (seed * 0xBF58476D1CE4E5B9 + position * 0x9E3779B97F4A7C15 + 1) & 0xFFFFFFFFFFFFFFFF

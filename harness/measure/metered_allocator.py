@@ -22,7 +22,6 @@ class MeteredAllocator(KVCacheAllocator):
         self._layer_groups = (
             (self,) if len(parts) == 1 else tuple(MeteredAllocator(part) for part in parts)
         )
-        self._commits = type(inner).commit is not KVCacheAllocator.commit
 
     @property
     def host_ns(self) -> int:
@@ -33,6 +32,10 @@ class MeteredAllocator(KVCacheAllocator):
     @property
     def layer_groups(self) -> tuple[KVCacheAllocator, ...]:
         return self._layer_groups
+
+    @property
+    def commits(self) -> bool:
+        return self.inner.commits
 
     @property
     def grows_on_demand(self) -> bool:  # type: ignore[override]
@@ -78,10 +81,9 @@ class MeteredAllocator(KVCacheAllocator):
         return allocation
 
     def commit(self, seq_id: int, token_ids: Sequence[int]) -> None:
-        if self._commits:
-            begin = perf_counter_ns()
-            self.inner.commit(seq_id, token_ids)
-            self._own_ns += perf_counter_ns() - begin
+        begin = perf_counter_ns()
+        self.inner.commit(seq_id, token_ids)
+        self._own_ns += perf_counter_ns() - begin
 
     def truncate(self, seq_id: int, new_len: int) -> None:
         begin = perf_counter_ns()

@@ -76,15 +76,11 @@ class RunRecorder:
     ) -> None:
         """A step is done; memory is as it was while it ran. `held` became live before it."""
         plan = step.plan
-        computed = [(chunk.seq_id, len(chunk.token_ids)) for chunk in plan.chunks]
+        chunks = plan.chunks
+        computed = [(chunk[0], len(chunk[2])) for chunk in chunks]
         num_tokens = sum([count for _, count in computed])
-        num_drafts = sum([chunk.num_drafts for chunk in plan.chunks]) if outcome.num_accepted else 0
-        num_decode = num_drafts + sum(
-            [
-                chunk.output_position > 0 and count == 1 + chunk.num_drafts
-                for chunk, (_, count) in zip(plan.chunks, computed, strict=True)
-            ]
-        )
+        num_drafts = sum([chunk.num_drafts for chunk in chunks]) if outcome.num_accepted else 0
+        num_decode = num_drafts + sum([c[4] > 0 and len(c[2]) == 1 + c[6] for c in chunks])
         if step.rejected:
             wrong = step.rejected
             computed = [(seq_id, count - wrong.get(seq_id, 0)) for seq_id, count in computed]

@@ -17,8 +17,8 @@ def add_chunks(
 ) -> None:
     """Add the group's tokens to the step: what is not computed yet, within the budget, and
     drafts of what `drafter` expects to follow."""
-    if len(group.sequences) == 1:
-        add_sequence(group.sequences[0], step, splits_prompts, drafter)
+    if group.only is not None:
+        add_sequence(group.only, step, splits_prompts, drafter)
     elif group.is_branched:
         _add_branches(group, step, drafter)
     else:
@@ -30,22 +30,21 @@ def add_sequence(
 ) -> None:
     """Add what a request's only sequence has not computed yet."""
     start = sequence.num_computed_tokens
-    token_ids = sequence.token_ids[start:]
-    count = len(token_ids)
+    known = sequence.token_ids
+    count = len(known) - start
     draws: tuple[SamplingParams, ...] = sequence.draws
+    position = len(sequence.token_s)
     if count == 1:
-        if drafter is not None and sequence.token_s:
+        if drafter is not None and position:
             _add_decode(sequence, step, drafter)
             return
-    elif splits_prompts and count > step.budget:
+        step.add_decode(sequence, start, known[-1], draws, position)
+        return
+    if splits_prompts and count > step.budget:
         count = step.budget
-        token_ids = token_ids[:count]
         draws = ()
-    # as `step.add_chunk`, which this would otherwise call for every token
-    step.budget -= count
-    step.num_prefills += count > 1
-    step.chunks.append(Chunk(sequence.seq_id, start, token_ids, draws, len(sequence.token_s)))
-    step.sequences.append(sequence)
+    token_ids = known[start : start + count]
+    step.add_chunk(sequence, Chunk(sequence.seq_id, start, token_ids, draws, position))
 
 
 def _add_prompt(group: SequenceGroup, step: StepBuilder, splits_prompts: bool) -> None:

@@ -20,11 +20,11 @@ def take_results(
     step: ScheduledStep,
     outcome: StepOutcome,
     now_s: float,
-    commit: Commit,
+    commit: Commit | None,
     shrink: Shrink,
 ) -> list[SequenceGroup]:
-    """Bring every sequence of the step up to date; `commit` is told what is computed, `shrink`
-    up to where drafts stand.
+    """Bring every sequence of the step up to date; `commit` is told what is computed, if
+    anybody wants to know, `shrink` up to where drafts stand.
 
     Returns the groups whose beams moved, with `parents` saying how.
     """
@@ -37,17 +37,20 @@ def take_results(
         seq_id, start, token_ids, draws, _, num_candidates, num_drafts, _ = chunk
         if num_drafts:
             _take_drafts(step, sequence, chunk, next(accepted), chosen, now_s)
-            commit(seq_id, sequence.token_ids[start : sequence.num_computed_tokens])
+            if commit is not None:
+                commit(seq_id, sequence.token_ids[start : sequence.num_computed_tokens])
             if sequence.num_slots > sequence.num_computed_tokens:
                 step.shrunk += shrink(sequence)
             continue
         end = sequence.num_computed_tokens = start + len(token_ids)
         furthest = sequence.furthest_computed
-        if start < furthest:
-            sequence.recomputed_tokens += min(end, furthest) - start
-        if end > furthest:
+        if start >= furthest:
             sequence.furthest_computed = end
-        commit(seq_id, token_ids)
+        else:
+            sequence.recomputed_tokens += min(end, furthest) - start
+            sequence.furthest_computed = max(end, furthest)
+        if commit is not None:
+            commit(seq_id, token_ids)
         if len(draws) == 1:
             chosen_id, margin = next(chosen)
             sequence.accept(chosen_id, margin, now_s)

@@ -90,6 +90,7 @@ class Scheduler:
             if config.speculation.method == "none"
             else Drafter(config.speculation, self._memory, config.vocab_size, self._draft_memory)
         )
+        self._commit = allocator.commit if allocator.commits else None
         self._choose_victim = VICTIM_POLICIES[config.victim]
         self._waiting: deque[SequenceGroup] = deque()
         self._swapped: deque[SequenceGroup] = deque()
@@ -147,9 +148,7 @@ class Scheduler:
         """Take the results in: tokens are computed, publishable, and chosen ones appended."""
         if self._draft_memory is not None:
             lengths = [len(sequence.token_ids) for sequence in step.sequences]
-        self._beams_to_move += take_results(
-            step, outcome, now_s, self._allocator.commit, self._memory.shrink
-        )
+        self._beams_to_move += take_results(step, outcome, now_s, self._commit, self._memory.shrink)
         if self._draft_memory is not None:
             step.draft = settle_drafts(self._draft_memory, step, outcome, lengths)
         if self._slides:
@@ -198,8 +197,8 @@ class Scheduler:
         for group in groups:
             if step.budget <= 0:
                 return
-            if drafter is None and len(group.sequences) == 1 and group.is_running:
-                sequence = group.sequences[0]
+            sequence = group.only
+            if sequence is not None and drafter is None and group.is_running:
                 missing = len(sequence.token_ids) - sequence.num_slots
                 if missing <= 0 or memory.extend(sequence, missing, step):
                     add_sequence(sequence, step, splits)

@@ -83,13 +83,13 @@ class Sequence:
 
     def accept(self, chosen_id: int, margin: float, now_s: float) -> None:
         """Append the next output token: the forced one where there is one."""
-        forced = self._forced_ids
-        token_id = chosen_id if forced is None else forced[len(self.token_s)]
+        forced, token_s = self._forced_ids, self.token_s
+        token_id = chosen_id if forced is None else forced[len(token_s)]
         self.token_ids.append(token_id)
-        self.token_s.append(now_s)
+        token_s.append(now_s)
         self.chosen_ids.append(chosen_id)
         self.margins.append(margin)
-        if len(self.token_s) >= self.target_output_len or token_id in self._eos_ids:
+        if len(token_s) >= self.target_output_len or token_id in self._eos_ids:
             self.finished = True
 
     def inherit(self, num_tokens: int) -> None:
@@ -106,7 +106,8 @@ class Sequence:
 class SequenceGroup:
     """A request's branches, scheduled and preempted together (PagedAttention, section 4.5).
 
-    sequences: all branches; live: those that go on. is_branched: each live sequence has computed
+    sequences: all branches; only: the branch of a group that has but one; live: those that go
+    on. is_branched: each live sequence has computed
     tokens of its own; until then the carrier computes the prompt for all. num_cached_tokens:
     tokens found cached that it had not computed itself. asked_len: tokens a sequence was last
     asked for, estimate included. preempted_s: when it lost its memory, NaN once it is back
@@ -127,6 +128,7 @@ class SequenceGroup:
         "num_cached_tokens",
         "num_preemptions",
         "num_swaps",
+        "only",
         "parents",
         "preempted_s",
         "released_s",
@@ -146,6 +148,7 @@ class SequenceGroup:
             for index in range(request.num_sequences)
         ]
         self.live = list(self.sequences)
+        self.only = self.sequences[0] if len(self.sequences) == 1 else None
         self.carrier = self.sequences[0]
         self.is_running = False
         self.is_branched = len(self.sequences) == 1

@@ -9,7 +9,10 @@ from typing import NamedTuple
 from allocators.base import Allocation, KVCacheAllocator, PageCopy, Usage
 from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import Chunk, DraftPlan, StepPlan, TableUpdate
+from harness.engine.request import SamplingParams
 from harness.engine.scheduling.sequence import Sequence, SequenceGroup
+
+_new_tuple = tuple.__new__
 
 
 class DraftEvents(NamedTuple):
@@ -102,6 +105,22 @@ class StepBuilder:
         self.budget -= num_tokens
         self.num_prefills += num_tokens > 1 + chunk.num_drafts
         self.chunks.append(chunk)
+        self.sequences.append(sequence)
+
+    def add_decode(
+        self,
+        sequence: Sequence,
+        start: int,
+        token_id: int,
+        draws: tuple[SamplingParams, ...],
+        position: int,
+    ) -> None:
+        """As `add_chunk` of a single token. This runs for every token, so the chunk is made as
+        the tuple that it is, past the constructor, which takes twice the time."""
+        self.budget -= 1
+        self.chunks.append(
+            _new_tuple(Chunk, (sequence.seq_id, start, (token_id,), draws, position, 0, 0, ()))
+        )
         self.sequences.append(sequence)
 
     def note_change(
