@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ class Command:
     def base_overrides(self) -> list[str]:
         """Overrides of a config before any axis is chosen."""
         return [f"{key}={value}" for key, value in self.fixed.items()] + list(self.verbatim)
+
+    def without_allocator_options(self) -> Command:
+        """For what is composed before a part has chosen the allocator that has such options."""
+        fixed = {k: v for k, v in self.fixed.items() if not k.startswith("allocator.")}
+        return replace(self, fixed=fixed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ def hydra_session() -> Iterator[None]:
 
 def compose_study(command: Command) -> Study:
     """The experiment that `command` names, or the single run it describes."""
-    values = _compose(command.base_overrides())
+    values = _compose(command.without_allocator_options().base_overrides())
     keys = _STEERING_KEYS | RunConfig.__dataclass_fields__.keys()
     if unknown := values.keys() - keys:
         raise ConfigError(unknown_name(min(unknown), keys, "key"))

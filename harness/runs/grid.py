@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+Takes = Callable[[str, str], bool]
+"""Whether an allocator takes a key of the form `allocator.OPTION`."""
+
+DEFAULT_ALLOCATOR = "paged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +36,21 @@ class Cell:
 
 
 def expand(
-    parts: Sequence[Part], fixed: Mapping[str, str], swept: Mapping[str, Sequence[str]]
+    parts: Sequence[Part],
+    fixed: Mapping[str, str],
+    swept: Mapping[str, Sequence[str]],
+    takes: Takes = lambda allocator, key: True,
 ) -> list[Cell]:
     """Every cell of every part, once, with the user's own choices over the experiment's.
 
     fixed, swept: what the user typed, one value or several a key. A key the user gave replaces
-    the experiment's setting or axis of that name; cells that become equal are run once.
+    the experiment's setting or axis of that name; cells that become equal are run once. A cell
+    whose allocator does not take a key goes without it, unless no cell's does.
     """
     cells: dict[tuple[str, ...], Cell] = {}
+    given = [key for key in (*fixed, *swept) if key.startswith("allocator.")]
+    chosen = _allocators(parts, fixed, swept)
+    optional = {key for key in given if any(takes(allocator, key) for allocator in chosen)}
     for part in parts:
         if any(key in fixed or key in swept for key in part.unless):
             continue
@@ -53,12 +65,32 @@ def expand(
             for key, value in part.set.items()
             if key not in fixed and key not in swept
         ]
-        chosen = [f"{key}={value}" for key, value in fixed.items()]
         for values in itertools.product(*axes.values()):
-            point = [f"{k}={to_override(v)}" for k, v in zip(axes, values, strict=True)]
-            overrides = tuple(_groups_first([*settings, *point]) + chosen)
+            point = dict(zip(axes, values, strict=True))
+            known = {**part.set, **point, **fixed}
+            allocator = str(known.get("allocator", DEFAULT_ALLOCATOR))
+            left_out = {key for key in optional if not takes(allocator, key)}
+            own = [f"{k}={to_override(v)}" for k, v in point.items() if k not in left_out]
+            typed = [f"{key}={value}" for key, value in fixed.items() if key not in left_out]
+            overrides = tuple(_groups_first([*settings, *own]) + typed)
             cells.setdefault(overrides, Cell(part.name, overrides))
     return list(cells.values())
+
+
+def _allocators(
+    parts: Sequence[Part], fixed: Mapping[str, str], swept: Mapping[str, Sequence[str]]
+) -> set[str]:
+    """Every allocator that some cell may have."""
+    key = "allocator"
+    if key in fixed:
+        return {fixed[key]}
+    if key in swept:
+        return set(swept[key])
+    return {
+        str(name)
+        for part in parts
+        for name in part.axes.get(key, (part.set.get(key, DEFAULT_ALLOCATOR),))
+    }
 
 
 def to_override(value: Any) -> str:

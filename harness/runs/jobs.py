@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from allocators import discovery
-from harness.config import AllocatorConfig, ConfigError, RunConfig, to_mapping
+from harness.config import ALLOCATOR_KEYS, AllocatorConfig, ConfigError, RunConfig, to_mapping
 from harness.runs.code_hash import CodeHashes, allocator_hash
 from harness.runs.store import make_run_id
 
@@ -79,6 +79,17 @@ def _options(name: str) -> tuple[dict[str, object], tuple[str, ...]]:
         return {}, ()
     defaults = {key: option.default for key, option in discovery.options(cls).items()}
     return defaults, cls.labelled_options
+
+
+def takes_option(allocator: str, key: str) -> bool:
+    """Whether an allocator takes a key such as `allocator.fit`; one that cannot be loaded takes
+    any, so that the error is about what is wrong with it."""
+    option = key.partition(".")[2]
+    try:
+        cls = discovery.load(allocator)
+    except ValueError:
+        return True
+    return option in ALLOCATOR_KEYS or option in discovery.options(cls)
 
 
 def run_label(config: RunConfig) -> str:

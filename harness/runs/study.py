@@ -16,7 +16,7 @@ from harness.runs.code_hash import CodeHashes
 from harness.runs.display import SweepDisplay
 from harness.runs.estimate import estimate_wall_s
 from harness.runs.grid import expand
-from harness.runs.jobs import Job, make_job
+from harness.runs.jobs import Job, make_job, takes_option
 from harness.runs.preflight import Preflight
 from harness.runs.rows import collect_rows, write_rows
 from harness.runs.store import RunStore, StoredRun
@@ -62,7 +62,7 @@ def plan_jobs(study: Study, command: Command, folder: Path, console: Console) ->
     composer, preflight, hashes = Composer(), Preflight(), CodeHashes()
     cells = [
         (cell, composer.run([*cell.overrides, *command.verbatim]))
-        for cell in expand(study.parts, command.fixed, command.swept)
+        for cell in expand(study.parts, command.fixed, command.swept, takes_option)
     ]
     for _, config in cells:
         preflight.check(config)

@@ -42,6 +42,27 @@ def test_a_part_about_values_that_the_user_replaces_is_left_out():
     assert [c.part for c in expand(parts, {}, {"allocator": ["a", "b"]})] == ["paged", "paged"]
 
 
+def test_an_option_reaches_the_allocators_that_have_it():
+    parts = [
+        Part("lines", {"allocator.fit": "best_fit"}, {"allocator": ["contiguous"]}),
+        Part("paged", {}, {"allocator": ["paged", "paged_prefix"]}),
+    ]
+
+    def takes(allocator: str, key: str) -> bool:
+        return (allocator, key) == ("contiguous", "allocator.fit")
+
+    cells = expand(parts, {"allocator.fit": "buddy"}, {}, takes)
+    assert [cell.overrides for cell in cells] == [
+        ("allocator=contiguous", "allocator.fit=buddy"),
+        ("allocator=paged",),
+        ("allocator=paged_prefix",),
+    ]
+    swept = expand(parts, {}, {"allocator.fit": ["buddy", "first_fit"]}, takes)
+    assert [len(cell.overrides) for cell in swept] == [2, 2, 1, 1]
+    nobody = expand(parts, {"allocator.fitt": "buddy"}, {}, takes)
+    assert all("allocator.fitt=buddy" in cell.overrides for cell in nobody)
+
+
 def test_parts_that_meet_in_a_cell_run_it_once():
     parts = [Part("a", {}, {"seed": [1, 2]}), Part("b", {}, {"seed": [2, 3]})]
     cells = expand(parts, {}, {})
