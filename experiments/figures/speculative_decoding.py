@@ -63,7 +63,10 @@ PARTS = (
 
 def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     """`speculative_decoding_PART` for each of `injected`, `times`, `drafts` that has runs."""
-    rows = _derived(rows[rows["status"] == "complete"])
+    rows = rows[rows["status"] == "complete"]
+    if rows.empty:
+        return []
+    rows = _derived(rows)
     paths: list[Path] = []
     with style():
         for part, panels, title in PARTS:
