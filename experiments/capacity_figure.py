@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from experiments.line_panels import unbound_mark
 from experiments.plotting import EXPECTED_COLOURS, MARKERS, STRATEGY_COLOURS, WIDTHS, means
 
 EVICTION_MARKERS = {"lru": "s", "lfu": "P", "fifo": "X"}
@@ -47,7 +48,8 @@ def capacity_points(rows: pd.DataFrame, keys: Sequence[str], expected: str) -> p
 
 
 def ratio_bars(axes: Axes, points: pd.DataFrame, paper: float | None, paper_at: str) -> None:
-    """A bar a strategy; the paper's `paper_at` strategy is marked across its bar."""
+    """A bar a strategy; the paper's `paper_at` strategy is marked across its bar, and a strategy
+    whose memory was not scarce has `line_panels.UNBOUND` at its name."""
     for x, (_, point) in enumerate(points.iterrows()):
         interval = float(np.nan_to_num(point["ratio_ci"]))
         axes.bar(
@@ -64,7 +66,11 @@ def ratio_bars(axes: Axes, points: pd.DataFrame, paper: float | None, paper_at: 
                 f"paper {paper:.2f}", (x, paper), xytext=(0, -2), textcoords="offset points",
                 ha="center", va="top", fontsize=6.5, color="white", zorder=4,
             )  # fmt: skip
-    axes.set_xticks(range(len(points)), [bar_label(name) for name in points["strategy"]])
+    labels = [
+        bar_label(name) + unbound_mark(saturated)
+        for name, saturated in zip(points["strategy"], points["saturated_share"], strict=True)
+    ]
+    axes.set_xticks(range(len(points)), labels)
     axes.tick_params(axis="x", length=0, labelsize=7)
 
 

@@ -11,8 +11,13 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from harness.measure.metrics import MEMORY_BOUND_SHARE
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#000000")
 """Okabe and Ito's colours, which the colour-blind tell apart."""
+
+UNBOUND = "†"
+UNBOUND_NOTE = f"{UNBOUND} queue waited for memory less than half of the time"
 
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -91,6 +96,11 @@ def published(paper: str) -> Mapping[str, Any]:
     file = importlib.resources.files("experiments") / "published" / f"{paper}.yaml"
     values: Mapping[str, Any] = yaml.safe_load(file.read_text())
     return values
+
+
+def unbound_mark(saturated_share: float) -> str:
+    """A dagger where memory was scarce for less than half of the time and so decided little."""
+    return "" if saturated_share >= MEMORY_BOUND_SHARE else UNBOUND
 
 
 def memory_note(rows: pd.DataFrame) -> str:

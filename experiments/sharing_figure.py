@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from experiments.line_panels import published
+from experiments.line_panels import UNBOUND_NOTE, memory_note, published, unbound_mark
 from experiments.plotting import (
     EXPECTED_COLOURS,
     MARKERS,
@@ -55,6 +55,8 @@ def draw(
 ) -> list[Path]:
     """`NAME_saved` and, where several strategies were simulated, `NAME_throughput`."""
     rows = rows[rows["status"] == "complete"]
+    if rows.empty:
+        return []
     rows = rows.assign(
         tokens_per_step=rows["output_tokens"] / rows["num_steps"],
         source=np.where(rows["executor"] == "simulated", "simulated", "timed, " + rows["model"]),
@@ -96,7 +98,8 @@ def _draw_saved(
         for label, (colour, hatch) in _bar_looks(shared).items()
     ]
     figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.text(0.01, 0.01, UNBOUND_NOTE, fontsize=7)
     paper = pd.DataFrame(
         [
             {"workload": workload, "source": "paper", decoding.setting: count,
@@ -135,21 +138,24 @@ def _saved_bars(
         for _, point in of_look.iterrows():
             x = place[point[decoding.setting]] - 0.4 + (index + 0.5) * width
             interval = 100 * np.nan_to_num(point["sharing_saved_ci"])
-            _bar(axes, x, 100 * point["sharing_saved"], interval, width, colour, hatch)
+            height = 100 * point["sharing_saved"]
+            mark = unbound_mark(point["saturated_share"])
+            _bar(axes, x, height, interval, width, colour, hatch, mark)
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
     axes.tick_params(axis="x", length=0)
     axes.set_xlabel(decoding.label)
 
 
 def _bar(
-    axes: Axes, x: float, height: float, interval: float, width: float, colour: str, hatch: str
-) -> None:
+    axes: Axes, x: float, height: float, interval: float, width: float, colour: str, hatch: str,
+    mark: str = "",
+) -> None:  # fmt: skip
     axes.bar(
         x, height, 0.94 * width, color=colour, hatch=hatch, edgecolor="white", linewidth=0,
         yerr=interval or None, error_kw={"linewidth": 0.8, "capsize": 1.5}, zorder=2,
     )  # fmt: skip
     axes.annotate(
-        f"{height:.0f}" if height >= 10 else f"{height:.1f}", (x, height + interval),
+        (f"{height:.0f}" if height >= 10 else f"{height:.1f}") + mark, (x, height + interval),
         xytext=(0, 1.5), textcoords="offset points", ha="center", va="bottom", fontsize=6.5,
     )  # fmt: skip
 
@@ -175,6 +181,7 @@ def _draw_throughput(
         axes.set_ylim(bottom=0)
     grid[0][0].set_ylabel("output tokens/step")
     grid[1][0].set_ylabel("batched requests")
+    figure.suptitle(f"simulated; {memory_note(rows)}", fontsize=9)
     unique = points.drop_duplicates("strategy")
     handles = [
         Line2D([], [], label=row["strategy"], **_line_look(row)) for _, row in unique.iterrows()

@@ -28,7 +28,7 @@ KEYS = ("workload", "schedule", "token_budget")
 
 def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     """`chunked_prefill`: a row of bars a schedule and chunk size, a panel a metric."""
-    rows = rows[rows["executor"] != "simulated"]
+    rows = rows[(rows["executor"] != "simulated") & (rows["status"] == "complete")]
     if rows.empty:
         return []
     points = means(rows, KEYS, [panel.metric for panel in PANELS])

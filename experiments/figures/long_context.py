@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.checks import SHARES
-from experiments.line_panels import PALETTE
+from experiments.line_panels import PALETTE, UNBOUND_NOTE, unbound_mark
 from experiments.plotting import (
     class_handles,
     jobs_of,
@@ -37,6 +37,9 @@ COUNTS = (
 
 def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     """`long_context_classes`: the pool by ledger class; `long_context_requests`: what fits."""
+    rows = rows[rows["status"] == "complete"]
+    if rows.empty:
+        return []
     chosen = preferred(rows, simulated=True)
     mapped = (1 - chosen[list(LEFT_OVER)].sum(axis=1)) * chosen["pool_tokens"]
     running = chosen["batched_requests"]
@@ -64,14 +67,14 @@ def _draw_classes(points: pd.DataFrame) -> plt.Figure:
         bars = points[points["model"] == model]
         stack_classes(axes, range(len(bars)), bars)
         labels = [
-            short_label(name) + ("" if saturated >= 0.5 else "†")
+            short_label(name) + unbound_mark(saturated)
             for name, saturated in zip(bars["strategy"], bars["saturated_share"], strict=True)
         ]
         axes.set_xticks(range(len(bars)), labels)
         axes.set_title(model)
     grid[0][0].set_ylabel("share of the pool, %")
     grid[0][0].annotate(
-        "† queue waited for memory less than half of the time", (0, 0), xytext=(2, 2),
+        UNBOUND_NOTE, (0, 0), xytext=(2, 2),
         xycoords="figure points", fontsize=7, annotation_clip=False,
     )  # fmt: skip
     figure.legend(handles=class_handles(points), loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -35,10 +35,14 @@ PAGE_PANELS = (
     Panel("preemptions", "preemptions"),
 )
 
+COST_PANELS = {
+    "recompute": Panel("recomputed_per_token", "recomputed tokens\nper output token"),
+    "swap": Panel("swapped_per_token_kib", "swapped out and in,\nMiB per output token", 1 / 1024),
+}
+"""What a preemption costs, by its kind: the other one is always 0."""
+
 POLICY_PANELS = (
     Panel("preemptions", "preemptions"),
-    Panel("recomputed_per_token", "recomputed tokens\nper output token"),
-    Panel("swapped_per_token_kib", "swapped out and in,\nMiB per output token", 1 / 1024),
     Panel("tokens_per_step", "output tokens/step"),
 )
 
@@ -51,6 +55,9 @@ KNOWLEDGE_PANELS = (
 
 def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     """`preemption_pages`, `preemption_policies`, `preemption_knowledge`, where there are runs."""
+    rows = rows[rows["status"] == "complete"]
+    if rows.empty:
+        return []
     rows = _derived(rows)
     paths: list[Path] = []
     with style():
@@ -112,17 +119,18 @@ def _draw_pages(rows: pd.DataFrame) -> tuple[plt.Figure, pd.DataFrame, str]:
 
 def _draw_policies(rows: pd.DataFrame) -> tuple[plt.Figure, pd.DataFrame, str]:
     keys = ["preemption", "victim", "watermark"]
-    points = means(rows, keys, [panel.metric for panel in POLICY_PANELS])
+    panels = (*POLICY_PANELS, *COST_PANELS.values())
+    points = means(rows, keys, [panel.metric for panel in panels])
     modes = [mode for mode in MODES if mode in set(points["preemption"])]
     looks = looks_of(points["victim"])
     figure, grid = plt.subplots(
-        len(modes), len(POLICY_PANELS), squeeze=False, sharex=True, sharey="col",
-        figsize=(11.5, 0.9 + 2.2 * len(modes)),
+        len(modes), len(POLICY_PANELS) + 1, squeeze=False, sharex=True,
+        figsize=(9.5, 0.9 + 2.2 * len(modes)),
     )  # fmt: skip
     points = points.assign(percent=100 * points["watermark"])
     for line, mode in zip(grid, modes, strict=True):
         chosen = points[points["preemption"] == mode]
-        for axes, panel in zip(line, POLICY_PANELS, strict=True):
+        for axes, panel in zip(line, (*POLICY_PANELS, COST_PANELS[mode]), strict=True):
             draw_lines(axes, chosen, "percent", "victim", panel, looks)
             axes.set_title(mode)
     for axes in grid[-1]:

@@ -44,7 +44,9 @@ AXES = (
 
 def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     """`rag_agents_capacity` and `rag_agents_concurrency`, where there are such simulated runs."""
-    rows = rows[rows["executor"] == "simulated"]
+    rows = rows[(rows["executor"] == "simulated") & (rows["status"] == "complete")]
+    if rows.empty:
+        return []
     computed = rows["prompt_tokens"] - rows["cached_tokens"] + rows["recomputed_tokens"]
     rows = rows.assign(
         line=[_line(*names) for names in zip(rows["allocator"], rows["eviction"], strict=True)],

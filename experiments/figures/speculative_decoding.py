@@ -39,7 +39,16 @@ TIMES = (
     Panel("tpot_ms", "time per output token, ms"),
 )
 
-LOOKUP = (TIMES[0], TIMES[1], Panel("acceptance_rate", "drafts accepted, %", 100.0))
+DRAFTS = (
+    TIMES[0],
+    TIMES[1],
+    Panel("acceptance_rate", "drafts accepted, %", 100.0),
+    Panel("draft_pool_share", "KV memory that\nthe draft model has, %", 100.0),
+    Panel("batched_requests", "batched requests"),
+)
+
+OF_DRAFTS_ALONE = ("acceptance_rate", "draft_pool_share")
+"""Metrics that mean nothing without drafts."""
 
 PARTS = (
     (
@@ -48,12 +57,15 @@ PARTS = (
         "Injected acceptance, simulated: each draft is right with probability a",
     ),
     ("times", TIMES, "Injected acceptance, timed: each draft is right with probability a"),
-    ("lookup", LOOKUP, "Prompt lookup (ngram), timed, at the model's own output"),
+    ("drafts", DRAFTS, "Prompt lookup (ngram) and draft models, timed, at the model's own output"),
 )
 
 
 def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
-    """`speculative_decoding_PART` for each of `injected`, `times`, `lookup` that has runs."""
+    """`speculative_decoding_PART` for each of `injected`, `times`, `drafts` that has runs."""
+    rows = rows[rows["status"] == "complete"]
+    if rows.empty:
+        return []
     rows = _derived(rows)
     paths: list[Path] = []
     with style():
@@ -68,16 +80,32 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
 
 def _derived(rows: pd.DataFrame) -> pd.DataFrame:
     """tokens_per_pass: those after a request's first, which no draft precedes, over the passes
-    that a sequence took for them; a pass emits the accepted drafts and one token more."""
+    that a sequence took for them; a pass emits the accepted drafts and one token more.
+    draft_pool_share: of the KV memory of both models."""
     decoded = rows["output_tokens"] - rows["num_finished"]
     accepted = rows["accepted_tokens"]
     return rows.assign(
         tokens_per_pass=decoded / (decoded - accepted),
         steps_per_token=rows["num_steps"] / rows["output_tokens"],
         rejected_per_token=(rows["drafted_tokens"] - accepted) / rows["output_tokens"],
-        line=rows["acceptance"].where(rows["speculation"] == "injected", rows["speculation"]),
+        draft_pool_share=rows["draft_pool_bytes"] / (rows["draft_pool_bytes"] + rows["pool_bytes"]),
+        line=[_line(row) for _, row in rows.iterrows()],
         acceptance=rows["acceptance"].where(rows["speculation"] == "injected"),
     )
+
+
+def _line(row: pd.Series) -> float | str:
+    """What one line of the figure is of: an acceptance, or whoever drafts."""
+    match row["speculation"]:
+        case "injected":
+            return float(row["acceptance"])
+        case "draft_model":
+            name = Path(row["draft"]).name
+            return f"draft model {name}" + (", the model itself" if name == row["model"] else "")
+        case "ngram":
+            return "prompt lookup"
+        case other:
+            return str(other)
 
 
 def _draw_part(
@@ -88,12 +116,12 @@ def _draw_part(
     plain = points[points["speculation"] == "none"]
     drafted = points[points["speculation"] != "none"]
     looks = looks_of(list(drafted["line"]))
-    figure, grid = plt.subplots(1, len(panels), figsize=(2.9 * len(panels), 3.2), squeeze=False)
+    figure, grid = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 3.2), squeeze=False)
     for axes, panel in zip(grid[0], panels, strict=True):
         draw_lines(axes, drafted, "num_drafts", "line", panel, looks)
         if panel.metric == "tokens_per_pass":
             _draw_expected(axes, drafted)
-        if panel.metric != "acceptance_rate":
+        if panel.metric not in OF_DRAFTS_ALONE:
             for _, reference in plain.iterrows():
                 axes.axhline(panel.scale * reference[panel.metric], color=PLAIN, dashes=(4, 2))
         axes.set_xticks(sorted(set(drafted["num_drafts"])))

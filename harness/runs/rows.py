@@ -69,6 +69,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "speculation": engine["speculation"]["method"],
         "num_drafts": engine["speculation"]["num_tokens"],
         "acceptance": engine["speculation"]["acceptance"],
+        "draft": engine["speculation"]["draft"],
         "samples": workload["samples"],
         "beam_width": workload["beam_width"],
         "model": config["model"]["name"],
