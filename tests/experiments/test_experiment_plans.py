@@ -57,8 +57,8 @@ EXPECTED = {
     },
     ("preemption", "quick"): {
         ("times", "sharegpt"): 2 * 5,
-        ("policies", "sharegpt"): 2 * 4 * 4,
-        ("knowledge", "sharegpt"): 2 * (5 * 3 + 3),
+        ("policies", "sharegpt"): 2 * 4 * 3,
+        ("knowledge", "sharegpt"): 2 * (3 * 3 + 3),
     },
     ("preemption", "full"): {
         ("times", "sharegpt"): 5 * 2 * PAGES,
@@ -69,12 +69,12 @@ EXPECTED = {
     ("chunked_prefill", "quick"): {("times", "long_arrivals"): 5 + 3},
     ("chunked_prefill", "full"): {("times", "long_arrivals"): 6 * (5 + 3)},
     ("long_context", "quick"): {
-        ("memory", "long_prompts"): 2 * (4 + 2),
-        ("times", "long_prompts"): 2,
+        ("memory", "long_prompts"): 3 * (4 + 2),
+        ("times", "long_prompts"): 3,
     },
     ("long_context", "full"): {
-        ("memory", "long_prompts"): 2 * (4 + 2),
-        ("times", "long_prompts"): 5 * 2 * 2,
+        ("memory", "long_prompts"): 3 * (4 + 2),
+        ("times", "long_prompts"): 5 * 3 * 2,
     },
     ("rag_agents", "quick"): {
         ("capacity", "agents"): (3 + 2) * 5,
@@ -87,17 +87,17 @@ EXPECTED = {
     },
     ("speculative_decoding", "quick"): {
         ("injected", "sharegpt"): 8 * 6 + 1,
-        ("times", "sharegpt"): 4 * 4 + 1,
-        ("lookup", "sharegpt"): 4 + 1,
+        ("times", "sharegpt"): 4 * 3 + 1,
+        ("drafts", "sharegpt"): 3 + 1 + 2 * 3,
     },
     ("speculative_decoding", "full"): {
         ("injected", "sharegpt"): 8 * 6 + 1,
         ("times", "sharegpt"): 5 * (8 * 6 + 1),
-        ("lookup", "sharegpt"): 5 * (8 + 1),
+        ("drafts", "sharegpt"): 5 * (8 + 1 + 2 * 8),
     },
     ("parallel_sampling", "quick"): {
         ("waste", "alpaca_like"): 4 * 5,
-        ("waste", "sharegpt"): 4 * 4,
+        ("waste", "sharegpt"): 4 * 3,
         ("times", "alpaca_like"): 4,
     },
     ("parallel_sampling", "full"): {
@@ -127,7 +127,7 @@ EXPECTED = {
     },
     ("chatbot", "quick"): {
         ("capacity", "chatbot"): 8,
-        ("rates", "chatbot"): 8 * 4,
+        ("rates", "chatbot"): 6 * 4,
         ("times", "chatbot"): 5,
     },
     ("chatbot", "full"): {
