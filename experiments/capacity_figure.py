@@ -79,14 +79,14 @@ def bar_label(strategy: str) -> str:
     return strategy.replace("contiguous buddy", "buddy").replace("_", "\n").replace(" ", "\n")
 
 
-def rate_lines(axes: Axes, rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """`metric` over the rate, a line a strategy; returns what was plotted."""
+def rate_lines(axes: Axes, rows: pd.DataFrame, metric: str, scale: float = 1.0) -> pd.DataFrame:
+    """`metric` times `scale` over the rate, a line a strategy; returns the means, not scaled."""
     points = means(rows, ["strategy", "allocator", "expected", "rate"], LINE_METRICS)
     for _, line in points.groupby("strategy", sort=False):
         line = line.sort_values("rate")
         axes.errorbar(
-            line["rate"], line[metric], yerr=line[f"{metric}_ci"].fillna(0), capsize=2,
-            **line_look(line.iloc[0]),
+            line["rate"], scale * line[metric], yerr=scale * line[f"{metric}_ci"].fillna(0),
+            capsize=2, **line_look(line.iloc[0]),
         )  # fmt: skip
     return points
 

@@ -64,7 +64,7 @@ def _draw_capacity(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> lis
 def _draw_rates(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     figure, grid = plt.subplots(1, len(PANELS), figsize=(8.4, 3.2))
     for axes, (metric, scale, label) in zip(grid, PANELS, strict=True):
-        points = rate_lines(axes, rows.assign(**{metric: scale * rows[metric]}), metric)
+        points = rate_lines(axes, rows, metric, scale)
         axes.set_ylabel(label)
         axes.set_xlabel("new chats/s of virtual time")
     grid[0].set_yscale("log")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import image
 from rich.console import Console
-from tiny_study import Runner, Study
+from tiny_study import Runner, Study, check_files
 
 from experiments.figures import compare, draw_figures, memory_fraction, memory_map, page_size
 from experiments.present import present
@@ -22,16 +20,6 @@ from harness.runs.store import RunStore
 @pytest.fixture(scope="session")
 def mapped(run_tiny: Runner) -> Study:
     return run_tiny("experiment=memory_map", "repetitions=1", "kv.pool_tokens=256")
-
-
-def check_files(paths: list[Path], name: str) -> pd.DataFrame:
-    by_suffix = {path.suffix: path for path in paths if path.stem == name}
-    assert set(by_suffix) == {".pdf", ".png", ".csv", ".json"}
-    assert by_suffix[".pdf"].read_bytes().startswith(b"%PDF")
-    assert np.ptp(image.imread(by_suffix[".png"])[..., :3]) > 0.5
-    origin = json.loads(by_suffix[".json"].read_text())
-    assert origin["run_ids"] and origin["config_hash"] and origin["git_revisions"]
-    return pd.read_csv(by_suffix[".csv"])
 
 
 def test_present_writes_tables_and_figures(compared: Study) -> None:

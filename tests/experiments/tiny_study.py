@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+from matplotlib import image
 from rich.console import Console
 
 from harness.compose import compose_study, hydra_session, parse_command
@@ -44,3 +47,14 @@ def plan(folder: Path, *arguments: str) -> tuple[list[Job], Sequence[str]]:
         study = compose_study(command)
         console = Console(file=io.StringIO())
         return plan_jobs(study, command, folder / study.name, console), study.figures
+
+
+def check_files(paths: list[Path], name: str) -> pd.DataFrame:
+    """The points of figure `name`, which must have all its files and show something."""
+    by_suffix = {path.suffix: path for path in paths if path.stem == name}
+    assert set(by_suffix) == {".pdf", ".png", ".csv", ".json"}
+    assert by_suffix[".pdf"].read_bytes().startswith(b"%PDF")
+    assert np.ptp(image.imread(by_suffix[".png"])[..., :3]) > 0.5
+    origin = json.loads(by_suffix[".json"].read_text())
+    assert origin["run_ids"] and origin["config_hash"] and origin["git_revisions"]
+    return pd.read_csv(by_suffix[".csv"])
