@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from harness.measure.metrics import MEMORY_BOUND_SHARE
@@ -17,7 +18,6 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4
 """Okabe and Ito's colours, which the colour-blind tell apart."""
 
 UNBOUND = "†"
-UNBOUND_NOTE = f"{UNBOUND} queue waited for memory less than half of the time"
 
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -101,6 +101,13 @@ def published(paper: str) -> Mapping[str, Any]:
 def unbound_mark(saturated_share: float) -> str:
     """A dagger where memory was scarce for less than half of the time and so decided little."""
     return "" if saturated_share >= MEMORY_BOUND_SHARE else UNBOUND
+
+
+def explain_unbound(figure: Figure, saturated_shares: Iterable[float]) -> None:
+    """Say below `figure` what `unbound_mark` means, where one of its runs has it."""
+    if any(unbound_mark(share) for share in saturated_shares):
+        note = f"{UNBOUND} queue waited for memory less than half of the time"
+        figure.text(0.01, 0.01, note, fontsize=7)
 
 
 def memory_note(rows: pd.DataFrame) -> str:

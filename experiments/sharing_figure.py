@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from experiments.line_panels import UNBOUND_NOTE, memory_note, published, unbound_mark
+from experiments.line_panels import explain_unbound, memory_note, published, unbound_mark
 from experiments.plotting import (
     EXPECTED_COLOURS,
     MARKERS,
@@ -99,7 +99,7 @@ def _draw_saved(
     ]
     figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout(rect=(0, 0.04, 1, 1))
-    figure.text(0.01, 0.01, UNBOUND_NOTE, fontsize=7)
+    explain_unbound(figure, shared["saturated_share"])
     paper = pd.DataFrame(
         [
             {"workload": workload, "source": "paper", decoding.setting: count,
@@ -155,7 +155,7 @@ def _bar(
         yerr=interval or None, error_kw={"linewidth": 0.8, "capsize": 1.5}, zorder=2,
     )  # fmt: skip
     axes.annotate(
-        (f"{height:.0f}" if height >= 10 else f"{height:.1f}") + mark, (x, height + interval),
+        f"{height:.1f}{mark}", (x, height + interval),
         xytext=(0, 1.5), textcoords="offset points", ha="center", va="bottom", fontsize=6.5,
     )  # fmt: skip
 

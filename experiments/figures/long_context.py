@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.checks import SHARES
-from experiments.line_panels import PALETTE, UNBOUND_NOTE, unbound_mark
+from experiments.line_panels import PALETTE, explain_unbound, unbound_mark
 from experiments.plotting import (
     class_handles,
     jobs_of,
@@ -73,10 +73,7 @@ def _draw_classes(points: pd.DataFrame) -> plt.Figure:
         axes.set_xticks(range(len(bars)), labels)
         axes.set_title(model)
     grid[0][0].set_ylabel("share of the pool, %")
-    grid[0][0].annotate(
-        UNBOUND_NOTE, (0, 0), xytext=(2, 2),
-        xycoords="figure points", fontsize=7, annotation_clip=False,
-    )  # fmt: skip
+    explain_unbound(figure, points["saturated_share"])
     figure.legend(handles=class_handles(points), loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout(rect=(0, 0.04, 1, 1))
     return figure

@@ -16,7 +16,7 @@ from experiments.capacity_figure import (
     ratio_bars,
     with_paper,
 )
-from experiments.line_panels import UNBOUND_NOTE, published
+from experiments.line_panels import explain_unbound, published
 from experiments.plotting import jobs_of, save, style
 from harness.runs.jobs import Job
 
@@ -49,7 +49,7 @@ def _draw_capacity(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> lis
     grid[0][0].set_ylabel("output tokens/step at capacity,\ncontiguous buddy oracle = 1")
     figure.legend(handles=[paper_handle()], loc="upper center", bbox_to_anchor=(0.5, 0.02))
     figure.tight_layout(rect=(0, 0.04, 1, 1))
-    figure.text(0.01, 0.01, UNBOUND_NOTE, fontsize=7)
+    explain_unbound(figure, points["saturated_share"])
     plotted = with_paper(points, theirs, "shared_len")
     return save(figure, "shared_prefix_capacity", folder, plotted, jobs_of(rows, jobs))
 

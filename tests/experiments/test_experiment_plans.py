@@ -97,7 +97,7 @@ EXPECTED = {
     },
     ("parallel_sampling", "quick"): {
         ("waste", "alpaca_like"): 4 * 5,
-        ("waste", "sharegpt"): 4 * 3,
+        ("waste", "sharegpt"): 3 * 3,
         ("times", "alpaca_like"): 4,
     },
     ("parallel_sampling", "full"): {
