@@ -27,7 +27,10 @@ FAMILIES = {
     "gpt2": ModelConfig(
         name="gpt2",
         family="gpt2",
-        config={"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 256, "n_positions": 512},
+        config={
+            "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 256, "n_positions": 512,
+            "bos_token_id": None, "eos_token_id": None,
+        },
         initializer_range=0.2,
     ),
     "opt": ModelConfig(
@@ -54,7 +57,13 @@ FAMILIES = {
 }  # fmt: skip
 """Random weights, wide enough that greedy output does not fall into a cycle at once."""
 
+GROWING = ("paged", "paged_cow", "paged_prefix")
+"""Strategies that take a page when a sequence needs it, so that memory can run out on them."""
+
 ROOMY_TOKENS = 2048
+TIGHT_TOKENS = 256
+"""Little more than the largest request of `_mixed` needs."""
+
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.9, seed=7)
 PREFIX_LEN = 13
 _OWN_LENS = (5, 17, 1, 26, 9, 12, 21, 7)
@@ -91,7 +100,7 @@ def modes(config: ModelConfig, near: Path) -> tuple[Mode, ...]:
     drafted = SpeculationConfig("draft_model", num_tokens=3, draft=str(near))
     looked_up = SpeculationConfig("ngram", num_tokens=3)
     engine = EngineConfig(token_budget=128, max_num_seqs=32, watermark=0.0)
-    tight: dict[str, Any] = {"otherwise": "never preempted", "required": ("paged",)}
+    windowed = "sliding_window" in config.config
     found = [
         Mode("greedy", greedy, _batched, "requests at one time"),
         Mode("n=4 samples", requests_for(_prompts(), **_SAMPLES), _branches, "branches"),
@@ -110,24 +119,27 @@ def modes(config: ModelConfig, near: Path) -> tuple[Mode, ...]:
         ),
         Mode(
             "preempted by swap", _mixed(), _swapped, "swaps",
-            replace(engine, preemption="swap"), 256, **tight,
+            replace(engine, preemption="swap"), TIGHT_TOKENS,
+            otherwise="never swapped", required=GROWING,
         ),
         Mode(
             "preempted by recompute", _mixed(), _recomputed, "recomputations",
-            replace(engine, preemption="recompute"), 256, **tight,
+            replace(engine, preemption="recompute"), TIGHT_TOKENS,
+            otherwise="never preempted", required=GROWING,
         ),
         Mode(
             "shared prefix", requests_for(_prompts(), shares=True), _cached, "tokens reused",
             replace(engine, max_num_seqs=3),
-            otherwise="shares no prefix", required=("paged_cow", "paged_prefix"),
+            otherwise="shares no prefix",
+            required=("paged_prefix",) if windowed else ("paged_cow", "paged_prefix"),
         ),
     ]  # fmt: skip
-    if "sliding_window" in config.config:
+    if windowed:
         found.append(
             Mode(
                 "sliding window", requests_for(_prompts(), output_len=30), _windowed,
                 "groups of layers", engine, otherwise="one table for all layers",
-                required=("paged",),
+                required=GROWING,
             )
         )  # fmt: skip
     return tuple(found)
@@ -189,7 +201,7 @@ def _prompts(longer: int = 0) -> tuple[tuple[int, ...], ...]:
 
 def _mixed() -> tuple[Request, ...]:
     """Greedy requests, samples and beams in turn."""
-    kinds = [requests_for(_prompts(), **fields) for fields in ({}, _SAMPLES, _BEAMS)]
+    kinds = [requests_for(_prompts(), output_len=24, **fields) for fields in ({}, _SAMPLES, _BEAMS)]
     return tuple(kinds[k % 3][k] for k in range(len(_OWN_LENS)))
 
 
