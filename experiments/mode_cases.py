@@ -29,7 +29,7 @@ FAMILIES = {
         family="gpt2",
         config={
             "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 256, "n_positions": 512,
-            "bos_token_id": None, "eos_token_id": None,
+            "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False,
         },
         initializer_range=0.2,
     ),
@@ -39,6 +39,7 @@ FAMILIES = {
         config={
             "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 128,
             "vocab_size": 256, "max_position_embeddings": 512, "word_embed_proj_dim": 64,
+            "tie_word_embeddings": False,
         },
         initializer_range=0.2,
     ),
@@ -50,12 +51,13 @@ FAMILIES = {
             "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 128,
             "vocab_size": 256, "max_position_embeddings": 512, "sliding_window": 7,
             "query_pre_attn_scalar": 16, "bos_token_id": None, "eos_token_id": None,
-            "pad_token_id": None,
+            "pad_token_id": None, "tie_word_embeddings": False,
         },
         initializer_range=0.2,
     ),
 }  # fmt: skip
-"""Random weights, wide enough that greedy output does not fall into a cycle at once."""
+"""Random weights whose greedy output does not fall into a cycle, where a wrong page might change
+nothing: wide ones, and no tied embeddings, with which a token is its own likeliest successor."""
 
 GROWING = ("paged", "paged_cow", "paged_prefix")
 """Strategies that take a page when a sequence needs it, so that memory can run out on them."""

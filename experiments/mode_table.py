@@ -23,21 +23,12 @@ _FAILED = "!"
 
 
 def print_cells(cells: Sequence[Cell], console: Console) -> None:
-    """The table, its notes and what went wrong."""
+    """The table, in as many parts as the width asks for, its notes and what went wrong."""
     if not console.is_terminal:  # it would be taken for 80 columns
         console = Console(file=console.file, width=PIPE_WIDTH)
-    strategies = _strategies(cells)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("decoding")
-    for strategy in strategies:
-        table.add_column(_head(strategy), justify="right", no_wrap=True)
-    table.add_column("it happened: in a run")
-    for mode in _modes(cells):
-        row = [_of(cells, mode, strategy) for strategy in strategies]
-        texts = [Text(_count(some), style="" if _is_proof(some) else "bold red") for some in row]
-        table.add_row(Text(mode), *texts, Text(_happened(cells, mode), style="dim"))
     console.print(Text(_title(cells), style="bold"))
-    console.print(table)
+    for table in _tables(cells, console):
+        console.print(table, soft_wrap=True)
     for note in _notes(cells):
         console.print(Text(f"{_EXEMPT} {note}", style="dim"))
     for failure in failures(cells):
@@ -46,9 +37,9 @@ def print_cells(cells: Sequence[Cell], console: Console) -> None:
 
 def to_markdown(cells: Sequence[Cell]) -> str:
     """The same as a Markdown page."""
-    strategies = _strategies(cells)
+    strategies = strategies_of(cells)
     lines = [
-        ["decoding", *map(strategy_label, strategies), "it happened: in a run"],
+        ["decoding", *map(strategy_label, strategies), "in a run"],
         ["---", *("---:" for _ in strategies), "---"],
     ]
     for mode in _modes(cells):
@@ -97,7 +88,7 @@ def closing_line(cells: Sequence[Cell]) -> str:
     """What all of it comes to."""
     num_requests = sum(cell.num_requests for cell in cells)
     shown = (
-        f"{len(_modes(cells))} modes x {len(_strategies(cells))} strategies on "
+        f"{len(_modes(cells))} modes x {len(strategies_of(cells))} strategies on "
         f"{', '.join(_families(cells))}, {num_requests:,} requests"
     )
     failed = sum(not cell.is_proof for cell in cells)
@@ -107,6 +98,15 @@ def closing_line(cells: Sequence[Cell]) -> str:
     return f"FAILED: {failed} of {len(cells)} runs, {unequal:,} requests not as the reference; {shown}"
 
 
+def strategies_of(cells: Sequence[Cell]) -> list[AllocatorConfig]:
+    """The columns, in order."""
+    unique: list[AllocatorConfig] = []
+    for cell in cells:
+        if cell.strategy not in unique:
+            unique.append(cell.strategy)
+    return unique
+
+
 def _title(cells: Sequence[Cell]) -> str:
     return (
         "requests equal to transformers' generate, token for token · "
@@ -114,12 +114,33 @@ def _title(cells: Sequence[Cell]) -> str:
     )
 
 
+def _tables(cells: Sequence[Cell], console: Console) -> list[Table]:
+    """One table, or those of both halves of the strategies where it is too wide."""
+    strategies = strategies_of(cells)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("decoding", no_wrap=True)
+    for strategy in strategies:
+        table.add_column(_head(strategy), justify="right", no_wrap=True)
+    table.add_column("in a run", no_wrap=True)
+    for mode in _modes(cells):
+        row = [_of(cells, mode, strategy) for strategy in strategies]
+        texts = [Text(_count(some), style="" if _is_proof(some) else "bold red") for some in row]
+        table.add_row(Text(mode), *texts, Text(_happened(cells, mode), style="dim"))
+    unbounded = console.options.update(width=10_000)
+    if len(strategies) == 1 or console.measure(table, options=unbounded).maximum <= console.width:
+        return [table]
+    half = strategies[: (len(strategies) + 1) // 2]
+    left = [cell for cell in cells if cell.strategy in half]
+    right = [cell for cell in cells if cell.strategy not in half]
+    return _tables(left, console) + _tables(right, console)
+
+
 def _notes(cells: Sequence[Cell]) -> list[str]:
     """What the marked cells did instead; with the models where it was not on all of them."""
     notes = []
     for mode in _modes(cells):
         names = []
-        for strategy in _strategies(cells):
+        for strategy in strategies_of(cells):
             some = _of(cells, mode, strategy)
             without = [cell for cell in some if _is_exempt(cell)]
             where = ", ".join(cell.family for cell in without)
@@ -166,14 +187,6 @@ def _modes(cells: Sequence[Cell]) -> list[str]:
 
 def _families(cells: Sequence[Cell]) -> list[str]:
     return list(dict.fromkeys(cell.family for cell in cells))
-
-
-def _strategies(cells: Sequence[Cell]) -> list[AllocatorConfig]:
-    unique: list[AllocatorConfig] = []
-    for cell in cells:
-        if cell.strategy not in unique:
-            unique.append(cell.strategy)
-    return unique
 
 
 def _head(strategy: AllocatorConfig) -> str:

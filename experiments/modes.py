@@ -26,7 +26,7 @@ from rich.console import Console
 from allocators import discovery
 from experiments.mode_cases import FAMILIES, PAGE_SIZE
 from experiments.mode_runs import CPU, Cell, family_cells
-from experiments.mode_table import closing_line, print_cells, to_frame, to_markdown
+from experiments.mode_table import closing_line, print_cells, strategies_of, to_frame, to_markdown
 from harness.config import AllocatorConfig, to_mapping
 from harness.measure.environment import capture_environment
 
@@ -54,11 +54,15 @@ def compare(
 ) -> list[Cell]:
     """All cells, with the run at work on the console's last line."""
     cells = []
-    with console.status("loading models") as status:
-        for family in families:
-            for cell in family_cells(family, columns):
-                cells.append(cell)
-                status.update(f"{family}: {cell.mode.name}")
+    gc.freeze()  # each run begins with a collection, which need not look at what was imported
+    try:
+        with console.status("loading models") as status:
+            for family in families:
+                for cell in family_cells(family, columns):
+                    cells.append(cell)
+                    status.update(f"{family}: {cell.mode.name}")
+    finally:
+        gc.unfreeze()
     return cells
 
 
@@ -73,14 +77,15 @@ def provenance(cells: Sequence[Cell]) -> dict[str, Any]:
         }
         for cell in cells
     }
-    columns = {cell.strategy.name: cell.strategy for cell in cells}
+    columns = strategies_of(cells)
+    digests = {column.name: _file_digest(column.name) for column in columns}
     return {
         "environment": asdict(capture_environment("cpu", CPU.threads or 0)),
         "page_size": PAGE_SIZE,
         "models": models,
         "modes": modes,
-        "strategies": [to_mapping(column) for column in columns.values()],
-        "allocator_files": {name: digest for name in columns if (digest := _file_digest(name))},
+        "strategies": [to_mapping(column) for column in columns],
+        "allocator_sha256": {name: digest for name, digest in digests.items() if digest},
     }
 
 
@@ -136,5 +141,4 @@ def _file_digest(name: str) -> str:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # what was imported stays: no collection between runs need look at it again
     raise SystemExit(main())
