@@ -95,7 +95,9 @@ def closing_line(cells: Sequence[Cell]) -> str:
     if not failed:
         return f"identical tokens: {shown}"
     unequal = num_requests - sum(cell.num_equal for cell in cells)
-    return f"FAILED: {failed} of {len(cells)} runs, {unequal:,} requests not as the reference; {shown}"
+    return (
+        f"FAILED: {failed} of {len(cells)} runs, {unequal:,} requests not as the reference; {shown}"
+    )
 
 
 def strategies_of(cells: Sequence[Cell]) -> list[AllocatorConfig]:

@@ -24,11 +24,13 @@ import transformers
 from rich.console import Console
 
 from allocators import discovery
+from allocators.page_pool import PagePool
 from experiments.mode_cases import FAMILIES, PAGE_SIZE
 from experiments.mode_runs import CPU, Cell, family_cells
 from experiments.mode_table import closing_line, print_cells, strategies_of, to_frame, to_markdown
-from harness.config import AllocatorConfig, to_mapping
+from harness.config import AllocatorConfig, RunConfig, to_mapping
 from harness.measure.environment import capture_environment
+from harness.runs.build import build_allocator
 
 RESERVING = (
     AllocatorConfig("contiguous", "max", options={"fit": "buddy"}),
@@ -40,13 +42,13 @@ RESERVING = (
 
 def strategies(own: Sequence[str]) -> tuple[AllocatorConfig, ...]:
     """RESERVING, each other allocator of this package, and the user's `own`. ValueError for one
-    that is not there."""
+    that is not there, or that needs more than a pool to be built."""
     names = [name for name in discovery.available() if name != "contiguous"]
-    for spec in dict.fromkeys(own):
-        discovery.load(spec)
-        if spec not in names:
-            names.append(spec)
-    return RESERVING + tuple(AllocatorConfig(name) for name in names)
+    names += [spec for spec in dict.fromkeys(own) if spec not in names]
+    columns = RESERVING + tuple(AllocatorConfig(name) for name in names)
+    for column in columns:
+        build_allocator(RunConfig(allocator=column), PagePool(1024, PAGE_SIZE))
+    return columns
 
 
 def compare(
@@ -90,8 +92,7 @@ def provenance(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def write(cells: Sequence[Cell], folder: Path) -> list[Path]:
-    """Markdown, CSV and provenance into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Markdown, CSV and provenance into `folder`, which exists."""
     paths = [folder / name for name in ("modes.md", "modes.csv", "modes.json")]
     paths[0].write_text(to_markdown(cells))
     to_frame(cells).to_csv(paths[1], index=False)
@@ -102,14 +103,15 @@ def write(cells: Sequence[Cell], folder: Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, print, write. 0 where everything is equal, 1 where not, 2 for bad arguments."""
     given = _parser().parse_args(arguments)
-    try:
-        columns = strategies(given.allocator)
-    except (ValueError, OSError, SyntaxError, ImportError) as error:
-        print(f"error: --allocator: {error}", file=sys.stderr)
-        return 2
     families = tuple(FAMILIES) if given.family == "all" else (given.family,)
     transformers.utils.logging.disable_progress_bar()
     console = Console()
+    try:
+        columns = strategies(given.allocator)
+        given.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError, SyntaxError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     cells = compare(families, columns, console)
     print_cells(cells, console)
     paths = write(cells, given.out)
