@@ -86,7 +86,7 @@ class Mode:
     requests: tuple[Request, ...]
     count: Callable[[PreparedRun], int]
     unit: str
-    engine: EngineConfig = EngineConfig(token_budget=128, max_num_seqs=32)
+    engine: EngineConfig
     pool_tokens: int = ROOMY_TOKENS
     otherwise: str = ""
     required: tuple[str, ...] = ()
@@ -104,9 +104,9 @@ def modes(config: ModelConfig, near: Path) -> tuple[Mode, ...]:
     engine = EngineConfig(token_budget=128, max_num_seqs=32, watermark=0.0)
     windowed = "sliding_window" in config.config
     found = [
-        Mode("greedy", greedy, _batched, "requests at one time"),
-        Mode("n=4 samples", requests_for(_prompts(), **_SAMPLES), _branches, "branches"),
-        Mode("beam 4", requests_for(_prompts(), **_BEAMS), _branches, "branches"),
+        Mode("greedy", greedy, _batched, "requests at one time", engine),
+        Mode("n=4 samples", requests_for(_prompts(), **_SAMPLES), _branches, "branches", engine),
+        Mode("beam 4", requests_for(_prompts(), **_BEAMS), _branches, "branches", engine),
         Mode(
             "speculative, draft model", greedy, _accepted, "drafts accepted",
             replace(engine, speculation=drafted),

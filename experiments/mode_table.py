@@ -17,9 +17,10 @@ from harness.config import AllocatorConfig
 from harness.runs.jobs import strategy_label
 
 _EXEMPT = "†"
-"""Beside a count: all tokens are right, but the strategy does not do what the row is named after."""
+"""Beside a count: the tokens are right, but the strategy does not do what names the row."""
 
 _FAILED = "!"
+"""Beside a count that proves nothing, and before the line that says why."""
 
 
 def print_cells(cells: Sequence[Cell], console: Console) -> None:
