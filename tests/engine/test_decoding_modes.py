@@ -14,7 +14,8 @@ import torch
 from allocators import discovery
 from experiments.mode_cases import FAMILIES, PAGE_SIZE, save_near_draft
 from experiments.mode_reference import transformers_model
-from harness.config import AllocatorConfig, DeviceConfig, EngineConfig, KVConfig, RunConfig
+from experiments.mode_runs import CPU
+from harness.config import AllocatorConfig, EngineConfig, KVConfig, RunConfig
 from harness.engine.device.model_shape import ModelConfig
 from harness.engine.request import Request, SamplingParams, Workload
 from harness.engine.scheduling.beam_search import BeamParams
@@ -42,7 +43,7 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def devices() -> Iterator[dict[str, TorchDevice]]:
     gc.freeze()  # each run begins with a collection, which need not look at what was imported
-    yield {name: TorchDevice(config, DeviceConfig(kind="cpu")) for name, config in FAMILIES.items()}
+    yield {name: TorchDevice(config, CPU) for name, config in FAMILIES.items()}
     gc.unfreeze()
 
 
@@ -74,7 +75,7 @@ def serve(
         kv=KVConfig(page_size=PAGE_SIZE, pool_tokens=pool_tokens),
         engine=EngineConfig(**({"token_budget": 24, "max_num_seqs": 16} | engine)),
         model=config,
-        device=DeviceConfig(kind="cpu"),
+        device=CPU,
     )
     workload = Workload("test", tuple(requests), "")
     prepared = prepare(run, workload, pool_tokens // PAGE_SIZE, device, seed=0)
