@@ -3,9 +3,11 @@
 
 Rows are ways of decoding, columns strategies, cells requests that equal what transformers'
 `generate` answers with its own attention and cache over the same weights, token for token:
-greedily, by beam search, or drawn with each sample's random stream. A row is an error where what
-it is named after did not happen (nobody was swapped, no draft was accepted). The models are small,
-with random weights. Exit status: 0, 1 on any difference or error, 2 for a wrong command line.
+greedily, by beam search, or drawn with each sample's random stream; those to be preempted are of
+all three kinds. A cell is an error where what names its row did not happen (nobody was swapped, no
+draft was accepted), unless the strategy may go without: then it is marked, and a note says so. The
+models are small, with random weights. Exit status: 0, 1 on any difference or error, 2 for a wrong
+command line.
 """
 
 from __future__ import annotations
