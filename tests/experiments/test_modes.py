@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from experiments.mode_cases import FAMILIES, ROOMY_TOKENS, Mode, modes, save_near_draft
-from experiments.mode_reference import Reference
+from experiments.mode_reference import Reference, transformers_model
 from experiments.mode_runs import CPU, Cell, first_difference, mode_cell
 from experiments.mode_table import closing_line, failures, to_markdown
 from experiments.modes import RESERVING, main
@@ -165,6 +165,12 @@ class _Record(NamedTuple):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_reference_has_attention_of_its_own(family: str) -> None:
+    model = transformers_model(FAMILIES[family])
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_outputs_do_not_cycle(family: str, tmp_path: Path) -> None:
     """Where one token follows itself for ever, a wrong page may change nothing."""
     reference = Reference(FAMILIES[family])
@@ -178,8 +184,14 @@ def test_outputs_do_not_cycle(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--allocator", "nofile.py:X"], "error: no allocator file nofile.py"),
-        (["--allocator", "pagedd"], "error: unknown allocator 'pagedd': did you mean"),
+        (
+            ["--allocator", "nofile.py:X"],
+            "error: allocator=nofile.py:X: no allocator file nofile.py",
+        ),
+        (
+            ["--allocator", "pagedd"],
+            "error: allocator=pagedd: unknown allocator 'pagedd': did you mean",
+        ),
     ],
 )
 def test_unknown_allocator_is_one_line(
