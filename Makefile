@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test check bench contract readme clean
+.PHONY: help install sweep test check bench contract modes readme clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -40,6 +40,9 @@ bench: $(READY)  ## micro-benchmarks (pytest-benchmark)
 contract: $(READY)  ## A=./mine.py:Mine puts an allocator through the contract test
 	@test -n "$(A)" || { echo "which allocator? make contract A=./mine.py:Mine, or A=paged"; exit 2; }
 	$(BIN)/python -m allocators.contract $(A)
+
+modes: $(READY)  ## every way of decoding under every strategy, beside transformers' tokens
+	$(BIN)/python -m experiments.modes $(ARGS)
 
 readme: $(READY)  ## README's output, table and pictures, from fresh runs
 	$(BIN)/python docs/make_readme.py $(ARGS)

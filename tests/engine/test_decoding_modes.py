@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import gc
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 
 from allocators import discovery
-from harness.config import AllocatorConfig, DeviceConfig, EngineConfig, KVConfig, RunConfig
-from harness.engine.device.model_shape import ModelConfig, model_preset
-from harness.engine.device.models import load_model
+from experiments.mode_cases import FAMILIES, PAGE_SIZE, save_near_draft
+from experiments.mode_reference import transformers_model
+from experiments.mode_runs import CPU
+from harness.config import AllocatorConfig, EngineConfig, KVConfig, RunConfig
+from harness.engine.device.model_shape import ModelConfig
 from harness.engine.request import Request, SamplingParams, Workload
 from harness.engine.scheduling.beam_search import BeamParams
 from harness.engine.scheduling.speculation import SpeculationConfig
@@ -26,38 +29,6 @@ STRATEGIES = [
     AllocatorConfig("contiguous", "predicted", 0.6, 0.5, options={"fit": "best_fit"}),
     *(AllocatorConfig(name) for name in discovery.available() if name != "contiguous"),
 ]
-PAGE_SIZE = 4
-
-FAMILIES = {
-    "llama": model_preset("tiny"),
-    "gpt2": ModelConfig(
-        name="gpt2",
-        family="gpt2",
-        config={"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 256, "n_positions": 512},
-        initializer_range=0.2,
-    ),
-    "opt": ModelConfig(
-        name="opt",
-        family="opt",
-        config={
-            "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 128,
-            "vocab_size": 256, "max_position_embeddings": 512, "word_embed_proj_dim": 64,
-        },
-        initializer_range=0.2,
-    ),
-    "gemma2": ModelConfig(
-        name="gemma2",
-        family="gemma2",
-        config={
-            "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 128,
-            "vocab_size": 256, "max_position_embeddings": 512, "sliding_window": 7,
-            "query_pre_attn_scalar": 16, "bos_token_id": None, "eos_token_id": None,
-            "pad_token_id": None,
-        },
-        initializer_range=0.2,
-    ),
-}  # fmt: skip
 
 
 def _name(strategy: AllocatorConfig) -> str:
@@ -70,10 +41,10 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def devices() -> dict[str, TorchDevice]:
-    return {
-        name: TorchDevice(config, DeviceConfig(kind="cpu")) for name, config in FAMILIES.items()
-    }
+def devices() -> Iterator[dict[str, TorchDevice]]:
+    gc.freeze()  # each run begins with a collection, which need not look at what was imported
+    yield {name: TorchDevice(config, CPU) for name, config in FAMILIES.items()}
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +58,6 @@ def prompts() -> list[tuple[int, ...]]:
 
 def output_len(index: int) -> int:
     return 5 + 4 * (index % 3)
-
-
-def reference_model(config: ModelConfig) -> Any:
-    """transformers' own attention and cache over the same weights."""
-    from transformers import AutoModelForCausalLM
-
-    ours = load_model(config).model
-    their_config = copy.deepcopy(ours.config)
-    their_config._attn_implementation = "eager"
-    theirs = AutoModelForCausalLM.from_config(their_config)
-    theirs.load_state_dict(ours.state_dict())
-    return theirs.eval()
 
 
 def serve(
@@ -116,7 +75,7 @@ def serve(
         kv=KVConfig(page_size=PAGE_SIZE, pool_tokens=pool_tokens),
         engine=EngineConfig(**({"token_budget": 24, "max_num_seqs": 16} | engine)),
         model=config,
-        device=DeviceConfig(kind="cpu"),
+        device=CPU,
     )
     workload = Workload("test", tuple(requests), "")
     prepared = prepare(run, workload, pool_tokens // PAGE_SIZE, device, seed=0)
@@ -162,7 +121,7 @@ def beam_references(prompts: list[tuple[int, ...]]) -> dict[tuple[str, str], lis
     """All of generate's beams, for each family and setting."""
     found = {}
     for family, config in FAMILIES.items():
-        model = reference_model(config)
+        model = transformers_model(config)
         for name, params, eos_ids in BEAMS:
             found[family, name] = [
                 _generate(model, prompt, params, eos_ids, index)
@@ -319,7 +278,7 @@ def windowed(devices: Any, prompts: Any) -> dict[str, Any]:
             pool_tokens=2000,
         )  # fmt: skip
         assert prepared.num_layer_groups == 1
-    model = reference_model(FAMILIES["gemma2"])
+    model = transformers_model(FAMILIES["gemma2"])
     for index, prompt in enumerate(prompts):
         ids = torch.tensor([prompt[:9]])
         ids = model.generate(ids, max_new_tokens=LONG_OUTPUT, do_sample=False)
@@ -406,12 +365,7 @@ def plain(devices: Any, prompts: Any) -> dict[int, list[list[int]]]:
 def drafts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Draft models: the model itself, which is always right, and one near it, often right."""
     folder = tmp_path_factory.mktemp("near")
-    near = load_model(FAMILIES["llama"]).model
-    noise = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in near.parameters():
-            weight += 0.02 * weight.std() * torch.randn(weight.shape, generator=noise)
-    near.save_pretrained(folder)
+    save_near_draft(FAMILIES["llama"], folder)
     return {"same": "tiny", "near": str(folder)}
 
 
