@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import harness  # noqa: F401  before torch, which reads what it sets
+
+# isort: split
 import pytest
 import torch
 

@@ -149,12 +149,15 @@ class DeviceCache:
             self.drop()
             self._device = self._make(config)
             self._key = key
+            gc.collect()
+            gc.freeze()  # a run's collections need not look at the model and what was imported
         return self._device
 
     def drop(self) -> None:
         """Forget the model and give its memory back."""
         self._device = None
         self._key = None
+        gc.unfreeze()
         gc.collect()
 
     def _make(self, config: RunConfig) -> Device:
