@@ -138,14 +138,15 @@ def _best(
 def _title(part: str, workload: str, group: pd.DataFrame) -> str:
     first = group.iloc[0]
     how = "simulated" if first["executor"] == "simulated" else "timed"
-    return f"{part} · {workload} · {how} · {first['model']}"
+    models = group["model"].unique()
+    return " · ".join([part, workload, how, *(models if len(models) == 1 else ())])
 
 
 def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) -> tuple[str, ...]:
     complete = group[group["status"] == "complete"]
     notes = []
     if len(complete):
-        notes.append(str(complete.iloc[0]["workload_description"]))
+        notes.append(_workload_note(list(complete["workload_description"].unique())))
         notes.append(_pool_note(complete, rows))
     if "swaps" in complete and (swapping := complete[complete["preemption"] == "swap"]).size:
         missed = int((swapping["preemptions"] - swapping["swaps"]).sum())
@@ -171,6 +172,15 @@ def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) ->
         )
     notes += [f"FAILED {' · '.join(row.labels)}: {row.error}" for row in rows if row.error]
     return tuple(notes)
+
+
+def _workload_note(descriptions: Sequence[str]) -> str:
+    """The first description, which says of what the others do not have that they do not."""
+    others = [description.split("; ") for description in descriptions[1:]]
+    return "; ".join(
+        part if all(part in other for other in others) else f"{part} (not in all runs)"
+        for part in descriptions[0].split("; ")
+    )
 
 
 def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow]) -> str:

@@ -48,6 +48,18 @@ def test_best_mean_is_marked(compared: Study) -> None:
     assert "100.0 ±0.0*" in lines[0]
 
 
+def test_what_is_said_of_all_rows_is_true_of_all(compared: Study) -> None:
+    waste = compared.rows[compared.rows["workload"] == "sharegpt"].copy()
+    assert "not in all runs" not in printed(waste, compared)
+    two = waste["strategy"] == "paged"
+    waste["workload_description"] = np.where(two, "chats; beams of 2; at once", "chats; at once")
+    waste["model"] = np.where(two, "large", "small")
+    rows = pd.concat([waste[two], waste[~two]])
+    shown = printed(rows, compared)
+    assert "chats; beams of 2 (not in all runs); at once" in shown
+    assert "simulated · large" not in shown and "simulated" in shown
+
+
 def test_no_mark_where_most_rows_tie(compared: Study) -> None:
     rows = compared.rows.assign(preemptions=0)
     for table in make_tables(rows, compared.jobs):
