@@ -118,8 +118,9 @@ class KVCacheAllocator(ABC):
     """`fork` is cheap enough that the engine should fork declared prefixes, not recompute them."""
 
     shares_pool: ClassVar[bool] = False
-    """Takes every page from `pool.take`, so that allocators of other groups of layers may take
-    from the same pool. Where not, all layers keep as long as the one that keeps longest."""
+    """Takes every page from `pool.take`, and what `pages_to_append` and its like say is all that
+    it takes: allocators of other groups of layers may then take from the same pool. Where not, all
+    layers keep as long as the one that keeps longest. Not inherited: a subclass says it again."""
 
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
@@ -155,6 +156,11 @@ class KVCacheAllocator(ABC):
     @abstractmethod
     def usage(self) -> Usage:
         """Pages by state, in O(1)."""
+
+    def retract(self, seq_id: int) -> None:
+        """Undo an `allocate` that the engine makes no use of after all: nothing was written to its
+        pages, and its copies are never carried out. Default: `free`."""
+        self.free(seq_id)
 
     def fork(
         self, parent_id: int, child_id: int, max_len: int, expected_len: int
@@ -222,12 +228,16 @@ class KVCacheAllocator(ABC):
             ids = self._unknown_ids(state.length)
             if self.allocate(seq_id, ids, state.max_len, state.expected_len) is None:
                 for earlier in seq_ids[:index]:
-                    self.free(earlier)
+                    self.retract(earlier)
                 return None
             self.release(seq_id, state.num_released * self.page_size)
         for seq_id in seq_ids:
             del self._swapped[seq_id]
         return Allocation()
+
+    def retract_swap_in(self, seq_ids: Sequence[int]) -> None:
+        """Undo a `swap_in`, and `append`s since: nothing was restored. Default: `swap_out`."""
+        self.swap_out(seq_ids)
 
     def discard_swapped(self, seq_id: int) -> None:
         """Forget a swapped-out sequence."""
@@ -282,10 +292,9 @@ class KVCacheAllocator(ABC):
         """The allocators of the model's groups of layers; itself where all layers are one."""
         return (self,)
 
-    def sibling(self, index: int) -> KVCacheAllocator:
-        """A new allocator for group `index` of layers, over the same pool and with the same
-        options. Only asked of a strategy that `shares_pool`."""
-        return type(self)(self.pool)
+    def join(self, first: KVCacheAllocator, index: int) -> None:  # noqa: B027
+        """Become the allocator of group `index` of layers beside `first`, which is of the same
+        class, pool and options. Only asked of a strategy that `shares_pool`. Default: nothing."""
 
     def num_cached(self, token_ids: Sequence[int]) -> int:
         """Leading tokens that `allocate` would find cached now. Default: none."""

@@ -9,12 +9,13 @@ Zhang et al., SOSP 2025).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 from allocators.base import UNCHANGED, Allocation, KVCacheAllocator, PageCopy, Usage
 
 
 class LayerGroups(KVCacheAllocator):
-    """Drives `first` and `num_groups - 1` siblings of it as one: all of them, or none.
+    """Drives `groups`, new allocators alike over one pool, as one: all of them, or none.
 
     Every group holds the same sequences with the same lengths; their tables differ in the pages,
     and in how much `release` gave back. `block_table` is that of the first group, `pages_for`
@@ -22,11 +23,16 @@ class LayerGroups(KVCacheAllocator):
     by group, through `layer_groups`. Raises ValueError for a strategy that needs a whole pool.
     """
 
-    def __init__(self, first: KVCacheAllocator, num_groups: int) -> None:
+    shares_pool: ClassVar[bool] = True
+
+    def __init__(self, groups: Sequence[KVCacheAllocator]) -> None:
+        first = groups[0]
         super().__init__(first.pool)
-        if not first.shares_pool:
+        if not can_share_pool(type(first)):
             raise ValueError(f"{first.name} cannot share its pool with other groups of layers")
-        self._groups = (first, *(first.sibling(index) for index in range(1, num_groups)))
+        for index, group in enumerate(groups[1:], start=1):
+            group.join(first, index)
+        self._groups = tuple(groups)
         self.sequences = first.sequences
 
     @property
@@ -70,14 +76,14 @@ class LayerGroups(KVCacheAllocator):
                 kept = keep_free + sum(needed[index + 1 :])
                 one = group.allocate_from(seq_id, token_ids, max_len, expected_len, kept, limit)
                 if one is None:
-                    self._free_first(index, seq_id)
+                    self._retract_first(index, seq_id)
                     return None
                 given.append(one)
             hits = {one.num_cached_tokens for one in given}
             if len(hits) == 1:
                 return Allocation(hits.pop(), _copies(given))
             # what one group found, another evicted to make room, or could not copy
-            self._free_first(len(given), seq_id)
+            self._retract_first(len(given), seq_id)
             limit = min(hits) // self.page_size * self.page_size
 
     def append(self, seq_id: int, num_tokens: int = 1) -> Allocation | None:
@@ -118,10 +124,19 @@ class LayerGroups(KVCacheAllocator):
         return UNCHANGED
 
     def swap_in(self, seq_ids: Sequence[int]) -> Allocation | None:
-        if not self._has(sum(group.pages_to_swap_in(seq_ids) for group in self._groups)):
+        if not self._has(self.pages_to_swap_in(seq_ids)):
             return None
         self._each(lambda group: self._granted(group.swap_in(seq_ids)))
         return Allocation()
+
+    def retract_swap_in(self, seq_ids: Sequence[int]) -> None:
+        self._each(lambda group: group.retract_swap_in(seq_ids))
+
+    def pages_to_swap_in(self, seq_ids: Sequence[int]) -> int:
+        return sum(group.pages_to_swap_in(seq_ids) for group in self._groups)
+
+    def retract(self, seq_id: int) -> None:
+        self._each(lambda group: group.retract(seq_id))
 
     def discard_swapped(self, seq_id: int) -> None:
         self._each(lambda group: group.discard_swapped(seq_id))
@@ -162,9 +177,9 @@ class LayerGroups(KVCacheAllocator):
         usage = self._groups[0].usage()
         return num_pages <= usage.free + usage.cached
 
-    def _free_first(self, count: int, seq_id: int) -> None:
+    def _retract_first(self, count: int, seq_id: int) -> None:
         for group in self._groups[:count]:
-            group.free(seq_id)
+            group.retract(seq_id)
 
     def _each(self, act: Callable[[KVCacheAllocator], object]) -> None:
         for group in self._groups:
@@ -179,6 +194,11 @@ class LayerGroups(KVCacheAllocator):
                 "`rebranch` and `swap_out` may not refuse"
             )
         return outcome
+
+
+def can_share_pool(strategy: type[KVCacheAllocator]) -> bool:
+    """Whether this very class says so: a subclass may take more than what it inherits says."""
+    return bool(vars(strategy).get("shares_pool", False))
 
 
 def _copies(given: Sequence[Allocation]) -> tuple[PageCopy, ...]:

@@ -21,6 +21,7 @@ class PagedCopyOnWrite(Paged):
     """
 
     name: ClassVar[str] = "paged_cow"
+    shares_pool: ClassVar[bool] = True
     forks_share: ClassVar[bool] = True
     shares_declared_prefix: ClassVar[bool] = True
 

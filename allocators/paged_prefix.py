@@ -7,7 +7,14 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
-from allocators.base import NULL_PAGE, Allocation, PageCopy, SequenceState, Usage
+from allocators.base import (
+    NULL_PAGE,
+    Allocation,
+    KVCacheAllocator,
+    PageCopy,
+    SequenceState,
+    Usage,
+)
 from allocators.eviction import Eviction
 from allocators.idle_pages import IdlePages
 from allocators.page_pool import PagePool
@@ -67,6 +74,7 @@ class PagedPrefix(PagedCopyOnWrite):
     """
 
     name: ClassVar[str] = "paged_prefix"
+    shares_pool: ClassVar[bool] = True
     shares_declared_prefix: ClassVar[bool] = False  # allocate finds the prefix, declared or not
 
     def __init__(
@@ -88,15 +96,12 @@ class PagedPrefix(PagedCopyOnWrite):
         self._histories: dict[int, History] = {}
         self._remembered: OrderedDict[int, tuple[list[int], list[bytes]]] = OrderedDict()
 
-    def sibling(self, index: int) -> PagedPrefix:
+    def join(self, first: KVCacheAllocator, index: int) -> None:
         """One cache for all groups, in which each finds its own pages: any may be evicted."""
-        other = PagedPrefix(
-            self.pool, self._partial_reuse, self._min_partial_tokens, self._eviction
-        )
-        other._index, other._evictable = self._index, self._evictable
-        other._root = ROOT + bytes([index])
-        self._index.roots.add(other._root)
-        return other
+        assert isinstance(first, PagedPrefix)
+        self._index, self._evictable = first._index, first._evictable
+        self._root = ROOT + bytes([index])
+        self._index.roots.add(self._root)
 
     def num_cached(self, token_ids: Sequence[int]) -> int:
         match = self._match(-1, token_ids)
@@ -188,6 +193,10 @@ class PagedPrefix(PagedCopyOnWrite):
         super().free(seq_id)
         del self._histories[seq_id]
 
+    def retract(self, seq_id: int) -> None:
+        self._histories[seq_id] = History([], [])  # none of it may be found
+        self.free(seq_id)
+
     def commit(self, seq_id: int, token_ids: Sequence[int]) -> None:
         sequence = self.sequences[seq_id]
         history = self._histories[seq_id]
@@ -237,6 +246,12 @@ class PagedPrefix(PagedCopyOnWrite):
         outcome = super().swap_out(seq_ids)
         self._histories.update(histories)
         return outcome
+
+    def retract_swap_in(self, seq_ids: Sequence[int]) -> None:
+        histories = {seq_id: self._histories[seq_id] for seq_id in seq_ids}
+        self._histories |= {seq_id: History([], []) for seq_id in seq_ids}  # none may be found
+        super().swap_out(seq_ids)
+        self._histories |= histories
 
     def discard_swapped(self, seq_id: int) -> None:
         super().discard_swapped(seq_id)

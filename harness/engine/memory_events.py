@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 class Refusal(NamedTuple):
     """Why the head of the queue was not given memory in a step.
 
-    full: fewer pages are available than it needs, or it was itself preempted in this step.
+    full: fewer pages are available than it needs beside what branches of running groups were
+    promised, or it was itself preempted in this step.
     withheld: it would fit, but for the watermark. stranded: what it needs before any round-up
     is free, yet not where the strategy could use it (external fragmentation).
     """

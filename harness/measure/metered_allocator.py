@@ -113,6 +113,16 @@ class MeteredAllocator(KVCacheAllocator):
         self._own_ns += perf_counter_ns() - begin
         return allocation
 
+    def retract(self, seq_id: int) -> None:
+        begin = perf_counter_ns()
+        self.inner.retract(seq_id)
+        self._own_ns += perf_counter_ns() - begin
+
+    def retract_swap_in(self, seq_ids: Sequence[int]) -> None:
+        begin = perf_counter_ns()
+        self.inner.retract_swap_in(seq_ids)
+        self._own_ns += perf_counter_ns() - begin
+
     def discard_swapped(self, seq_id: int) -> None:
         begin = perf_counter_ns()
         self.inner.discard_swapped(seq_id)
@@ -131,6 +141,9 @@ class MeteredAllocator(KVCacheAllocator):
 
     def pages_needed(self, token_ids: Sequence[int], expected_len: int) -> int:
         return self.inner.pages_needed(token_ids, expected_len)
+
+    def pages_to_swap_in(self, seq_ids: Sequence[int]) -> int:
+        return self.inner.pages_to_swap_in(seq_ids)
 
     @property
     def max_sequence_pages(self) -> int:

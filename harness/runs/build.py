@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from allocators import discovery
 from allocators.base import KVCacheAllocator
-from allocators.layer_groups import LayerGroups
+from allocators.layer_groups import LayerGroups, can_share_pool
 from allocators.page_pool import PagePool
 from harness.config import ConfigError, RunConfig, convert
 from harness.engine.clock import Clock, VirtualClock, WallClock
@@ -87,10 +87,8 @@ def prepare(
     groups = layer_groups(config, device.shape)
     windows = tuple(group.window for group in groups)
     pool = PagePool(num_pages * len(groups), page_size)
-    strategy = build_allocator(config, pool)
-    allocator = MeteredAllocator(
-        strategy if len(groups) == 1 else LayerGroups(strategy, len(groups))
-    )
+    strategies = [build_allocator(config, pool) for _ in groups]
+    allocator = MeteredAllocator(strategies[0] if len(groups) == 1 else LayerGroups(strategies))
     engine_config = config.engine
     scheduler_config = SchedulerConfig(
         engine_config.schedule,
@@ -150,7 +148,7 @@ def layer_groups(config: RunConfig, shape: ModelShape) -> tuple[LayerGroup, ...]
     merged = LayerGroup.merged(groups)
     if config.attention.kind != "paged":
         return (LayerGroup(None, merged.layers),)
-    return groups if discovery.load(config.allocator.name).shares_pool else (merged,)
+    return groups if can_share_pool(discovery.load(config.allocator.name)) else (merged,)
 
 
 def build_allocator(config: RunConfig, pool: PagePool) -> KVCacheAllocator:

@@ -9,21 +9,28 @@ import pytest
 
 from allocators.base import KVCacheAllocator, Usage
 from allocators.contiguous import Contiguous
+from allocators.contract import option_sets
 from allocators.discovery import available
 from allocators.endurance import endure
-from allocators.layer_groups import LayerGroups
+from allocators.layer_groups import LayerGroups, can_share_pool
 from allocators.page_pool import PagePool
 from allocators.paged import Paged
+from allocators.paged_prefix import PagedPrefix
 from allocators.replay import Build
 
-SHARING = [cls for cls in available().values() if cls.shares_pool]
+STRATEGIES = [
+    pytest.param(cls, choice, id="-".join([cls.name, *choice.values()]))
+    for cls in available().values()
+    if can_share_pool(cls)
+    for choice in option_sets(cls)
+]
 
 
 class OneGroup(LayerGroups):
     """Groups seen through the tables of one of them, which alone slides a window."""
 
-    def __init__(self, first: KVCacheAllocator, num_groups: int, group: int) -> None:
-        super().__init__(first, num_groups)
+    def __init__(self, groups: Sequence[KVCacheAllocator], group: int) -> None:
+        super().__init__(groups)
         self._seen = self.layer_groups[group]
 
     def block_table(self, seq_id: int) -> Sequence[int]:
@@ -37,27 +44,42 @@ class OneGroup(LayerGroups):
         return Usage(mapped, cached, self.pool.num_pages - mapped - cached)
 
 
-def builder(cls: type[KVCacheAllocator], group: int) -> Build:
-    return lambda: OneGroup(cls(PagePool(48, 4)), 2, group)
+def builder(
+    cls: type[KVCacheAllocator], choice: dict[str, object], num_groups: int, group: int
+) -> Build:
+    def build() -> OneGroup:
+        pool = PagePool(24 * num_groups, 4)
+        return OneGroup([cls(pool, **choice) for _ in range(num_groups)], group)
+
+    return build
 
 
 @pytest.mark.parametrize("faults", [False, True], ids=["calm", "faults"])
-@pytest.mark.parametrize("group", [0, 1])
-@pytest.mark.parametrize("cls", SHARING)
-def test_a_long_life_in_every_group(cls: type[KVCacheAllocator], group: int, faults: bool) -> None:
-    life = endure(builder(cls, group), num_steps=5_000, faults=faults)
-    assert life.failure is not None, "it ends by trying for all pages: half are not this group's"
-    assert life.failure.message == "at the end 24 of 48 pages could be allocated", (
+@pytest.mark.parametrize(("num_groups", "group"), [(2, 0), (2, 1), (3, 2)])
+@pytest.mark.parametrize(("cls", "choice"), STRATEGIES)
+def test_a_long_life_in_every_group(
+    cls: type[KVCacheAllocator],
+    choice: dict[str, object],
+    num_groups: int,
+    group: int,
+    faults: bool,
+) -> None:
+    life = endure(builder(cls, choice, num_groups, group), num_steps=6_000, faults=faults)
+    assert life.failure is not None, "it ends by trying for all pages: not all are this group's"
+    assert life.failure.message == f"at the end 24 of {24 * num_groups} pages could be allocated", (
         life.failure.message,
         life.failure.story[-20:],
     )
-    assert life.num_steps >= 5_000
-    assert min(life.granted.values()) >= 10, life.granted
+    assert life.num_steps >= 6_000
+    assert min(life.granted.values()) >= 4, life.granted
 
 
-@pytest.mark.parametrize("cls", SHARING)
-def test_pages_go_where_they_are_needed(cls: type[KVCacheAllocator]) -> None:
-    groups = LayerGroups(cls(PagePool(10, 4)), 2)
+@pytest.mark.parametrize(("cls", "choice"), STRATEGIES)
+def test_pages_go_where_they_are_needed(
+    cls: type[KVCacheAllocator], choice: dict[str, object]
+) -> None:
+    pool = PagePool(10, 4)
+    groups = LayerGroups([cls(pool, **choice), cls(pool, **choice)])
     assert groups.allocate(0, range(12), 40, 0) is not None
     assert groups.usage().mapped == 6
     assert groups.append(0, 8) is not None and groups.usage().mapped == 10
@@ -72,7 +94,7 @@ def test_pages_go_where_they_are_needed(cls: type[KVCacheAllocator]) -> None:
 
 def test_a_hit_is_what_every_group_has() -> None:
     pool = PagePool(40, 4)
-    groups = LayerGroups(available()["paged_prefix"](pool), 2)
+    groups = LayerGroups([PagedPrefix(pool), PagedPrefix(pool)])
     prompt = list(range(17))
     assert groups.allocate(0, prompt, 40, 0) is not None
     groups.commit(0, prompt)
@@ -89,17 +111,48 @@ def test_a_hit_is_what_every_group_has() -> None:
     assert both is not None and both.num_cached_tokens == 0
 
 
-def test_a_strategy_that_needs_the_whole_pool_is_refused() -> None:
-    with pytest.raises(ValueError, match="contiguous cannot share its pool"):
-        LayerGroups(Contiguous(PagePool(8, 4)), 2)
+class Ahead(PagedPrefix):
+    """Takes pages ahead of need, and so more than it inherits the saying of."""
+
+    name = "ahead"
+
+    def __init__(self, pool: PagePool, pages_ahead: int = 1) -> None:
+        super().__init__(pool)
+        self.pages_ahead = pages_ahead
+
+
+class Said(Ahead):
+    name = "said"
+    shares_pool = True
+
+
+@pytest.mark.parametrize("cls", [Contiguous, Ahead])
+def test_a_strategy_that_does_not_say_so_is_refused(cls: type[KVCacheAllocator]) -> None:
+    pool = PagePool(8, 4)
+    with pytest.raises(ValueError, match=f"{cls.name} cannot share its pool"):
+        LayerGroups([cls(pool), cls(pool)])
+
+
+def test_a_subclass_finds_what_its_groups_have_cached() -> None:
+    pool = PagePool(40, 4)
+    groups = LayerGroups([Said(pool, 5), Said(pool, 5)])
+    prompt = list(range(17))
+    assert groups.allocate(0, prompt, 40, 0) is not None
+    groups.commit(0, prompt)
+    groups.free(0)
+    again = groups.allocate(1, prompt, 40, 0)
+    assert again is not None and again.num_cached_tokens == 16
 
 
 def test_what_append_takes_must_be_said_before() -> None:
     class Understated(Paged):
+        shares_pool = True
+
         def pages_to_append(self, seq_id: int, num_tokens: int) -> int:
             return 0
 
-    groups = LayerGroups(Understated(PagePool(5, 4)), 2)
+    pool = PagePool(5, 4)
+    groups = LayerGroups([Understated(pool), Understated(pool)])
     assert groups.allocate(0, range(8), 40, 0) is not None
     with pytest.raises(RuntimeError, match="pages_to_append"):
         groups.append(0)

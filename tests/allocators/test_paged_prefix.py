@@ -349,3 +349,28 @@ def test_a_twin_given_back_counts_as_use_of_the_first_before_its_predecessor() -
     assert heads(allocator) == [0, BASE[4]]
     allocator.free(1)
     assert heads(allocator) == [0, BASE[4], BASE[0]]
+
+
+def test_pages_that_nothing_was_restored_to_are_not_found() -> None:
+    allocator = PagedPrefix(PagePool(4, 4))
+    allocator.allocate(0, BASE[:6], 16, 0)
+    allocator.commit(0, BASE[:6])
+    allocator.swap_out([0])
+    allocator.allocate(9, range(50, 59), 16, 0)  # takes the page that was left of it
+    allocator.free(9)
+    allocator.swap_in([0])
+    allocator.retract_swap_in([0])
+    found = allocator.allocate(1, [*BASE[:6], 99], 16, 0)
+    assert found.num_cached_tokens == 4
+    allocator.check_integrity()
+
+
+def test_a_retracted_allocation_leaves_nothing_to_find() -> None:
+    allocator = PagedPrefix(PagePool(8, 4))
+    serve(allocator, 0, BASE[:6])
+    held = allocator.usage()
+    assert allocator.allocate(1, [*BASE[:6], 99], 16, 0).num_cached_tokens == 6
+    copied = allocator.block_table(1)[1]
+    allocator.retract(1)
+    assert allocator.usage() == held and copied not in allocator.cached_pages()
+    allocator.check_integrity()

@@ -72,9 +72,8 @@ class SimulatedRun:
     def __init__(self, setup: Setup, executor: Executor | None = None) -> None:
         self.setup = setup
         pool = PagePool(setup.num_pages, setup.page_size)
-        self.inner = discovery.build(setup.allocator, pool, **setup.options)
-        if len(setup.windows) > 1:
-            self.inner = LayerGroups(self.inner, len(setup.windows))
+        groups = [discovery.build(setup.allocator, pool, **setup.options) for _ in setup.windows]
+        self.inner = groups[0] if len(groups) == 1 else LayerGroups(groups)
         self.allocator = MeteredAllocator(self.inner)
         self.estimator = LengthEstimator(setup.expected, setup.bias, setup.spread)
         config = SchedulerConfig(

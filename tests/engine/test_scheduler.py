@@ -12,9 +12,12 @@ from simulated_run import (
     request,
 )
 
-from harness.engine.plan import StepPlan
+from harness.engine.plan import StepOutcome, StepPlan
+from harness.engine.request import SamplingParams
 from harness.engine.scheduling.sequence import SequenceGroup
+from harness.engine.scheduling.speculation import SpeculationConfig
 from harness.engine.scheduling.victims import VICTIM_POLICIES
+from harness.engine.simulated_executor import SimulatedExecutor
 
 
 def run(requests: Any, **setup: Any) -> tuple[SimulatedRun, list[StepPlan]]:
@@ -77,6 +80,25 @@ def test_the_budget_bounds_every_chunked_step(token_budget: int) -> None:
     sizes = [sum(num_tokens for _, _, num_tokens in shape(plan)) for plan in plans]
     assert max(sizes) == token_budget
     assert min(sizes) > 0
+
+
+@pytest.mark.parametrize("token_budget", [8, 16])
+def test_drafts_leave_a_token_of_the_budget_to_every_other_branch(token_budget: int) -> None:
+    requests = [
+        request(i, 12, 20, num_samples=6, sampling=SamplingParams(1.0, seed=i)) for i in range(3)
+    ]
+    drafts = SpeculationConfig("injected", num_tokens=4, acceptance=0.5)
+    executor = SimulatedExecutor(1.0, vocab_size=50)
+    sizes: list[int] = []
+
+    def execute(plan: StepPlan) -> StepOutcome:
+        sizes.append(sum(len(chunk.token_ids) for chunk in plan.chunks))
+        return SimulatedExecutor.execute(executor, plan)
+
+    executor.execute = execute  # type: ignore[method-assign]
+    setup = Setup("paged_cow", num_pages=400, token_budget=token_budget, speculation=drafts)
+    SimulatedRun(setup, executor).run(requests)
+    assert max(sizes) == token_budget
 
 
 def test_no_more_sequences_run_than_allowed() -> None:
@@ -350,7 +372,7 @@ def test_pages_that_branches_will_write_to_first_are_not_given_to_the_next_group
     requests = [request(i, 6, 2, num_samples=4, forced_ids=None, forced_len=2) for i in range(2)]
     too_few, plans = run(requests, allocator="paged_cow", num_pages=9)
     assert shape(plans[0]) == [(0, 0, 6)]
-    assert too_few.recorder.steps[0].refusal == "withheld"
+    assert too_few.recorder.steps[0].refusal == "full"
     assert sum(record.num_preemptions for record in too_few.recorder.requests) == 0
     _, plans = run(requests, allocator="paged_cow", num_pages=10)
     assert shape(plans[0]) == [(0, 0, 6), (4, 0, 6)]

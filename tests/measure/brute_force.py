@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -216,17 +217,18 @@ class Auditor:
         usage = inner.usage()
         available = usage.free + usage.cached
         if group.saved is not None:
-            placed, needed = self._ask_swap_in(group, clone)
+            placed, needed, own = *self._ask_swap_in(group, clone), 0
         else:
-            placed, needed = self._ask_admission(group, clone)
-        if placed:
+            placed, needed, own = self._ask_admission(group, clone)
+        left = clone.usage().free + clone.usage().cached
+        promised = sum(self._run.scheduler._memory.demand.promised.values())
+        if placed and left >= promised + own:
             return "withheld"
-        return "stranded" if needed <= available else "full"
+        return "stranded" if not placed and needed + promised <= available else "full"
 
     def _ask_swap_in(self, group: SequenceGroup, clone: KVCacheAllocator) -> tuple[bool, int]:
         holders = [sequence for sequence in group.sequences if sequence.num_slots]
-        assert group.saved is not None
-        needed = len(set(group.saved.host_pages.values()))
+        needed = sys.maxsize  # only what grows is swapped, and that takes pages from anywhere
         if clone.swap_in([sequence.seq_id for sequence in holders]) is None:
             return False, needed
         for sequence in group.live if group.is_branched else ():
@@ -235,10 +237,13 @@ class Auditor:
                 return False, needed
         return True, needed
 
-    def _ask_admission(self, group: SequenceGroup, clone: KVCacheAllocator) -> tuple[bool, int]:
-        """Whether the clone places the group, and the pages that takes before any round-up."""
+    def _ask_admission(
+        self, group: SequenceGroup, clone: KVCacheAllocator
+    ) -> tuple[bool, int, int]:
+        """Whether the clone places the group, the pages that takes before any round-up, and those
+        of them that branches will take later."""
         memory, request = self._run.scheduler._memory, group.request
-        expected = memory._expected_len(group)
+        expected = memory.demand.expected_len(group)
         tokens = group.live[0].token_ids
         siblings: Sequence[EngineSequence] = ()
         num_branches, own = 1, 0
@@ -267,8 +272,7 @@ class Auditor:
             placed = placed and (
                 clone.allocate(sibling.seq_id, tokens, request.max_len, expected) is not None
             )
-        usage = clone.usage()
-        return placed and usage.free + usage.cached >= own, needed
+        return placed, needed, own
 
 
 def _num_hits_in_use(allocator: KVCacheAllocator, tokens: Sequence[int]) -> int:

@@ -78,8 +78,8 @@ def test_steps_count_prefill_and_decode_tokens() -> None:
 def test_meter_passes_every_call_of_the_contract_on() -> None:
     own = vars(MeteredAllocator)
     inherited = {"pages_for", "mapped_pages", "check_new"}  # arithmetic and shared books
-    among_groups = {"shares_pool", "sibling", "num_cached", "allocate_from", "pages_needed_from"}
-    among_groups |= {"pages_to_append", "pages_to_fork", "pages_to_swap_in"}
+    among_groups = {"shares_pool", "join", "num_cached", "allocate_from", "pages_needed_from"}
+    among_groups |= {"pages_to_append", "pages_to_fork"}
     public = {name for name in vars(KVCacheAllocator) if not name.startswith("_")}
     assert public - inherited - among_groups - {"name"} <= own.keys()
 

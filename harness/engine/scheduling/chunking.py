@@ -67,9 +67,11 @@ def _add_prompt(group: SequenceGroup, step: StepBuilder, splits_prompts: bool) -
     step.add_chunk(carrier, Chunk(carrier.seq_id, start, token_ids, draws, 0, num_candidates))
 
 
-def _add_decode(sequence: Sequence, step: StepBuilder, drafter: Drafter) -> None:
-    """The last token, and drafts after it."""
-    drafts = drafter.propose(sequence, step)
+def _add_decode(
+    sequence: Sequence, step: StepBuilder, drafter: Drafter, num_others: int = 0
+) -> None:
+    """The last token, and drafts after it, leaving budget for a token of each of the others."""
+    drafts = drafter.propose(sequence, step.budget - num_others, step)
     position = len(sequence.token_s)
     step.add_chunk(
         sequence,
@@ -90,8 +92,8 @@ def _add_branches(group: SequenceGroup, step: StepBuilder, drafter: Drafter | No
     missing = [len(s.token_ids) - s.num_computed_tokens for s in group.live]
     all_draw = sum(missing) <= step.budget
     if drafter is not None and group.search is None and sum(missing) == len(missing):
-        for sequence in group.live if all_draw else ():
-            _add_decode(sequence, step, drafter)
+        for index, sequence in enumerate(group.live if all_draw else (), start=1):
+            _add_decode(sequence, step, drafter, len(group.live) - index)
         return
     for sequence, count in zip(group.live, missing, strict=True):
         taken = count if all_draw else min(count - 1, step.budget)

@@ -26,12 +26,13 @@ class Drafter:
     model: DraftMemory | None = None
     _indices: dict[int, NgramIndex] = field(default_factory=dict)
 
-    def propose(self, sequence: Sequence, step: StepBuilder) -> tuple[int, ...]:
-        """Drafts after the sequence's last token, with room for each of them; perhaps none."""
+    def propose(self, sequence: Sequence, budget: int, step: StepBuilder) -> tuple[int, ...]:
+        """Drafts after the sequence's last token, with room for each of them; perhaps none.
+        budget: tokens that may be computed, the last one included."""
         most = min(
             self.config.num_tokens,
             sequence.target_output_len - len(sequence.token_s) - 1,
-            step.budget - 1,
+            budget - 1,
         )
         if most < 1 or sequence.group.search is not None:
             return ()

@@ -8,6 +8,7 @@ from allocators.base import NULL_PAGE, UNCHANGED, Allocation, KVCacheAllocator, 
 from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import TableUpdate
 from harness.engine.request import Request
+from harness.engine.scheduling.demand import Demand
 from harness.engine.scheduling.held_prefixes import HeldPrefixes
 from harness.engine.scheduling.length_estimate import LengthEstimator
 from harness.engine.scheduling.sequence import Sequence, SequenceGroup
@@ -35,22 +36,20 @@ class GroupMemory:
     ) -> None:
         self._allocator = allocator
         self._groups = allocator.layer_groups
-        self._estimator = estimator
-        self._watermark_pages = watermark_pages
+        self.demand = Demand(allocator, estimator, watermark_pages)
         self._windows = windows
         self.host = HostPool(host_pages)
         self.prefixes = HeldPrefixes(allocator)
         self.freed_seq_ids: list[int] = []
-        self._promised_pages: dict[int, int] = {}
 
     def admit(self, group: SequenceGroup, step: StepBuilder, is_idle: bool) -> bool:
         """Memory for all of a group's known tokens; False, and nothing changed, without it."""
         request, carrier = group.request, group.live[0]
         group.carrier = carrier
-        group.asked_len = max(group.longest_len, self._expected_len(group))
-        token_ids, expected_len = self._room_of_each(group)
-        to_branch = self._pages_to_branch(group)
-        keep_free = self._keep_free(is_idle) + to_branch
+        group.asked_len = max(group.longest_len, self.demand.expected_len(group))
+        token_ids, expected_len = self.demand.of_each(group)
+        to_branch = self.demand.pages_to_branch(group)
+        keep_free = self.demand.keep_free(is_idle) + to_branch
         if self.prefixes.serves(request):
             allocation = self.prefixes.fork(
                 request, carrier.seq_id, token_ids, expected_len, keep_free
@@ -69,12 +68,12 @@ class GroupMemory:
                 )
                 if own is None:
                     for sequence, _ in given:
-                        self._allocator.free(sequence.seq_id)
+                        self._allocator.retract(sequence.seq_id)
                     return False
                 given.append((sibling, own))
         self._note_admission(group, given, len(token_ids), step)
         if to_branch:
-            self._promised_pages[group.order] = to_branch
+            self.demand.promised[group.order] = to_branch
         return True
 
     def grow(self, group: SequenceGroup, step: StepBuilder) -> bool:
@@ -88,7 +87,7 @@ class GroupMemory:
             missing = len(sequence.token_ids) - sequence.num_slots
             if missing > 0 and not self.extend(sequence, missing, step):
                 return False
-        self._promised_pages.pop(group.order, None)
+        self.demand.promised.pop(group.order, None)
         return True
 
     def extend(self, sequence: Sequence, num_tokens: int, step: StepBuilder) -> bool:
@@ -142,7 +141,7 @@ class GroupMemory:
 
     def free(self, group: SequenceGroup) -> None:
         """Give back all that a group holds."""
-        self._promised_pages.pop(group.order, None)
+        self.demand.promised.pop(group.order, None)
         for sequence in group.sequences:
             if sequence.num_slots:
                 self.free_sequence(sequence)
@@ -185,7 +184,7 @@ class GroupMemory:
         ]
         group.saved = SavedPages({place: host_page_of[page] for place, page in saved.items()})
         self.freed_seq_ids += seq_ids
-        self._promised_pages.pop(group.order, None)
+        self.demand.promised.pop(group.order, None)
         return True
 
     def swap_in(self, group: SequenceGroup, step: StepBuilder, is_idle: bool) -> bool:
@@ -198,10 +197,10 @@ class GroupMemory:
         if allocation is None:
             return False
         usage = self._allocator.usage()
-        to_branch = self._pages_to_branch(group)
-        is_short = usage.free + usage.cached < self._keep_free(is_idle) + to_branch
+        to_branch = self.demand.pages_to_branch(group)
+        is_short = usage.free + usage.cached < self.demand.keep_free(is_idle) + to_branch
         if is_short or not self._extend_restored(group):
-            self._allocator.swap_out(seq_ids)
+            self._allocator.retract_swap_in(seq_ids)
             return False
         step.copies.add(allocation.copies)
         restored = {
@@ -215,7 +214,7 @@ class GroupMemory:
         self.host.put_back(group.saved.distinct)
         group.saved = None
         if to_branch:
-            self._promised_pages[group.order] = to_branch
+            self.demand.promised[group.order] = to_branch
         return True
 
     def _extend_restored(self, group: SequenceGroup) -> bool:
@@ -256,32 +255,15 @@ class GroupMemory:
 
     def explain_refusal(self, group: SequenceGroup, is_idle: bool) -> Refusal:
         """Why the head of the queue was not given memory."""
-        allocator, request = self._allocator, group.request
-        usage = allocator.usage()
-        available = usage.free + usage.cached
-        if group.saved is not None:
-            needed = len(group.saved.distinct)
-        else:
-            token_ids, expected_len = self._room_of_each(group)
-            needed = allocator.pages_needed(token_ids, expected_len)
-            if not group.is_branched and not allocator.forks_share:
-                needed *= len(group.live)
-            needed += self._pages_to_branch(group)
-            if self.prefixes.serves(request):
-                shared = request.shared_prefix_len // allocator.page_size
-                needed -= shared * len(self._groups)
-        if needed > available:
-            return Refusal(request.request_id, "full")
-        if needed + self._keep_free(is_idle) > available:
-            return Refusal(request.request_id, "withheld")
-        return Refusal(request.request_id, "stranded")
+        prefix_len = self.prefixes.serves(group.request) and group.request.shared_prefix_len
+        return self.demand.explain_refusal(group, is_idle, prefix_len)
 
     def _branch(self, group: SequenceGroup, step: StepBuilder) -> bool:
         """Let every live branch go on from the computed prompt."""
         carrier, prompt_len = group.carrier, group.num_prompt_tokens
         siblings = [sequence for sequence in group.live if sequence is not carrier]
         if self._allocator.forks_share:
-            expected_len = self._expected_len(group)
+            expected_len = self.demand.expected_len(group)
             for sibling in siblings:
                 if sibling.num_slots:  # forked before the last refusal
                     continue
@@ -330,39 +312,6 @@ class GroupMemory:
     @staticmethod
     def _extent(sequence: Sequence, num_computed: int) -> Extent:
         return Extent(sequence.seq_id, num_computed, sequence.final_len, sequence.group.asked_len)
-
-    def _expected_len(self, group: SequenceGroup) -> int:
-        if group.admissions == 0:
-            return self._estimator.expected_len(group.request)
-        return self._estimator.revised_len(group.request, group.longest_len)
-
-    def _room_of_each(self, group: SequenceGroup) -> tuple[list[int], int]:
-        """Tokens that an admission asks room for, and the estimate of all that will follow."""
-        token_ids = group.live[0].token_ids
-        expected_len = self._expected_len(group)
-        if not group.is_branched:
-            token_ids = token_ids[: group.num_prompt_tokens]
-            if not self._allocator.forks_share:  # nobody may be able to grow where it lies
-                expected_len = max(expected_len, group.longest_len)
-        return token_ids, expected_len
-
-    def _pages_to_branch(self, group: SequenceGroup) -> int:
-        """Pages that the other branches will need beyond what they share of the prompt: those
-        of their estimate, or of what they know, and one that each writes to first."""
-        if group.is_branched or not self._allocator.forks_share:
-            return 0
-        pages_for = self._allocator.pages_for
-        shared = group.num_prompt_tokens // self._allocator.page_size
-        own = pages_for(max(self._expected_len(group), group.longest_len + 1)) - shared
-        return (len(group.live) - 1) * max(1, own) * len(self._groups)
-
-    def _keep_free(self, is_idle: bool) -> int:
-        """What an admission leaves to running groups: the pages their branches will take first,
-        and the watermark. That is for sequences that may still grow: with none running, or where
-        each was given all it can need at its admission, it would only block the queue."""
-        promised = sum(self._promised_pages.values())
-        grows = self._allocator.grows_on_demand and not self._estimator.is_sufficient
-        return promised if is_idle or not grows else promised + self._watermark_pages
 
 
 _WHOLE = Allocation()

@@ -117,9 +117,12 @@ class Scheduler:
         match self._config.schedule:
             case "prefill_first":
                 before = tuple(self._running)
-                self._admit(step, now_s)
-                if step.num_prefills == 0:  # groups swapped in go on beside the others
+                if not self._swapped:
+                    self._admit(step, now_s)
+                if step.num_prefills == 0:
                     self._continue(before, step, now_s)
+                    if self._swapped and not step.preempted:
+                        self._admit(step, now_s, swapped_only=True)
             case "static":
                 self._continue(tuple(self._running), step, now_s)
                 if not self._running:
@@ -220,10 +223,13 @@ class Scheduler:
                 return False
         return True
 
-    def _admit(self, step: StepBuilder, now_s: float) -> None:
-        """Swapped groups first, then the queue, as far as memory and budget go."""
+    def _admit(self, step: StepBuilder, now_s: float, swapped_only: bool = False) -> None:
+        """Swapped groups first, then the queue, as far as memory and budget go. Whoever is
+        swapped in must not be preempted in the same step: its pages are yet to be restored."""
         is_batch = self._config.schedule == "static"
         while (step.budget > 0 or is_batch) and self._may_admit():
+            if swapped_only and not self._swapped:
+                return
             queue = self._swapped or self._waiting
             group = queue[0]
             if self._num_seqs + len(group.sequences) > self._config.max_num_seqs:

@@ -53,7 +53,7 @@ class ScheduledStep:
     def is_empty(self) -> bool:
         """There is nothing for the device to do."""
         plan = self.plan
-        return not (plan.chunks or plan.table_updates or plan.saves or plan.restores)
+        return not (plan.chunks or plan.table_updates or plan.copies or plan.saves or plan.restores)
 
 
 class PageCopies:
