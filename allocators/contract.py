@@ -171,8 +171,9 @@ class OperationChooser:
         token_ids = (prefix + self._tokens(rng.randint(1, self._engine.page_size + 2)))[:limit]
         self._seen.append(token_ids)
         keep_free = rng.choice([0, 0, 0, 1])
+        method = "allocate" if rng.random() < 0.9 else "allocate_and_retract"
         return Operation(
-            "allocate", (self._new_id(), token_ids, *self._bounds(len(token_ids)), keep_free)
+            method, (self._new_id(), token_ids, *self._bounds(len(token_ids)), keep_free)
         )
 
     def _append(self, seq_id: int) -> Operation:
@@ -223,7 +224,8 @@ class OperationChooser:
         if rng.random() < 0.2:
             return Operation("discard_swapped", (rng.choice(seq_ids),))
         count = rng.choice([len(seq_ids), rng.randint(1, len(seq_ids))])
-        return Operation("swap_in", (rng.sample(seq_ids, count),))
+        method = "swap_in" if rng.random() < 0.8 else "swap_in_and_retract"
+        return Operation(method, (rng.sample(seq_ids, count),))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,10 @@ from allocators.tape import ContractViolationError, TapeEngine
 MAX_GROUPS = 6
 MAX_BRANCHES = 4
 VOCABULARY = 4
-ASKS_FOR_ROOM = frozenset({"allocate", "append", "fork", "rebranch", "swap_in"})
+ASKS_FOR_ROOM = frozenset(
+    {"allocate", "allocate_and_retract", "append", "fork", "rebranch", "swap_in",
+     "swap_in_and_retract"}
+)  # fmt: skip
 
 
 class Endurance(NamedTuple):
@@ -139,7 +142,9 @@ class EngineLife:
             self._admit(self._prompt())
         group = rng.choice(self._groups)
         if group.is_swapped:
-            if rng.random() < 0.4:
+            if rng.random() < 0.1:
+                self._call(Operation("swap_in_and_retract", (group.seq_ids.copy(),)))
+            elif rng.random() < 0.4:
                 group.is_swapped = not self._call(Operation("swap_in", (group.seq_ids.copy(),)))
         elif rng.random() < 0.01:
             self._swap_out(group)
@@ -218,7 +223,10 @@ class EngineLife:
         rng, root = self._rng, self._new_id()
         max_len, expected_len = self._bounds(len(prompt))
         keep_free = rng.choice([0, 0, 1])
-        yield Operation("allocate", (root, prompt, max_len, expected_len, keep_free))
+        request = (root, prompt, max_len, expected_len, keep_free)
+        if rng.random() < 0.1:
+            yield Operation("allocate_and_retract", request)
+        yield Operation("allocate", request)
         seq_ids.append(root)
         yield from self._compute(root)
         for _ in range(style.num_branches - 1):

@@ -128,11 +128,11 @@ def makes_sense(engine: TapeEngine, operation: Operation) -> bool:
     method, arguments, _ = operation
     live = engine.live
     first = arguments[0]
-    if method == "allocate":
+    if method in ("allocate", "allocate_and_retract"):
         return first not in live and first not in engine.swapped
     if method == "discard_swapped":
         return first in engine.swapped
-    if method == "swap_in":
+    if method in ("swap_in", "swap_in_and_retract"):
         return all(seq_id in engine.swapped for seq_id in first)  # type: ignore[attr-defined]
     if method == "swap_out":
         return all(seq_id in live for seq_id in first)  # type: ignore[attr-defined]

@@ -102,6 +102,29 @@ class TapeEngine:
         self.check()
         return True
 
+    def allocate_and_retract(
+        self,
+        seq_id: int,
+        token_ids: Sequence[int],
+        max_len: int,
+        expected_len: int = 0,
+        keep_free: int = 0,
+    ) -> bool:
+        """Admit a sequence and undo that at once: no copy of it is carried out."""
+        self.log.append(
+            f"allocate({seq_id}, {list(token_ids)}, max_len={max_len}, "
+            f"expected_len={expected_len}, keep_free={keep_free}), then retract({seq_id})"
+        )
+        allocator = self.allocator
+        outcome = self._ask(
+            lambda: allocator.allocate(seq_id, token_ids, max_len, expected_len, keep_free)
+        )
+        if outcome is None:
+            return False
+        self._call(lambda: allocator.retract(seq_id))
+        self.check()
+        return True
+
     def append(self, seq_id: int, token_ids: Sequence[int]) -> bool:
         """Make room for these next tokens."""
         self.log.append(f"append({seq_id}, {len(token_ids)})  # for {list(token_ids)}")
@@ -201,6 +224,15 @@ class TapeEngine:
             self.live[seq_id], first, kv_ids = self.swapped.pop(seq_id)
             self._update_table(seq_id, 0)
             self._write(seq_id, first, kv_ids)
+        self.check()
+        return True
+
+    def swap_in_and_retract(self, seq_ids: Sequence[int]) -> bool:
+        """Get room again and give it up at once: nothing is written back."""
+        self.log.append(f"swap_in({list(seq_ids)}), then retract_swap_in({list(seq_ids)})")
+        if self._ask(lambda: self.allocator.swap_in(seq_ids)) is None:
+            return False
+        self._call(lambda: self.allocator.retract_swap_in(seq_ids))
         self.check()
         return True
 

@@ -28,6 +28,7 @@ CASES = [
     for chosen in [*option_sets(cls), *([{"partial_reuse": False}] * (name == "paged_prefix"))]
 ]
 OPERATIONS = {
+    *("allocate_and_retract", "swap_in_and_retract"),
     *("allocate", "append", "compute", "fork", "rebranch", "truncate", "release"),
     *("swap_out", "swap_in", "discard_swapped", "free"),
 }
@@ -54,7 +55,7 @@ def test_ten_thousand_operations_without_a_leak(
     life = endure(builder(cls, **chosen), num_steps=10_000, faults=faults)
     assert_lived(life, 10_000)
     assert set(life.granted) == OPERATIONS
-    assert min(life.granted.values()) >= 30, life.granted
+    assert min(life.granted.values()) >= 15, life.granted
     assert all(life.refused[name] >= 10 for name in ("allocate", "append", "fork", "swap_in"))
     assert life.num_cancelled >= 50
     assert (life.num_injected >= 200) is faults
