@@ -146,17 +146,6 @@ class Ledger:
                 row.computed = reached
                 self._count(row, 1)
 
-    def truncate(self, seq_id: int, new_len: int) -> None:
-        """Tokens from `new_len` on are forgotten; pages given back follow by `map`."""
-        for row_id in self._row_ids(seq_id):
-            row = self._rows[row_id]
-            self._count(row, -1)
-            self._logical_tokens -= row.computed - new_len
-            row.computed = new_len
-            self._count(row, 1)
-            for page in row.pages[new_len // self.page_size :]:
-                self._unsettle(page)
-
     def entry(self, usage: Usage, refusal: Refusal | None) -> LedgerEntry:
         """The classes now. `refusal` of the queue's head says which class free slots are in."""
         sums = self._sums.copy()

@@ -118,35 +118,6 @@ def test_dead_window_counts_what_no_sharer_reads_again() -> None:
     assert (entry.dead_window, entry.token, entry.mapped_pages) == (0, 4, 1)
 
 
-def test_truncated_tokens_are_reserved_again() -> None:
-    ledger = Ledger(8, 4)
-    allocator = PagedCopyOnWrite(PagePool(8, 4))
-    allocator.allocate(0, range(10), 20, 0)
-    ledger.admit(Extent(0, 10, 11, 10))
-    ledger.map(TableUpdate(0, 0, allocator.block_table(0)))
-    ledger.truncate(0, 6)
-    allocator.truncate(0, 6)
-    ledger.map(TableUpdate(0, 2, ()))
-    entry = ledger.entry(allocator.usage(), None)
-    assert classes(entry) == {"token": 6, "reserved": 2}
-    assert entry.logical_tokens == 6 and entry.free == 24
-
-
-def test_a_shared_page_that_all_forget_in_part_is_no_longer_all_tokens() -> None:
-    ledger = Ledger(8, 4)
-    allocator = PagedCopyOnWrite(PagePool(8, 4))
-    allocator.allocate(0, range(8), 20, 0)
-    allocator.fork(0, 1, 20, 0)
-    for seq_id in range(2):
-        ledger.admit(Extent(seq_id, 8, 20, 8))
-        ledger.map(TableUpdate(seq_id, 0, allocator.block_table(seq_id)))
-    assert classes(ledger.entry(allocator.usage(), None)) == {"token": 8}
-    ledger.truncate(0, 5)
-    assert classes(ledger.entry(allocator.usage(), None)) == {"token": 8}
-    ledger.truncate(1, 6)
-    assert classes(ledger.entry(allocator.usage(), None)) == {"token": 6, "reserved": 2}
-
-
 def test_growth_beyond_an_unknown_end_is_never_reserved() -> None:
     ledger = Ledger(2, 4)
     allocator = PagedCopyOnWrite(PagePool(2, 4))

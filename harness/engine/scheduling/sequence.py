@@ -107,12 +107,12 @@ class SequenceGroup:
     """A request's branches, scheduled and preempted together (PagedAttention, section 4.5).
 
     sequences: all branches; only: the branch of a group that has but one; live: those that go
-    on. is_branched: each live sequence has computed
-    tokens of its own; until then the carrier computes the prompt for all. num_cached_tokens:
-    tokens found cached that it had not computed itself. asked_len: tokens a sequence was last
-    asked for, estimate included. preempted_s: when it lost its memory, NaN once it is back
-    where it was; stalled_s: the time between, in all. candidates: of beams, those of this step
-    so far. parents: of a beam step that is still to be told to the allocator, by seq_id.
+    on. is_branched: each live sequence has computed tokens of its own; until then the carrier
+    computes the prompt for all. num_cached_tokens: tokens found cached that it had not computed
+    itself. asked_len: tokens a sequence was last asked for, estimate included. preempted_s: when
+    it lost its memory, NaN once it is back where it was; stalled_s: the time between, in all.
+    candidates: of beams, those of this step so far. parents: of a beam step that is still to be
+    told to the allocator, by seq_id.
     """
 
     __slots__ = (
