@@ -129,6 +129,7 @@ def _checkpoint_dtype(config: ModelConfig, hf_config: Any) -> torch.dtype:
 
 def _from_checkpoint(config: ModelConfig, device: torch.device) -> tuple[Any, Any | None]:
     hf_config = _checkpoint_config(config)
+    transformers.utils.logging.disable_progress_bar()  # its lock outlives a worker, with a warning
     model = transformers.AutoModelForCausalLM.from_pretrained(
         config.path, config=hf_config, dtype=_checkpoint_dtype(config, hf_config)
     )
