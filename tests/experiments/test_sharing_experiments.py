@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from tiny_study import Runner, Study, check_files
 
-from experiments.capacity_figure import capacity_points
+from experiments.capacity_figure import capacity_points, explain_knee, rate_lines, rate_points
 from experiments.figures import beam_search, chatbot, parallel_sampling, shared_prefix
 from harness.runs.jobs import Job
 
@@ -104,6 +106,31 @@ def test_chats_are_drawn_at_capacity_and_over_rates(run_tiny: Runner, tmp_path: 
     rates = check_files(paths, "chatbot_rates")
     assert set(rates["rate"]) == {0.1, 0.8}
     assert rates["prefix_hit_rate"].between(0, 1).all()
+
+
+def test_latency_ends_where_the_backlog_grows_with_the_run() -> None:
+    rows = pd.DataFrame(
+        [("paged", 10, 0.0), ("paged", 20, 0.4), ("paged", 40, 0.6), ("paged", 80, 0.4),
+         ("contiguous", 10, 0.9), ("contiguous", 20, 0.9), ("paged_cow", 80, 0.0)],
+        columns=["strategy", "rate", "saturated_share"],
+    )  # fmt: skip
+    rows = rows.assign(
+        allocator=rows["strategy"], expected="none", normalised_latency_ms=25.0,
+        output_tokens_per_s=1.0, batched_requests=1.0, prefix_hit_rate=0.5,
+    )  # fmt: skip
+    points = rate_points(rows).set_index(["strategy", "rate"])
+    shown = points["normalised_latency_ms"].dropna()
+    assert set(shown.index) == {("paged", 10), ("paged", 20), ("paged_cow", 80)}
+    assert points["prefix_hit_rate"].eq(0.5).all()
+    figure, axes = plt.subplots()
+    rate_lines(axes, points.reset_index(), "normalised_latency_ms")
+    explain_knee(figure, points.reset_index())
+    drawn = {tuple(line.get_xdata()) for line in axes.get_lines()}
+    assert {(10, 20), (80,), (20,)} <= drawn, "the last is the ring round the end of paged"
+    assert not any(40 in x for x in drawn)
+    (note,) = figure.texts
+    assert "at any rate for contiguous" in note.get_text()
+    plt.close(figure)
 
 
 def test_ratios_compare_seed_with_seed(sampled: Study) -> None:
