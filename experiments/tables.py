@@ -153,8 +153,8 @@ def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) ->
         if missed > 0:
             notes.append(
                 f"{missed:,} of {int(swapping['preemptions'].sum()):,} preemptions were "
-                "recomputed, not swapped: no room on the host (engine.swap_tokens), or nothing that could go "
-                "on as it was (an outgrown reservation, beams between two steps)."
+                "recomputed, not swapped: no room on the host (engine.swap_tokens), or nothing "
+                "that could go on as it was (an outgrown reservation, beams between two steps)."
             )
     if is_simulated:
         notes.append(

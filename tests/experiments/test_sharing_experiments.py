@@ -74,6 +74,25 @@ def test_who_shares_nothing_is_not_in_the_figure_of_savings(sampled: Study, tmp_
     assert {path.stem for path in paths} <= {"parallel_sampling_throughput"}
 
 
+def test_of_memory_is_said_what_holds_for_the_workloads_drawn(
+    sampled: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = []
+
+    def keep_title(figure: plt.Figure, *_: object) -> list[Path]:
+        titles.append(figure.get_suptitle())
+        plt.close(figure)
+        return []
+
+    monkeypatch.setattr("experiments.sharing_figure.save", keep_title)
+    drawn = sampled.rows.assign(saturated_share=0.9, memory_bound=True)
+    alone = drawn[drawn["strategy"] == "paged_cow"]
+    alone = alone.assign(workload="other", saturated_share=0.1, memory_bound=False)
+    parallel_sampling.draw(pd.concat([drawn, alone]), sampled.jobs, tmp_path)
+    assert titles == ["", "simulated; queue waits for memory 90 % of the time"]
+    assert parallel_sampling.draw(alone, sampled.jobs, tmp_path) == []
+
+
 def test_a_shared_prefix_is_drawn_by_length(run_tiny: Runner, tmp_path: Path) -> None:
     study = run_tiny(
         "experiment=shared_prefix", *SMALL, "workload.length_scale=1", "workload.max_len=1024",
