@@ -28,7 +28,7 @@ OPEN_ENDED = ("normalised_latency_ms", "normalised_latency_ms_ci")
 """Figures that have no limit where requests come faster than they are served."""
 
 CAPACITY_METRICS = (
-    "output_tokens_per_s",
+    "tokens_per_step",
     "batched_requests",
     "utilisation",
     "prefix_hit_rate",
@@ -39,16 +39,18 @@ CAPACITY_METRICS = (
 
 
 def capacity_points(rows: pd.DataFrame, keys: Sequence[str], expected: str) -> pd.DataFrame:
-    """Means by strategy and `keys`, with `ratio`: output tokens/s over the contiguous reference's.
+    """Means by strategy and `keys`, with `ratio`: output tokens/step over the contiguous
+    reference's.
 
     The ratio is taken seed by seed against the contiguous strategy that is told `expected`, so
     that both have had the same requests; NaN where there was none.
     """
+    rows = rows.assign(tokens_per_step=rows["output_tokens"] / rows["num_steps"])
     reference = rows[(rows["allocator"] == "contiguous") & (rows["expected"] == expected)]
     index = [*keys, "seed"]
-    base = reference.groupby(index)["output_tokens_per_s"].mean().rename("base")
+    base = reference.groupby(index)["tokens_per_step"].mean().rename("base")
     joined = rows.join(base, on=index)
-    joined["ratio"] = joined["output_tokens_per_s"] / joined["base"]
+    joined["ratio"] = joined["tokens_per_step"] / joined["base"]
     return means(joined, [*keys, "strategy", "allocator", "expected"], ["ratio", *CAPACITY_METRICS])
 
 
