@@ -221,6 +221,23 @@ def test_an_own_allocator_runs_beside_the_built_in_ones(command, own_allocator):
     assert rows["utilisation"].nunique() == 1
 
 
+def test_an_option_is_of_those_allocators_that_have_it(command, own_allocator):
+    answer = command(
+        "allocator=./mine.py:Mine,contiguous", "allocator.fit=first_fit", "dry_run=true"
+    )
+    assert answer.status == 0, answer
+    runs = [line for line in answer.out.splitlines() if "· page" in line]
+    assert len(runs) == 2 and " mine.py:Mine · " in runs[0] and " contiguous first_fit " in runs[1]
+
+
+@pytest.mark.parametrize("allocators", ["paged,paged_prefix", "paged_prefix,paged"])
+def test_an_option_that_no_allocator_has_is_told_with_the_nearest_of_all(command, allocators):
+    answer = command(f"allocator={allocators}", "allocator.evictoin=lfu")
+    assert_ended_at_once(answer, "'allocator.evictoin'", "did you mean allocator.eviction")
+    answer = command(f"allocator={allocators}", "allocator.evictoin=lfu,fifo")
+    assert_ended_at_once(answer, "'allocator.evictoin'", "did you mean allocator.eviction")
+
+
 def test_an_own_allocator_goes_into_an_experiment(command, own_allocator):
     answer = command(
         "experiment=sweep_page_size", "allocator=./mine.py:Mine", "dry_run=true", quick=False
