@@ -93,6 +93,27 @@ def test_what_cannot_work_is_told_before_any_run(command, arguments, said):
     assert_ended_at_once(answer, *said)
 
 
+@pytest.mark.parametrize(
+    ("draft", "said"),
+    [
+        ("smal", "did you mean small"),
+        ("hub", "A checkpoint is given as ./DIR or OWNER/NAME"),
+        ("nonesuch", "A checkpoint is given as ./DIR or OWNER/NAME"),
+        ("./nonesuch", "cannot be used"),
+    ],
+)
+def test_a_draft_model_that_is_not_there_is_told_by_its_key(command, draft, said, monkeypatch):
+    def ask_hub(*_: object, **__: object) -> None:
+        raise OSError("the hub was asked")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", ask_hub)
+    method = "engine.speculation.method=draft_model"
+    answer = command(method, f"engine.speculation.draft={draft}")
+    assert_ended_at_once(answer, f"engine.speculation.draft={draft}", said)
+    assert "model.path" not in answer.err
+    assert ("the hub was asked" in answer.err) == draft.startswith(".")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_device_cuda_without_a_gpu_does_not_fall_back(command):
     answer = command("executor=torch", "device=cuda")
