@@ -17,6 +17,7 @@ from harness.runs.display import SweepDisplay
 from harness.runs.estimate import estimate_wall_s
 from harness.runs.grid import chosen_allocators, expand
 from harness.runs.jobs import Job, allocator_keys, make_job
+from harness.runs.key_effects import check_effects
 from harness.runs.preflight import Preflight
 from harness.runs.rows import collect_rows, write_rows
 from harness.runs.store import RunStore, StoredRun
@@ -66,6 +67,7 @@ def plan_jobs(study: Study, command: Command, folder: Path, console: Console) ->
         (cell, composer.run([*cell.overrides, *command.verbatim]))
         for cell in expand(study.parts, command.fixed, command.swept, _takes)
     ]
+    check_effects({*command.fixed, *command.swept}, [config for _, config in cells])
     for _, config in cells:
         preflight.check(config)
     device_names = {

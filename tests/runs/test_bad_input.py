@@ -269,6 +269,32 @@ def test_an_own_allocator_goes_into_an_experiment(command, own_allocator):
     assert all("mine.py:Mine" in line for line in runs)
 
 
+@pytest.mark.parametrize(
+    ("key", "way_out"),
+    [
+        ("engine.swap_tokens=100", "engine.preemption=swap"),
+        ("workload.length_penalty=2.0", "workload.beam_width=4"),
+        ("workload.early_stopping=never", "workload.beam_width=4"),
+        ("allocator.expected_spread=0.5", "allocator.expected=predicted"),
+        ("allocator.expected_bias=2.0", "allocator.expected=predicted"),
+        ("engine.speculation.acceptance=0.5", "engine.speculation.method=injected"),
+        ("engine.speculation.num_tokens=2", "engine.speculation.method=ngram"),
+        ("engine.speculation.ngram_max=5", "engine.speculation.method=ngram"),
+    ],
+)
+def test_a_key_without_effect_is_refused_with_what_gives_it_one(command, key, way_out):
+    assert_ended_at_once(command(key, "dry_run=true"), key, "has no effect", f"add {way_out}")
+    assert command(key, way_out, "dry_run=true").status == 0
+
+
+def test_a_key_is_not_refused_where_some_run_reads_it_or_it_changes_nothing(command):
+    sweep = ("engine.preemption=recompute,swap", "engine.swap_tokens=100")
+    assert command(*sweep, "dry_run=true").status == 0
+    assert (
+        command("workload.length_penalty=1", "engine.swap_tokens=null", "dry_run=true").status == 0
+    )
+
+
 def test_a_free_output_cannot_be_simulated() -> None:
     with pytest.raises(ConfigError, match=r"workload\.output=forced_ids"):
         RunConfig(executor=ExecutorConfig("simulated"), workload=WorkloadConfig(output="free"))
