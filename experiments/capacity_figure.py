@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from experiments.line_panels import unbound_mark
+from experiments.line_panels import memory_note, unbound_mark
 from experiments.plotting import EXPECTED_COLOURS, MARKERS, STRATEGY_COLOURS, WIDTHS, means
+from harness.measure.metrics import MEMORY_BOUND_SHARE
 
 EVICTION_MARKERS = {"lru": "s", "lfu": "P", "fifo": "X"}
 LINE_METRICS = (
@@ -22,8 +24,11 @@ LINE_METRICS = (
     "prefix_hit_rate",
     "saturated_share",
 )
+OPEN_ENDED = ("normalised_latency_ms", "normalised_latency_ms_ci")
+"""Figures that have no limit where requests come faster than they are served."""
+
 CAPACITY_METRICS = (
-    "output_tokens_per_s",
+    "tokens_per_step",
     "batched_requests",
     "utilisation",
     "prefix_hit_rate",
@@ -34,16 +39,18 @@ CAPACITY_METRICS = (
 
 
 def capacity_points(rows: pd.DataFrame, keys: Sequence[str], expected: str) -> pd.DataFrame:
-    """Means by strategy and `keys`, with `ratio`: output tokens/s over the contiguous reference's.
+    """Means by strategy and `keys`, with `ratio`: output tokens/step over the contiguous
+    reference's.
 
     The ratio is taken seed by seed against the contiguous strategy that is told `expected`, so
     that both have had the same requests; NaN where there was none.
     """
+    rows = rows.assign(tokens_per_step=rows["output_tokens"] / rows["num_steps"])
     reference = rows[(rows["allocator"] == "contiguous") & (rows["expected"] == expected)]
     index = [*keys, "seed"]
-    base = reference.groupby(index)["output_tokens_per_s"].mean().rename("base")
+    base = reference.groupby(index)["tokens_per_step"].mean().rename("base")
     joined = rows.join(base, on=index)
-    joined["ratio"] = joined["output_tokens_per_s"] / joined["base"]
+    joined["ratio"] = joined["tokens_per_step"] / joined["base"]
     return means(joined, [*keys, "strategy", "allocator", "expected"], ["ratio", *CAPACITY_METRICS])
 
 
@@ -79,16 +86,59 @@ def bar_label(strategy: str) -> str:
     return strategy.replace("contiguous buddy", "buddy").replace("_", "\n").replace(" ", "\n")
 
 
-def rate_lines(axes: Axes, rows: pd.DataFrame, metric: str, scale: float = 1.0) -> pd.DataFrame:
-    """`metric` times `scale` over the rate, a line a strategy; returns the means, not scaled."""
+def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means by strategy and rate.
+
+    past_knee: from a strategy's first rate on at which memory was scarce for half of the time.
+    There the backlog grows for as long as requests come, so its latency says how long the run
+    was, and is NaN.
+    """
     points = means(rows, ["strategy", "allocator", "expected", "rate"], LINE_METRICS)
+    is_saturated = points["saturated_share"] >= MEMORY_BOUND_SHARE
+    knee = points["rate"].where(is_saturated).groupby(points["strategy"]).transform("min")
+    past_knee = points["rate"] >= knee
+    latency = points[list(OPEN_ENDED)].mask(past_knee)
+    return points.assign(past_knee=past_knee, **latency)
+
+
+def rate_lines(axes: Axes, points: pd.DataFrame, metric: str, scale: float = 1.0) -> None:
+    """`metric` times `scale` over the rate, a line a strategy, which ends in a ring where the
+    rest of it lies past the knee. points: as from `rate_points`."""
     for _, line in points.groupby("strategy", sort=False):
         line = line.sort_values("rate")
+        look = line_look(line.iloc[0])
+        shown = line[line[metric].notna()]
         axes.errorbar(
-            line["rate"], scale * line[metric], yerr=scale * line[f"{metric}_ci"].fillna(0),
-            capsize=2, **line_look(line.iloc[0]),
+            shown["rate"], scale * shown[metric], yerr=scale * shown[f"{metric}_ci"].fillna(0),
+            capsize=2, **look,
         )  # fmt: skip
-    return points
+        if 0 < len(shown) < len(line):
+            last = shown.iloc[-1]
+            axes.plot(
+                last["rate"], scale * last[metric], marker="o", markersize=11, fillstyle="none",
+                color=look["color"],
+            )  # fmt: skip
+
+
+def explain_knee(figure: Figure, points: pd.DataFrame) -> None:
+    """Say below `figure` where lines of latency end and why, and which have no point at all."""
+    past = points[points["past_knee"]]
+    if past.empty:
+        return
+    note = (
+        "○ last rate at which the queue waits for memory less than half of the time:\n"
+        "beyond it latency grows with the run's length and is not shown"
+    )
+    below = set(points[~points["past_knee"]]["strategy"])
+    if nowhere := [name for name in past["strategy"].unique() if name not in below]:
+        note += f"; nor is it at any rate for {', '.join(nowhere)}"
+    figure.text(0.01, 0.01, note, fontsize=7)
+
+
+def drawn_memory_note(points: pd.DataFrame) -> str:
+    """`line_panels.memory_note` of means, for a title."""
+    memory_bound = points["saturated_share"] >= MEMORY_BOUND_SHARE
+    return f"simulated; {memory_note(points.assign(memory_bound=memory_bound))}"
 
 
 def colour_of(point: pd.Series) -> str:

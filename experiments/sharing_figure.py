@@ -66,9 +66,8 @@ def draw(
     with style():
         paths = _draw_saved(points, rows, jobs, folder, decoding, name)
         simulated = points[points["source"] == "simulated"]
-        if simulated["strategy"].nunique() > 1:
-            of_kind = rows[rows["source"] == "simulated"]
-            paths += _draw_throughput(simulated, of_kind, jobs, folder, decoding, name)
+        of_kind = rows[rows["source"] == "simulated"]
+        paths += _draw_throughput(simulated, of_kind, jobs, folder, decoding, name)
     return paths
 
 
@@ -167,6 +166,9 @@ def _draw_throughput(
     several = points.groupby("workload")["strategy"].transform("nunique") > 1
     points = points[several]
     workloads = list(dict.fromkeys(points["workload"]))
+    if not workloads:
+        return []
+    rows = rows[rows["workload"].isin(workloads)]
     figure, grid = plt.subplots(
         2, len(workloads), squeeze=False, sharex=True, figsize=(1.0 + 3.6 * len(workloads), 4.6)
     )

@@ -54,7 +54,7 @@ def _derived(rows: pd.DataFrame) -> pd.DataFrame:
     if "num_steps" not in rows:
         return rows
     per_step = rows["output_tokens"] / rows["num_steps"]
-    gib = rows["pool_bytes"] / 2**30
+    gib = (rows["pool_bytes"] + rows["draft_pool_bytes"]) / 2**30
     return rows.assign(tokens_per_step=per_step, tokens_per_step_per_gib=per_step / gib)
 
 
@@ -152,8 +152,9 @@ def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) ->
         missed = int((swapping["preemptions"] - swapping["swaps"]).sum())
         if missed > 0:
             notes.append(
-                f"{missed:,} of {int(swapping['preemptions'].sum()):,} preemptions found no room "
-                "on the host (engine.swap_tokens) and were recomputed."
+                f"{missed:,} of {int(swapping['preemptions'].sum()):,} preemptions were "
+                "recomputed, not swapped: no room on the host (engine.swap_tokens), or nothing "
+                "that could go on as it was (an outgrown reservation, beams between two steps)."
             )
     if is_simulated:
         notes.append(
@@ -184,12 +185,11 @@ def _workload_note(descriptions: Sequence[str]) -> str:
 
 
 def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow]) -> str:
-    tokens, gib = complete["pool_tokens"], complete["pool_bytes"] / 2**30
-    pool = f"{tokens.min():,.0f}"
-    size = f"{gib.min():.3g}"
-    if tokens.max() > tokens.min():
-        pool += f" to {tokens.max():,.0f}"
-        size += f" to {gib.max():.3g}"
+    pool = _range(complete["pool_tokens"], ",.0f")
+    of_draft = complete["draft_pool_bytes"] / 2**30
+    size = f"{_range(complete['pool_bytes'] / 2**30 + of_draft, '.3g')} GiB of KV"
+    if of_draft.any():
+        size += f", of which a draft model has {_range(of_draft, '.3g')}"
     counts = [max(cell.n for cell in row.cells.values()) for row in rows if not row.error]
     fewest, most = min(counts), max(counts)
     seeds = f"{fewest}" if fewest == most else f"{fewest}-{most}"
@@ -205,6 +205,11 @@ def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow]) -> str:
         else ""
     )
     return (
-        f"Pool: {pool} tokens, {size} GiB of KV{device}. Repetitions: {seeds} ({shown}). "
+        f"Pool: {pool} tokens, {size}{device}. Repetitions: {seeds} ({shown}). "
         "Best mean of a column: *."
     )
+
+
+def _range(values: pd.Series, digits: str) -> str:
+    low, high = format(values.min(), digits), format(values.max(), digits)
+    return low if low == high else f"{low} to {high}"

@@ -49,6 +49,14 @@ def admit_files(argument: str) -> str:
     return f"{key}={','.join(_admit(value.strip()) for value in values.split(','))}"
 
 
+def allocator_spec(choice: str) -> str:
+    """The allocator that `choice` of the group stands for: FILE.py:CLASS for one of
+    `admit_files`, itself for any other."""
+    groups = ConfigStore.instance().repo["allocator"]["options"]
+    node = groups.get(f"{choice}.yaml")
+    return choice if node is None else str(node.node["name"])
+
+
 def _admit(value: str) -> str:
     spec = value.strip("'\"")
     if not (spec.endswith(".py") or ".py:" in spec):

@@ -11,9 +11,12 @@ import pandas as pd
 from experiments.capacity_figure import (
     capacity_points,
     colour_of,
+    drawn_memory_note,
+    explain_knee,
     line_handles,
     paper_handle,
     rate_lines,
+    rate_points,
     ratio_bars,
     with_paper,
 )
@@ -63,13 +66,15 @@ def _draw_capacity(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> lis
 
 def _draw_rates(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     figure, grid = plt.subplots(1, len(PANELS), figsize=(8.4, 3.2))
+    points = rate_points(rows)
     for axes, (metric, scale, label) in zip(grid, PANELS, strict=True):
-        points = rate_lines(axes, rows, metric, scale)
+        rate_lines(axes, points, metric, scale)
         axes.set_ylabel(label)
         axes.set_xlabel("new chats/s of virtual time")
-    grid[0].set_yscale("log")
-    grid[1].set_ylim(bottom=0)
+        axes.set_ylim(bottom=0)
     handles = line_handles(rows)
-    figure.legend(handles=handles, loc="upper center", ncol=4, bbox_to_anchor=(0.5, 0.02))
-    figure.tight_layout()
+    figure.legend(handles=handles, loc="upper center", ncol=4, bbox_to_anchor=(0.5, 0.0))
+    figure.suptitle(drawn_memory_note(points), fontsize=9)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    explain_knee(figure, points)
     return save(figure, "chatbot_rates", folder, points, jobs_of(rows, jobs))

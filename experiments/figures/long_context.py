@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from experiments.checks import SHARES
 from experiments.line_panels import PALETTE, explain_unbound, unbound_mark
@@ -92,9 +93,22 @@ def _draw_counts(points: pd.DataFrame) -> plt.Figure:
                 at, bars[metric], width, yerr=bars[f"{metric}_ci"].fillna(0), capsize=2,
                 color=PALETTE[index], label=model, zorder=2, error_kw={"linewidth": 0.8},
             )  # fmt: skip
+            _mark_unbound(axes, at, bars, metric)
         axes.set_xticks(range(len(strategies)), [short_label(s) for s in strategies], fontsize=6.5)
         axes.set_ylabel(label)
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    explain_unbound(figure, points["saturated_share"])
     figure.legend(handles, labels, loc="upper center", ncol=len(models), bbox_to_anchor=(0.5, 0.0))
     return figure
+
+
+def _mark_unbound(axes: Axes, at: Iterable[float], bars: pd.DataFrame, metric: str) -> None:
+    """A dagger over each bar of a run whose memory was not scarce; `bars` has none where NaN."""
+    heights = bars[metric] + bars[f"{metric}_ci"].fillna(0)
+    for x, height, saturated in zip(at, heights, bars["saturated_share"], strict=True):
+        if height == height and (mark := unbound_mark(saturated)):
+            axes.annotate(
+                mark, (x, height), xytext=(0, 1.5), textcoords="offset points", ha="center",
+                va="bottom", fontsize=7,
+            )  # fmt: skip

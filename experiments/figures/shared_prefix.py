@@ -10,9 +10,12 @@ import pandas as pd
 
 from experiments.capacity_figure import (
     capacity_points,
+    drawn_memory_note,
+    explain_knee,
     line_handles,
     paper_handle,
     rate_lines,
+    rate_points,
     ratio_bars,
     with_paper,
 )
@@ -61,16 +64,18 @@ def _draw_latency(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list
     )
     frames = []
     for axes, prefix in zip(grid[0], prefixes, strict=True):
-        points = rate_lines(axes, rows[rows["shared_len"] == prefix], "normalised_latency_ms")
+        points = rate_points(rows[rows["shared_len"] == prefix])
+        rate_lines(axes, points, "normalised_latency_ms")
         frames.append(points.assign(shared_len=prefix))
         axes.set_title(f"prefix of {prefix} tokens")
         axes.set_xlabel("requests/s of virtual time")
-        axes.set_yscale("log")
+    grid[0][0].set_ylim(bottom=0)
     grid[0][0].set_ylabel("normalised latency, ms/token\n(a step takes 20 ms)")
+    plotted = pd.concat(frames, ignore_index=True)
     handles = line_handles(rows)
-    figure.legend(handles=handles, loc="upper center", ncol=4, bbox_to_anchor=(0.5, 0.02))
-    figure.tight_layout()
-    return save(
-        figure, "shared_prefix_latency", folder, pd.concat(frames, ignore_index=True),
-        jobs_of(rows, jobs),
-    )  # fmt: skip
+    figure.legend(handles=handles, loc="upper center", ncol=4, bbox_to_anchor=(0.5, 0.0))
+    if len(drawn := plotted[~plotted["past_knee"]]):
+        figure.suptitle(drawn_memory_note(drawn), fontsize=9)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    explain_knee(figure, plotted)
+    return save(figure, "shared_prefix_latency", folder, plotted, jobs_of(rows, jobs))

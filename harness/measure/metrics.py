@@ -43,7 +43,8 @@ class PoolFacts:
 
     @property
     def gib(self) -> float:
-        return self.num_tokens * self.bytes_per_token / 2**30
+        """KV of the model and of its draft model."""
+        return self.num_tokens * (self.bytes_per_token + self.draft_bytes_per_token) / 2**30
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ def expand(
     """
     cells: dict[tuple[str, ...], Cell] = {}
     given = [key for key in (*fixed, *swept) if key.startswith("allocator.")]
-    chosen = _allocators(parts, fixed, swept)
+    chosen = chosen_allocators(parts, fixed, swept)
     optional = {key for key in given if any(takes(allocator, key) for allocator in chosen)}
     for part in parts:
         if any(key in fixed or key in swept for key in part.unless):
@@ -77,7 +77,7 @@ def expand(
     return list(cells.values())
 
 
-def _allocators(
+def chosen_allocators(
     parts: Sequence[Part], fixed: Mapping[str, str], swept: Mapping[str, Sequence[str]]
 ) -> set[str]:
     """Every allocator that some cell may have."""

@@ -81,15 +81,13 @@ def _options(name: str) -> tuple[dict[str, object], tuple[str, ...]]:
     return defaults, cls.labelled_options
 
 
-def takes_option(allocator: str, key: str) -> bool:
-    """Whether an allocator takes a key such as `allocator.fit`; one that cannot be loaded takes
-    any, so that the error is about what is wrong with it."""
-    option = key.partition(".")[2]
+def allocator_keys(allocator: str) -> frozenset[str] | None:
+    """Keys such as `allocator.fit` that an allocator takes; None for one that cannot be loaded."""
     try:
         cls = discovery.load(allocator)
     except ValueError:
-        return True
-    return option in ALLOCATOR_KEYS or option in discovery.options(cls)
+        return None
+    return frozenset(f"allocator.{key}" for key in (*ALLOCATOR_KEYS, *discovery.options(cls)))
 
 
 def run_label(config: RunConfig) -> str:

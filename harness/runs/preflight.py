@@ -6,9 +6,16 @@ the command: such a run fails alone and becomes a row.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from allocators.page_pool import PagePool
-from harness.config import ConfigError, RunConfig
-from harness.engine.device.model_shape import ModelConfig, ModelShape, model_shape
+from harness.config import ConfigError, RunConfig, unknown_name
+from harness.engine.device.model_shape import (
+    ModelConfig,
+    ModelShape,
+    model_presets,
+    model_shape,
+)
 from harness.runs.build import build_allocator
 from harness.runs.pool_size import draft_model, longest_request_len, needs_device_memory
 from harness.workloads.generate import generate
@@ -35,24 +42,37 @@ class Preflight:
             )
         if not is_simulated:
             self._check_kernels(config, shape)
-        draft = draft_model(config)
-        if draft is not None and (size := self._shape(draft).vocab_size) != shape.vocab_size:
-            raise ConfigError(
-                f"engine.speculation.draft={config.engine.speculation.draft} has a vocabulary of "
-                f"{size}, model={config.model.name} one of {shape.vocab_size}: a draft model must "
-                "have the model's own"
-            )
+        self._check_draft(config, shape)
         self._check_trace(config, shape)
 
-    def _shape(self, model: ModelConfig) -> ModelShape:
+    def _check_draft(self, config: RunConfig, shape: ModelShape) -> None:
+        name = config.engine.speculation.draft
+        if name is None:
+            return
+        key = f"engine.speculation.draft={name}"
+        presets = set(model_presets()) - {"hub"}  # it needs a path, which is itself the value here
+        if name not in presets and "/" not in name and not Path(name).exists():
+            # asking the hub for what is most likely a typo takes many seconds
+            hint = unknown_name(name, presets, "model")
+            raise ConfigError(f"{key}: {hint}. A checkpoint is given as ./DIR or OWNER/NAME")
+        draft = draft_model(config)
+        assert draft is not None
+        if (size := self._shape(draft, key).vocab_size) != shape.vocab_size:
+            raise ConfigError(
+                f"{key} has a vocabulary of {size}, model={config.model.name} one of "
+                f"{shape.vocab_size}: a draft model must have the model's own"
+            )
+
+    def _shape(self, model: ModelConfig, what: str = "") -> ModelShape:
+        """what: the key and value that chose the model, where it is not the model's own."""
         key = repr(model)
         if key not in self._shapes:
             try:
                 self._shapes[key] = model_shape(model)
             except Exception as error:  # transformers, hub and file errors are of many kinds
-                what = f"model.path={model.path}" if model.path else f"model={model.name}"
+                own = f"model.path={model.path}" if model.path else f"model={model.name}"
                 text = " ".join(str(error).split())
-                raise ConfigError(f"{what} cannot be used: {text}") from error
+                raise ConfigError(f"{what or own} cannot be used: {text}") from error
         return self._shapes[key]
 
     def _check_kernels(self, config: RunConfig, shape: ModelShape) -> None:

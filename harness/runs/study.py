@@ -10,17 +10,19 @@ from pathlib import Path
 from rich.console import Console
 
 from harness.compose import Command, Composer, Study, compose_study
-from harness.config import ConfigError, DeviceConfig, RunConfig
+from harness.config import ConfigError, DeviceConfig, RunConfig, unknown_name
 from harness.measure.environment import capture_environment
 from harness.runs.code_hash import CodeHashes
 from harness.runs.display import SweepDisplay
 from harness.runs.estimate import estimate_wall_s
-from harness.runs.grid import expand
-from harness.runs.jobs import Job, make_job, takes_option
+from harness.runs.grid import chosen_allocators, expand
+from harness.runs.jobs import Job, allocator_keys, make_job
+from harness.runs.key_effects import check_effects
 from harness.runs.preflight import Preflight
 from harness.runs.rows import collect_rows, write_rows
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.sweep import pending_jobs, run_jobs
+from harness.schema import allocator_spec
 from harness.tracking.tracker import make_tracker
 
 
@@ -59,11 +61,13 @@ def run_study(command: Command, console: Console) -> int:
 
 def plan_jobs(study: Study, command: Command, folder: Path, console: Console) -> list[Job]:
     """Every run of the study, composed, checked and addressed; the same run is planned once."""
+    _check_allocator_keys(study, command)
     composer, preflight, hashes = Composer(), Preflight(), CodeHashes()
     cells = [
         (cell, composer.run([*cell.overrides, *command.verbatim]))
-        for cell in expand(study.parts, command.fixed, command.swept, takes_option)
+        for cell in expand(study.parts, command.fixed, command.swept, _takes)
     ]
+    check_effects({*command.fixed, *command.swept}, [config for _, config in cells])
     for _, config in cells:
         preflight.check(config)
     device_names = {
@@ -80,6 +84,28 @@ def plan_jobs(study: Study, command: Command, folder: Path, console: Console) ->
             job = make_job(repeated, cell.part, folder, device_name, hashes)
             jobs.setdefault(job.run_id, job)
     return sorted(jobs.values(), key=lambda job: (job.is_timed, job.config.seed))
+
+
+def _check_allocator_keys(study: Study, command: Command) -> None:
+    """Raise ConfigError for an allocator's option that none of the chosen ones has. What is wrong
+    with one that cannot be loaded is told where it is composed."""
+    chosen = chosen_allocators(study.parts, command.fixed, command.swept)
+    known: set[str] = set()
+    for allocator in chosen:
+        keys = allocator_keys(allocator_spec(allocator))
+        if keys is None:
+            return
+        known |= keys
+    for key in (*command.fixed, *command.swept):
+        if key.startswith("allocator.") and key not in known:
+            raise ConfigError(unknown_name(key, known, "key"))
+
+
+def _takes(allocator: str, key: str) -> bool:
+    """Whether an allocator takes a key; one that cannot be loaded takes any, so that the error
+    is about what is wrong with it."""
+    keys = allocator_keys(allocator_spec(allocator))
+    return keys is None or key in keys
 
 
 def _interleave(config: RunConfig) -> list[RunConfig]:

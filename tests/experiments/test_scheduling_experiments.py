@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from tiny_study import Runner, Study, check_files, plan
 
+from experiments.checks import SHARES
 from experiments.figures import (
     chunked_prefill,
     long_context,
@@ -16,7 +18,7 @@ from experiments.figures import (
     rag_agents,
     speculative_decoding,
 )
-from experiments.line_panels import Panel, looks_of, memory_note, published
+from experiments.line_panels import UNBOUND, Panel, looks_of, memory_note, published
 from harness.engine.scheduling.speculation import expected_tokens_per_step
 from harness.runs.jobs import Job, strategy_label
 from harness.workloads.generate import generate
@@ -140,6 +142,22 @@ def test_long_context_shows_what_a_window_gives_back(run_tiny: Runner, tmp_path:
     assert window.loc["paged", "dead_per_request"] < 17
     mapped = points.xs("paged", level="strategy")["mapped_per_request"]
     assert mapped["tiny_32k_window"] < mapped["tiny_32k_alternating"] < mapped["tiny_32k"]
+
+
+def test_long_context_marks_what_was_not_scarce_in_both_figures() -> None:
+    points = pd.DataFrame(
+        {"model": ["full", "window", "window"], "strategy": ["paged", "paged", "other"],
+         "saturated_share": [0.9, 0.2, 0.7]}
+    )  # fmt: skip
+    values = {metric: 1.0 for metric, _ in long_context.COUNTS} | dict.fromkeys(SHARES, 0.1)
+    points = points.assign(**values, **{f"{metric}_ci": 0.0 for metric in values})
+    for figure in (long_context._draw_counts(points), long_context._draw_classes(points)):
+        assert any("less than half of the time" in text.get_text() for text in figure.texts)
+        plt.close(figure)
+    for axes in long_context._draw_counts(points).axes:
+        marks = [text for text in axes.texts if text.get_text() == UNBOUND]
+        assert [text.xy[0] for text in marks] == pytest.approx([0.2]), "window, paged"
+    plt.close()
 
 
 def _few_of_agents(job: Job) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from tiny_study import Runner, Study, check_files
 
-from experiments.capacity_figure import capacity_points
+from experiments.capacity_figure import capacity_points, explain_knee, rate_lines, rate_points
 from experiments.figures import beam_search, chatbot, parallel_sampling, shared_prefix
 from harness.runs.jobs import Job
 
@@ -72,6 +74,25 @@ def test_who_shares_nothing_is_not_in_the_figure_of_savings(sampled: Study, tmp_
     assert {path.stem for path in paths} <= {"parallel_sampling_throughput"}
 
 
+def test_of_memory_is_said_what_holds_for_the_workloads_drawn(
+    sampled: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = []
+
+    def keep_title(figure: plt.Figure, *_: object) -> list[Path]:
+        titles.append(figure.get_suptitle())
+        plt.close(figure)
+        return []
+
+    monkeypatch.setattr("experiments.sharing_figure.save", keep_title)
+    drawn = sampled.rows.assign(saturated_share=0.9, memory_bound=True)
+    alone = drawn[drawn["strategy"] == "paged_cow"]
+    alone = alone.assign(workload="other", saturated_share=0.1, memory_bound=False)
+    parallel_sampling.draw(pd.concat([drawn, alone]), sampled.jobs, tmp_path)
+    assert titles == ["", "simulated; queue waits for memory 90 % of the time"]
+    assert parallel_sampling.draw(alone, sampled.jobs, tmp_path) == []
+
+
 def test_a_shared_prefix_is_drawn_by_length(run_tiny: Runner, tmp_path: Path) -> None:
     study = run_tiny(
         "experiment=shared_prefix", *SMALL, "workload.length_scale=1", "workload.max_len=1024",
@@ -106,12 +127,40 @@ def test_chats_are_drawn_at_capacity_and_over_rates(run_tiny: Runner, tmp_path: 
     assert rates["prefix_hit_rate"].between(0, 1).all()
 
 
+def test_latency_ends_where_the_backlog_grows_with_the_run() -> None:
+    rows = pd.DataFrame(
+        [("paged", 10, 0.0), ("paged", 20, 0.4), ("paged", 40, 0.6), ("paged", 80, 0.4),
+         ("contiguous", 10, 0.9), ("contiguous", 20, 0.9), ("paged_cow", 80, 0.0)],
+        columns=["strategy", "rate", "saturated_share"],
+    )  # fmt: skip
+    rows = rows.assign(
+        allocator=rows["strategy"], expected="none", normalised_latency_ms=25.0,
+        output_tokens_per_s=1.0, batched_requests=1.0, prefix_hit_rate=0.5,
+    )  # fmt: skip
+    points = rate_points(rows).set_index(["strategy", "rate"])
+    shown = points["normalised_latency_ms"].dropna()
+    assert set(shown.index) == {("paged", 10), ("paged", 20), ("paged_cow", 80)}
+    assert points["prefix_hit_rate"].eq(0.5).all()
+    figure, axes = plt.subplots()
+    rate_lines(axes, points.reset_index(), "normalised_latency_ms")
+    explain_knee(figure, points.reset_index())
+    drawn = {tuple(line.get_xdata()) for line in axes.get_lines()}
+    assert {(10, 20), (80,), (20,)} <= drawn, "the last is the ring round the end of paged"
+    assert not any(40 in x for x in drawn)
+    (note,) = figure.texts
+    assert "at any rate for contiguous" in note.get_text()
+    plt.close(figure)
+
+
 def test_ratios_compare_seed_with_seed(sampled: Study) -> None:
     """Requests of another seed are other requests: dividing means would mix them."""
     rows = sampled.rows[sampled.rows["samples"] == 2]
-    rate = rows.pivot_table(
-        index="seed", columns="strategy", values="output_tokens_per_s", aggfunc="mean"
+    rows = rows.assign(
+        per_step=rows["output_tokens"] / rows["num_steps"],
+        # as where clients think between requests: no step runs then
+        output_tokens_per_s=rows["output_tokens_per_s"] / rows["batched_requests"],
     )
+    rate = rows.pivot_table(index="seed", columns="strategy", values="per_step", aggfunc="mean")
     wanted = (rate["paged"] / rate["contiguous buddy oracle"]).mean()
     points = capacity_points(rows, ["workload"], "oracle").set_index("strategy")
     assert points.loc["paged", "ratio"] == pytest.approx(wanted)

@@ -108,6 +108,21 @@ def test_pool_stands_in_every_table(compared: Study) -> None:
         assert all("16 x 20" in row.labels for row in table.rows)
 
 
+def test_a_draft_model_counts_where_memory_does(run_tiny: Runner) -> None:
+    study = run_tiny(
+        "allocator=paged", "kv.pool_tokens=640", "repetitions=1", "model=tiny",
+        "engine.speculation.method=draft_model", "engine.speculation.draft=tiny",
+    )  # fmt: skip
+    (table,) = make_tables(study.rows, study.jobs)
+    # both have 320 slots of 512 B
+    said = "Pool: 320 tokens, 0.000305 GiB of KV, of which a draft model has 0.000153."
+    assert any(said in note for note in table.notes)
+    (row,) = study.rows.to_dict("records")
+    per_step = row["output_tokens"] / row["num_steps"]
+    shown = table.rows[0].cells["tokens_per_step_per_gib"].mean
+    assert shown == pytest.approx(per_step / (640 * 512 / 2**30))
+
+
 def test_imagined_memory_is_said_to_be(run_tiny: Runner) -> None:
     study = run_tiny("model=small", "kv.memory_fraction=0.9,0.95", "device.imagined_memory_gib=0.2")
     notes = " ".join(note for t in make_tables(study.rows, study.jobs) for note in t.notes)

@@ -93,6 +93,27 @@ def test_what_cannot_work_is_told_before_any_run(command, arguments, said):
     assert_ended_at_once(answer, *said)
 
 
+@pytest.mark.parametrize(
+    ("draft", "said"),
+    [
+        ("smal", "did you mean small"),
+        ("hub", "A checkpoint is given as ./DIR or OWNER/NAME"),
+        ("nonesuch", "A checkpoint is given as ./DIR or OWNER/NAME"),
+        ("./nonesuch", "cannot be used"),
+    ],
+)
+def test_a_draft_model_that_is_not_there_is_told_by_its_key(command, draft, said, monkeypatch):
+    def ask_hub(*_: object, **__: object) -> None:
+        raise OSError("the hub was asked")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", ask_hub)
+    method = "engine.speculation.method=draft_model"
+    answer = command(method, f"engine.speculation.draft={draft}")
+    assert_ended_at_once(answer, f"engine.speculation.draft={draft}", said)
+    assert "model.path" not in answer.err
+    assert ("the hub was asked" in answer.err) == draft.startswith(".")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_device_cuda_without_a_gpu_does_not_fall_back(command):
     answer = command("executor=torch", "device=cuda")
@@ -221,6 +242,23 @@ def test_an_own_allocator_runs_beside_the_built_in_ones(command, own_allocator):
     assert rows["utilisation"].nunique() == 1
 
 
+def test_an_option_is_of_those_allocators_that_have_it(command, own_allocator):
+    answer = command(
+        "allocator=./mine.py:Mine,contiguous", "allocator.fit=first_fit", "dry_run=true"
+    )
+    assert answer.status == 0, answer
+    runs = [line for line in answer.out.splitlines() if "· page" in line]
+    assert len(runs) == 2 and " mine.py:Mine · " in runs[0] and " contiguous first_fit " in runs[1]
+
+
+@pytest.mark.parametrize("allocators", ["paged,paged_prefix", "paged_prefix,paged"])
+def test_an_option_that_no_allocator_has_is_told_with_the_nearest_of_all(command, allocators):
+    answer = command(f"allocator={allocators}", "allocator.evictoin=lfu")
+    assert_ended_at_once(answer, "'allocator.evictoin'", "did you mean allocator.eviction")
+    answer = command(f"allocator={allocators}", "allocator.evictoin=lfu,fifo")
+    assert_ended_at_once(answer, "'allocator.evictoin'", "did you mean allocator.eviction")
+
+
 def test_an_own_allocator_goes_into_an_experiment(command, own_allocator):
     answer = command(
         "experiment=sweep_page_size", "allocator=./mine.py:Mine", "dry_run=true", quick=False
@@ -229,6 +267,32 @@ def test_an_own_allocator_goes_into_an_experiment(command, own_allocator):
     runs = [line for line in answer.out.splitlines() if "· page" in line]
     assert runs
     assert all("mine.py:Mine" in line for line in runs)
+
+
+@pytest.mark.parametrize(
+    ("key", "way_out"),
+    [
+        ("engine.swap_tokens=100", "engine.preemption=swap"),
+        ("workload.length_penalty=2.0", "workload.beam_width=4"),
+        ("workload.early_stopping=never", "workload.beam_width=4"),
+        ("allocator.expected_spread=0.5", "allocator.expected=predicted"),
+        ("allocator.expected_bias=2.0", "allocator.expected=predicted"),
+        ("engine.speculation.acceptance=0.5", "engine.speculation.method=injected"),
+        ("engine.speculation.num_tokens=2", "engine.speculation.method=ngram"),
+        ("engine.speculation.ngram_max=5", "engine.speculation.method=ngram"),
+    ],
+)
+def test_a_key_without_effect_is_refused_with_what_gives_it_one(command, key, way_out):
+    assert_ended_at_once(command(key, "dry_run=true"), key, "has no effect", f"add {way_out}")
+    assert command(key, way_out, "dry_run=true").status == 0
+
+
+def test_a_key_is_not_refused_where_some_run_reads_it_or_it_changes_nothing(command):
+    sweep = ("engine.preemption=recompute,swap", "engine.swap_tokens=100")
+    assert command(*sweep, "dry_run=true").status == 0
+    assert (
+        command("workload.length_penalty=1", "engine.swap_tokens=null", "dry_run=true").status == 0
+    )
 
 
 def test_a_free_output_cannot_be_simulated() -> None:

@@ -1,0 +1,62 @@
+"""Keys that only some other choice gives an effect: one that a user typed for nothing is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import attrgetter
+from typing import NamedTuple
+
+from harness.config import ConfigError, RunConfig
+
+
+class Need(NamedTuple):
+    """holds: whether a run reads the key. way_out: what a user adds so that one does."""
+
+    holds: Callable[[RunConfig], bool]
+    way_out: str
+
+
+_BEAMS = Need(lambda c: c.workload.beam_width > 1, "workload.beam_width=4, or more than 1")
+_PREDICTED = Need(lambda c: c.allocator.expected == "predicted", "allocator.expected=predicted")
+_DRAFTS = Need(
+    lambda c: c.engine.speculation.method != "none",
+    "engine.speculation.method=ngram, draft_model or injected",
+)
+_LOOKUP = Need(lambda c: c.engine.speculation.method == "ngram", "engine.speculation.method=ngram")
+_CHANCE = Need(
+    lambda c: (
+        c.engine.speculation.method == "injected"
+        or (c.engine.speculation.method == "draft_model" and c.executor.kind == "simulated")
+    ),
+    "engine.speculation.method=injected, or a draft model's executor=simulated",
+)
+
+NEEDS: Mapping[str, Need] = {
+    "engine.swap_tokens": Need(lambda c: c.engine.preemption == "swap", "engine.preemption=swap"),
+    "engine.speculation.num_tokens": _DRAFTS,
+    "engine.speculation.ngram_min": _LOOKUP,
+    "engine.speculation.ngram_max": _LOOKUP,
+    "engine.speculation.acceptance": _CHANCE,
+    "allocator.expected_bias": _PREDICTED,
+    "allocator.expected_spread": _PREDICTED,
+    "workload.length_penalty": _BEAMS,
+    "workload.early_stopping": _BEAMS,
+}
+
+
+def check_effects(typed: Collection[str], configs: Sequence[RunConfig]) -> None:
+    """Raise ConfigError for a key among `typed` that changes none of a command's `configs`.
+
+    One run that reads it will do: a sweep may compare it with runs that have no use for it.
+    """
+    for key, need in NEEDS.items():
+        if key not in typed:
+            continue
+        value_of = attrgetter(key)
+        default = value_of(RunConfig())
+        given = {value_of(config) for config in configs} - {default}
+        if given and not any(need.holds(config) for config in configs):
+            values = ",".join(map(str, sorted(given)))
+            raise ConfigError(
+                f"{key}={values} has no effect here: add {need.way_out}, or leave it out"
+            )
