@@ -161,6 +161,19 @@ def memory_map() -> str:
     )
 
 
+def modes() -> str:
+    return fenced("make modes", command_output("experiments.modes"))
+
+
+def sharing_figure() -> str:
+    command_output("harness", "experiment=beam_search")
+    return picture(
+        "beam_search_saved",
+        "beam_search/figures/beam_search_saved.png",
+        "Pages that beams share: published, simulated, and with a small model",
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "memory_map": memory_map,
     "single": single,
@@ -168,6 +181,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sweep_figure": sweep_figure,
     "compare": compare,
     "compare_figure": compare_figure,
+    "modes": modes,
+    "sharing_figure": sharing_figure,
     "peers": peers,
     "example": example,
     "contract": contract,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.config import to_mapping
+from harness.config import RunConfig, to_mapping
 from harness.runs.jobs import Job, strategy_label
+from harness.runs.key_effects import NEEDS
 
 _KNOWN_ELSEWHERE = (
     "seed",
@@ -22,11 +23,11 @@ _NAMED = ("model",)
 
 
 def varied_settings(jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
-    """For each key that differs between `jobs`, its value as text by run id.
+    """For each key that differs between `jobs`, its value as text by run id, `-` for none.
 
     Left out are keys that a table shows anyway, and what a strategy's label says.
     """
-    flat = {job.run_id: dict(_flatten(to_mapping(job.config))) for job in jobs}
+    flat = {job.run_id: _effective(job.config) for job in jobs}
     labels = {job.run_id: strategy_label(job.config.allocator) for job in jobs}
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     return {
@@ -55,6 +56,12 @@ def _differs(key: str, flat: Mapping[str, Mapping[str, Any]], labels: Mapping[st
     for run_id, values in flat.items():
         by_label.setdefault(labels[run_id], set()).add(_text(values.get(key)))
     return any(len(found) > 1 for found in by_label.values())
+
+
+def _effective(config: RunConfig) -> dict[str, Any]:
+    """All settings by key; None for one that nothing reads."""
+    values = dict(_flatten(to_mapping(config)))
+    return values | {key: None for key, need in NEEDS.items() if not need.holds(config)}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

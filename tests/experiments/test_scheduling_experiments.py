@@ -19,6 +19,7 @@ from experiments.figures import (
     speculative_decoding,
 )
 from experiments.line_panels import UNBOUND, Panel, looks_of, memory_note, published
+from experiments.tables import make_tables
 from harness.engine.scheduling.speculation import expected_tokens_per_step
 from harness.runs.jobs import Job, strategy_label
 from harness.workloads.generate import generate
@@ -199,6 +200,13 @@ def test_drafts_bring_what_leviathan_et_al_expect(drafted: Study, tmp_path: Path
         assert found["tokens_per_pass"].item() == pytest.approx(wanted, rel=0.1)
     plain = points[points["speculation"] == "none"]
     assert plain["tokens_per_pass"].eq(1).all() and plain["rejected_per_token"].eq(0).all()
+
+
+def test_a_table_shows_no_setting_that_nothing_read(drafted: Study) -> None:
+    (table,) = make_tables(drafted.rows, drafted.jobs)
+    without = [row.labels for row in table.rows if "none" in row.labels]
+    assert len(without) == 1 and without[0].count("-") == 2  # drafts, acceptance
+    assert all("-" not in row.labels for row in table.rows if "injected" in row.labels)
 
 
 def test_every_title_of_injected_drafts_says_so() -> None:
