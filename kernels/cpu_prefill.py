@@ -21,7 +21,8 @@ class Workspace:
         for length in shape:
             size *= length
         if self._buffer.numel() < size:
-            self._buffer = torch.empty(size)
+            with torch.inference_mode(False):  # or nobody could write to it outside of that mode
+                self._buffer = torch.empty(size)
         return self._buffer[:size].view(shape)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import cpu, reference
+from kernels.cpu_prefill import Workspace
 
 MIXED = [(1, 70), (1, 16), (5, 40), (20, 20), (1, 1), (2, 9), (3, 0), (1, 0), (0, 12), (4, 50)]
 GEMM = [(70, 70), (1, 9), (60, 100), (40, 130)]  # chunks too long for the CPU's compiled rows
@@ -205,3 +206,13 @@ def test_cpu_result_does_not_depend_on_threads(threads: int) -> None:
 
 def test_cpu_reads_bfloat16_pages() -> None:
     assert_equal_reference(cpu, MIXED, Shape(dtype=torch.bfloat16))
+
+
+def test_a_workspace_grown_in_inference_mode_serves_outside_of_it() -> None:
+    workspace = Workspace()
+    with torch.inference_mode():
+        workspace.take(4, 4)
+    ones = torch.ones(4, 4)
+    out = workspace.take(4, 4)
+    torch.mm(ones, ones, out=out)
+    assert (out == 4).all()
