@@ -60,7 +60,8 @@ def _derived(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _table(part: str, workload: str, group: pd.DataFrame, jobs: Sequence[Job]) -> Table:
     is_simulated = bool((group["executor"] == "simulated").all())
-    blocks = (SIMULATED_BLOCK,) if is_simulated else (MEMORY_BLOCK, SERVICE_BLOCK)
+    has_times = bool((group["cost"] != "constant").all()) if is_simulated else True
+    blocks = (MEMORY_BLOCK, SERVICE_BLOCK) if has_times else (SIMULATED_BLOCK,)
     columns = {column.metric: column for block in blocks for column in block}.values()
     varied = varied_settings([job for job in jobs if job.run_id in set(group["run_id"])])
     settings = pd.DataFrame(
@@ -156,7 +157,12 @@ def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) ->
                 "recomputed, not swapped: no room on the host (engine.swap_tokens), or nothing "
                 "that could go on as it was (an outgrown reservation, beams between two steps)."
             )
-    if is_simulated:
+    if is_simulated and (group["cost"] == "roofline").all():
+        notes.append(
+            "Simulated: a step takes what its bytes and operations take on the GPU at its "
+            "published figures (executor.gpu), and the host what executor.host_us says."
+        )
+    elif is_simulated:
         notes.append(
             "Simulated: every step takes the same virtual time, so times and rates are not shown; "
             "tokens per step count instead."

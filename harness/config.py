@@ -128,13 +128,27 @@ class DeviceConfig:
 
 @dataclass(frozen=True, slots=True)
 class ExecutorConfig:
-    """kind: torch runs the model; simulated takes step_ms of virtual time a step."""
+    """kind: torch runs the model; simulated only reckons with time.
+
+    cost, of a simulated step: constant (step_ms), or roofline, from the published figures of
+    `gpu` and the model's shape. host_us, host_us_per_sequence: what the host adds to such a step,
+    which nobody published; 0 gives the bound that the hardware sets.
+    """
 
     kind: Literal["torch", "simulated"] = "torch"
+    cost: Literal["constant", "roofline"] = "constant"
     step_ms: float = 20.0
+    gpu: Literal["a100_40gb", "a100_80gb", "h100", "h200", "l4"] = "a100_40gb"
+    host_us: float = 0.0
+    host_us_per_sequence: float = 0.0
 
     def __post_init__(self) -> None:
         _check_positive("executor.step_ms", self.step_ms)
+        for key in ("host_us", "host_us_per_sequence"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"executor.{key}={getattr(self, key):g} must be at least 0")
+        if self.cost != "constant" and self.kind != "simulated":
+            raise ConfigError(f"executor.cost={self.cost} needs executor=simulated")
 
 
 @dataclass(frozen=True, slots=True)

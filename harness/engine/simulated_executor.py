@@ -1,15 +1,16 @@
-"""The executor without a device: a virtual clock and a constant step time."""
+"""The executor without a device: a virtual clock, and a cost model that says how far it goes."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+from harness.engine.cost.model import ConstantCost, CostModel
 from harness.engine.plan import Chunk, StepOutcome, StepPlan
 from harness.engine.scheduling.beam_search import Candidates
 
 
 class SimulatedExecutor:
-    """Answers every plan after `step_s` seconds of virtual time.
+    """Answers every plan after the virtual time that `cost` says; a number is a constant cost.
 
     Its choices are placeholders, hashed from a draw's seed and its position in the output, so
     that samples differ as real ones do: a simulated run needs forced ids or forced lengths to
@@ -18,8 +19,10 @@ class SimulatedExecutor:
     probability `acceptance`; speculation needs forced ids.
     """
 
-    def __init__(self, step_s: float, vocab_size: int = 2**31, acceptance: float = 0.0) -> None:
-        self._step_s = step_s
+    def __init__(
+        self, cost: CostModel | float, vocab_size: int = 2**31, acceptance: float = 0.0
+    ) -> None:
+        self._cost = ConstantCost(cost) if isinstance(cost, float | int) else cost
         self._vocab_size = vocab_size
         self._acceptance = acceptance
 
@@ -38,7 +41,7 @@ class SimulatedExecutor:
             else:
                 for draw in draws:
                     token_ids.append(_hash(draw.seed, position) % vocab)
-        return StepOutcome(token_ids, (), self._step_s, candidates, accepted)
+        return StepOutcome(token_ids, (), self._cost.step_s(plan), candidates, accepted)
 
     def _accept(self, chunk: Chunk) -> int:
         """Leading drafts that are right; those of a draft model with a given probability."""

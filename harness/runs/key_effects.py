@@ -31,7 +31,18 @@ _CHANCE = Need(
     "engine.speculation.method=injected, or a draft model's executor=simulated",
 )
 
+_ROOFLINE = Need(lambda c: c.executor.cost == "roofline", "executor.cost=roofline")
+
+_CONSTANT = Need(
+    lambda c: c.executor.kind == "simulated" and c.executor.cost == "constant",
+    "executor=simulated executor.cost=constant",
+)
+
 NEEDS: Mapping[str, Need] = {
+    "executor.step_ms": _CONSTANT,
+    "executor.gpu": _ROOFLINE,
+    "executor.host_us": _ROOFLINE,
+    "executor.host_us_per_sequence": _ROOFLINE,
     "engine.swap_tokens": Need(lambda c: c.engine.preemption == "swap", "engine.preemption=swap"),
     "engine.speculation.num_tokens": _DRAFTS,
     "engine.speculation.ngram_min": _LOOKUP,

@@ -74,6 +74,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "beam_width": workload["beam_width"],
         "model": config["model"]["name"],
         "executor": config["executor"]["kind"],
+        "cost": config["executor"]["cost"],
         "attention": config["attention"]["kind"],
     }
 

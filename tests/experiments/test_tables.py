@@ -60,6 +60,12 @@ def test_what_is_said_of_all_rows_is_true_of_all(compared: Study) -> None:
     assert "simulated · large" not in shown and "simulated" in shown
 
 
+def test_times_are_shown_where_steps_cost_what_they_do(compared: Study) -> None:
+    assert "TPOT" not in printed(compared.rows, compared)
+    shown = printed(compared.rows.assign(cost="roofline"), compared)
+    assert "TPOT" in shown and "published figures (executor.gpu)" in shown
+
+
 def test_no_mark_where_most_rows_tie(compared: Study) -> None:
     rows = compared.rows.assign(preemptions=0)
     for table in make_tables(rows, compared.jobs):

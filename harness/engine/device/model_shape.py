@@ -66,6 +66,7 @@ class ModelShape:
 
     max_positions: longest sequence the model can read, prompt and output together.
     num_parameters: weights as stored; tied embeddings count once.
+    num_embeddings: those of them that embed tokens or positions, or are the output layer's.
     layer_windows: of each layer the tokens that a query reads, itself included, None where it
         reads everything; empty where no layer slides a window.
     """
@@ -80,6 +81,12 @@ class ModelShape:
     dtype_bytes: int
     num_parameters: int
     layer_windows: tuple[int | None, ...] = ()
+    num_embeddings: int = 0
+
+    @property
+    def num_layer_parameters(self) -> int:
+        """Weights that every token is multiplied by."""
+        return self.num_parameters - self.num_embeddings
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -159,6 +166,7 @@ def _llama(c: Mapping[str, Any], dtype_bytes: int) -> ModelShape:
         max_positions=c.get("max_position_embeddings", 2048),
         dtype_bytes=dtype_bytes,
         num_parameters=layers * (attention + mlp + 2 * hidden) + embeddings + hidden,
+        num_embeddings=embeddings,
     )
 
 
@@ -173,8 +181,7 @@ def _opt(c: Mapping[str, Any], dtype_bytes: int) -> ModelShape:
     attention = 4 * (hidden * hidden + hidden)
     mlp = 2 * hidden * inner + inner + hidden
     embeddings = vocab * projected + (positions + 2) * hidden
-    if projected != hidden:
-        embeddings += 2 * projected * hidden
+    projections = 2 * projected * hidden if projected != hidden else 0
     return ModelShape(
         num_layers=layers,
         num_q_heads=heads,
@@ -184,7 +191,11 @@ def _opt(c: Mapping[str, Any], dtype_bytes: int) -> ModelShape:
         vocab_size=vocab,
         max_positions=positions,
         dtype_bytes=dtype_bytes,
-        num_parameters=layers * (attention + mlp + 4 * hidden) + embeddings + 2 * hidden,
+        num_parameters=layers * (attention + mlp + 4 * hidden)
+        + embeddings
+        + projections
+        + 2 * hidden,
+        num_embeddings=embeddings,
     )
 
 

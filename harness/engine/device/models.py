@@ -46,7 +46,7 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> Loade
     else:
         model = _from_seed(config, device)
     model.eval().requires_grad_(False)
-    shape = _shape_of(model.config, model.dtype.itemsize, model.num_parameters())
+    shape = _shape_of(model, model.config, model.dtype.itemsize)
     _bind_attention(model, shape)
     return LoadedModel(model=model, tokenizer=tokenizer, shape=shape, lean=fuse(model))
 
@@ -62,10 +62,10 @@ def shape_from_transformers(config: ModelConfig) -> ModelShape:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(hf_config, dtype=dtype)
     model.tie_weights()
-    return _shape_of(hf_config, dtype.itemsize, model.num_parameters())
+    return _shape_of(model, hf_config, dtype.itemsize)
 
 
-def _shape_of(hf_config: Any, dtype_bytes: int, num_parameters: int) -> ModelShape:
+def _shape_of(model: Any, hf_config: Any, dtype_bytes: int) -> ModelShape:
     text = hf_config.get_text_config()
     heads = text.num_attention_heads
     return ModelShape(
@@ -77,9 +77,18 @@ def _shape_of(hf_config: Any, dtype_bytes: int, num_parameters: int) -> ModelSha
         vocab_size=text.vocab_size,
         max_positions=getattr(text, "max_position_embeddings", 2048),
         dtype_bytes=dtype_bytes,
-        num_parameters=num_parameters,
+        num_parameters=model.num_parameters(),
         layer_windows=_layer_windows(text),
+        num_embeddings=_num_embeddings(model),
     )
+
+
+def _num_embeddings(model: Any) -> int:
+    """`ModelShape.num_embeddings`; a weight that input and output share counts once."""
+    layers = [each for each in model.modules() if isinstance(each, torch.nn.Embedding)]
+    layers.append(model.get_output_embeddings())
+    weights = {id(layer.weight): layer.weight.numel() for layer in layers if layer is not None}
+    return sum(weights.values())
 
 
 def _layer_windows(text: Any) -> tuple[int | None, ...]:
