@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Best = Literal["max", "min", "none"]
+Hidden = Literal["never", "zero", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,7 @@ class Column:
 
     head: heading on a terminal. title: heading with its unit, in files. scale: factor from the
     metric to what is shown. has_interval: the interval is shown on a terminal too; files
-    always have it. may_hide: left out where it is 0 in every row.
+    always have it. hide_when: left out on a terminal where every row is 0, or lacks it.
     """
 
     metric: str
@@ -24,7 +25,7 @@ class Column:
     digits: int = 1
     best: Best = "none"
     has_interval: bool = False
-    may_hide: bool = False
+    hide_when: Hidden = "never"
     in_files_only: bool = False
 
     def shown(self, value: float) -> float:
@@ -32,9 +33,9 @@ class Column:
         return round(value * self.scale, self.digits)
 
 
-def _share(name: str, head: str, best: Best = "none", *, may_hide: bool = False) -> Column:
+def _share(name: str, head: str, best: Best = "none", hide_when: Hidden = "never") -> Column:
     title = f"{name.removesuffix('_share').replace('_', '-')} %"
-    return Column(name, head, title, 100.0, best=best, may_hide=may_hide)
+    return Column(name, head, title, 100.0, best=best, hide_when=hide_when)
 
 
 UTILISATION = Column("utilisation", "used %", "used %", 100.0, best="max", has_interval=True)
@@ -45,12 +46,12 @@ UTILISATION_UNDER_LOAD = Column(
 
 WASTE = (
     _share("reserved_share", "re-\nserved", "min"),
-    _share("over_reserved_share", "over-\nres.", "min", may_hide=True),
-    _share("size_class_share", "size\nclass", "min", may_hide=True),
+    _share("over_reserved_share", "over-\nres.", "min", hide_when="zero"),
+    _share("size_class_share", "size\nclass", "min", hide_when="zero"),
     _share("tail_share", "tail", "min"),
-    _share("cached_share", "cach-\ned", may_hide=True),
-    _share("withheld_share", "with-\nheld", may_hide=True),
-    _share("stranded_share", "stran-\nded", "min", may_hide=True),
+    _share("cached_share", "cach-\ned", hide_when="zero"),
+    _share("withheld_share", "with-\nheld", hide_when="zero"),
+    _share("stranded_share", "stran-\nded", "min", hide_when="zero"),
     _share("free_share", "free"),
 )
 
@@ -59,17 +60,24 @@ BATCHED = Column(
 )
 
 COUNTS = (
-    Column("prefix_hit_rate", "hit\n%", "prefix hit rate %", 100.0, best="max", may_hide=True),
+    Column("prefix_hit_rate", "hit\n%", "prefix hit rate %", 100.0, best="max", hide_when="zero"),
     Column(
-        "sharing_saved", "saved\n%", "pages saved by sharing %", 100.0, best="max", may_hide=True
+        "sharing_saved",
+        "saved\n%",
+        "pages saved by sharing %",
+        100.0,
+        best="max",
+        hide_when="zero",
     ),
-    Column("acceptance_rate", "acc.\n%", "accepted drafts %", 100.0, best="max", may_hide=True),
-    Column("preemptions", "pre-\nempt.", "preemptions", digits=0, best="min", may_hide=True),
+    Column(
+        "acceptance_rate", "acc.\n%", "accepted drafts %", 100.0, best="max", hide_when="missing"
+    ),
+    Column("preemptions", "pre-\nempt.", "preemptions", digits=0, best="min", hide_when="zero"),
     Column("recomputed_tokens", "recom-\nputed", "recomputed tokens", digits=0, in_files_only=True),
-    Column("swapped_bytes", "swapped\nGiB", "swapped GiB", 2.0**-30, 3, may_hide=True),
+    Column("swapped_bytes", "swapped\nGiB", "swapped GiB", 2.0**-30, 3, hide_when="zero"),
     Column("stalled_s", "stalled\ns", "stalled by preemption s", digits=1, in_files_only=True),
     Column("copied_pages", "copies", "copied pages", digits=0, in_files_only=True),
-    Column("num_refused", "re-\nfused", "refused requests", digits=0, best="min", may_hide=True),
+    Column("num_refused", "re-\nfused", "refused requests", digits=0, best="min", hide_when="zero"),
 )
 
 SATURATED = Column("saturated_share", "satu-\nrated %", "saturated % of time", 100.0, digits=0)

@@ -119,18 +119,24 @@ def _as_list(table: Table, columns: Sequence[Column]) -> RichTable:
 
 
 def _shown(table: Table, block: Sequence[Column]) -> list[Column]:
-    """Columns for a terminal: no detail, nothing that is 0 in every row."""
-
-    def is_zero(column: Column) -> bool:
-        cells = [row.cells[column.metric] for row in table.rows]
-        return all(math.isnan(cell.mean) or not column.shown(cell.mean) for cell in cells)
-
+    """Columns for a terminal: no detail, nothing that says nothing of any row."""
     single = len(table.rows) == 1
     return [
         column
         for column in block
-        if (single or not column.in_files_only) and not (column.may_hide and is_zero(column))
+        if (single or not column.in_files_only) and not _is_hidden(table, column)
     ]
+
+
+def _is_hidden(table: Table, column: Column) -> bool:
+    means = [row.cells[column.metric].mean for row in table.rows]
+    match column.hide_when:
+        case "zero":
+            return all(math.isnan(mean) or not column.shown(mean) for mean in means)
+        case "missing":
+            return all(map(math.isnan, means))
+        case "never":
+            return False
 
 
 def _all_columns(table: Table) -> list[Column]:

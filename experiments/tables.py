@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from experiments.provenance import with_device
-from experiments.settings import short_name, varied_settings
 from experiments.table_columns import MEMORY_BLOCK, SERVICE_BLOCK, SIMULATED_BLOCK, Column
 from harness.measure.metrics import MEMORY_BOUND_SHARE
 from harness.measure.statistics import MIN_REPETITIONS_FOR_INTERVAL, Interval, t_interval
 from harness.runs.jobs import Job
+from harness.runs.varied_settings import short_name, varied_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,9 @@ class Table:
     label_heads: tuple[str, ...]
     blocks: tuple[tuple[Column, ...], ...]
     rows: tuple[TableRow, ...]
+
+
+MAX_VARIANTS = 3
 
 
 def make_tables(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Table]:
@@ -182,12 +185,16 @@ def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) ->
 
 
 def _workload_note(descriptions: Sequence[str]) -> str:
-    """The first description, which says of what the others do not have that they do not."""
-    others = [description.split("; ") for description in descriptions[1:]]
-    return "; ".join(
-        part if all(part in other for other in others) else f"{part} (not in all runs)"
-        for part in descriptions[0].split("; ")
-    )
+    """The first description, and of what the others say instead up to three variants."""
+    parts = [description.split("; ") for description in descriptions]
+    if len({len(each) for each in parts}) > 1:
+        shared = set(parts[0]).intersection(*parts[1:])
+        return "; ".join(p if p in shared else f"{p} (not in all runs)" for p in parts[0])
+    notes = []
+    for variants in map(list, map(dict.fromkeys, zip(*parts, strict=True))):
+        shown = " or ".join(variants[:MAX_VARIANTS])
+        notes.append(shown if len(variants) <= MAX_VARIANTS else f"{shown} or others")
+    return "; ".join(notes)
 
 
 def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow]) -> str:

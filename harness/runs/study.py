@@ -22,6 +22,7 @@ from harness.runs.preflight import Preflight
 from harness.runs.rows import collect_rows, write_rows
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.sweep import pending_jobs, run_jobs
+from harness.runs.varied_settings import short_name, varied_settings
 from harness.schema import allocator_spec
 from harness.tracking.tracker import make_tracker
 
@@ -83,7 +84,24 @@ def plan_jobs(study: Study, command: Command, folder: Path, console: Console) ->
             device_name = device_names.get(config.device, "simulated")
             job = make_job(repeated, cell.part, folder, device_name, hashes)
             jobs.setdefault(job.run_id, job)
-    return sorted(jobs.values(), key=lambda job: (job.is_timed, job.config.seed))
+    ordered = sorted(jobs.values(), key=lambda job: (job.is_timed, job.config.seed))
+    return _told_apart(ordered)
+
+
+def _told_apart(jobs: Sequence[Job]) -> list[Job]:
+    """The same jobs, whose labels say what else differs between those of one table."""
+    tables: dict[tuple[str, str, str], list[Job]] = {}
+    for job in jobs:
+        key = job.part, job.config.workload.name, job.config.executor.kind
+        tables.setdefault(key, []).append(job)
+    labels: dict[str, str] = {}
+    for group in tables.values():
+        varied = varied_settings(group)
+        for job in group:
+            chosen = [(short_name(key), values[job.run_id]) for key, values in varied.items()]
+            words = [f"{name} {value}" for name, value in chosen if value != "-"]
+            labels[job.run_id] = " · ".join([job.label, *words])
+    return [dataclasses.replace(job, label=labels[job.run_id]) for job in jobs]
 
 
 def _check_allocator_keys(study: Study, command: Command) -> None:

@@ -211,3 +211,10 @@ def test_a_trace_needs_no_other_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", available())
 def test_every_module_of_figures_draws(name: str) -> None:
     assert callable(importlib.import_module(f"experiments.figures.{name}").draw)
+
+
+@pytest.mark.parametrize(("experiment", "preset"), EXPECTED)
+def test_no_two_runs_of_a_part_have_one_label(experiment: str, preset: str) -> None:
+    jobs, _ = planned(experiment, preset)
+    labels = Counter((job.part, job.label) for job in jobs)
+    assert labels.most_common(1)[0][1] == 1

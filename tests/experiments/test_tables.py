@@ -58,12 +58,21 @@ def test_what_is_said_of_all_rows_is_true_of_all(compared: Study) -> None:
     shown = printed(rows, compared)
     assert "chats; beams of 2 (not in all runs); at once" in shown
     assert "simulated · large" not in shown and "simulated" in shown
+    rows["workload_description"] = np.where(
+        rows["model"] == "large", "chats; at 1/s", "chats; at 2/s"
+    )
+    assert "chats; at 1/s or at 2/s" in printed(rows, compared)
 
 
 def test_times_are_shown_where_steps_cost_what_they_do(compared: Study) -> None:
     assert "TPOT" not in printed(compared.rows, compared)
     shown = printed(compared.rows.assign(cost="roofline"), compared)
     assert "TPOT" in shown and "published figures (executor.gpu)" in shown
+
+
+def test_drafts_of_which_none_stands_are_shown(compared: Study) -> None:
+    assert "acc." not in printed(compared.rows, compared)
+    assert "acc." in printed(compared.rows.assign(acceptance_rate=0.0), compared)
 
 
 def test_no_mark_where_most_rows_tie(compared: Study) -> None:
