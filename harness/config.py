@@ -214,6 +214,13 @@ class RunConfig:
                 "workload.output=forced_ids or forced_length, or executor=torch"
             )
         self._check_speculation()
+        branches, limit = self.workload.num_sequences, self.engine.max_num_seqs
+        if branches > limit:
+            key = "beam_width" if self.workload.beam_width > 1 else "samples"
+            raise ConfigError(
+                f"workload.{key}={branches} needs as many sequences at once, and "
+                f"engine.max_num_seqs={limit} are all that run: lower it, or raise that"
+            )
         if self.attention.kind == "contiguous" and self.allocator.name != "contiguous":
             raise ConfigError(
                 f"attention=contiguous reads sequences without a table, which allocator="

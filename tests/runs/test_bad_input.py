@@ -295,6 +295,13 @@ def test_a_key_is_not_refused_where_some_run_reads_it_or_it_changes_nothing(comm
     )
 
 
+@pytest.mark.parametrize("branches", [("samples", "workload.temperature=1"), ("beam_width",)])
+def test_more_branches_than_can_run_are_refused_at_once(command, branches):
+    key, *others = branches
+    told = command(f"workload.{key}=300", *others)
+    assert_ended_at_once(told, f"workload.{key}=300", "engine.max_num_seqs=256")
+
+
 def test_a_free_output_cannot_be_simulated() -> None:
     with pytest.raises(ConfigError, match=r"workload\.output=forced_ids"):
         RunConfig(executor=ExecutorConfig("simulated"), workload=WorkloadConfig(output="free"))
