@@ -9,7 +9,6 @@ Zhang et al., SOSP 2025).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
 
 from allocators.base import UNCHANGED, Allocation, KVCacheAllocator, PageCopy, Usage
 
@@ -22,8 +21,6 @@ class LayerGroups(KVCacheAllocator):
     and `max_sequence_pages` are of each group, all other page counts of the pool. Released is
     by group, through `layer_groups`. Raises ValueError for a strategy that needs a whole pool.
     """
-
-    shares_pool: ClassVar[bool] = True
 
     def __init__(self, groups: Sequence[KVCacheAllocator]) -> None:
         first = groups[0]

@@ -71,14 +71,8 @@ class TapeEngine:
         keep_free: int = 0,
     ) -> bool:
         """Admit a sequence; nothing of it is computed but what the allocator says is cached."""
-        self.log.append(
-            f"allocate({seq_id}, {list(token_ids)}, max_len={max_len}, "
-            f"expected_len={expected_len}, keep_free={keep_free})"
-        )
         allocator = self.allocator
-        outcome = self._ask(
-            lambda: allocator.allocate(seq_id, token_ids, max_len, expected_len, keep_free)
-        )
+        outcome = self._ask_for_all(seq_id, token_ids, max_len, expected_len, keep_free)
         if outcome is None:
             needed = allocator.pages_for(max(len(token_ids), min(expected_len, max_len)))
             starved = self.live or self.num_withheld
@@ -111,17 +105,10 @@ class TapeEngine:
         keep_free: int = 0,
     ) -> bool:
         """Admit a sequence and undo that at once: no copy of it is carried out."""
-        self.log.append(
-            f"allocate({seq_id}, {list(token_ids)}, max_len={max_len}, "
-            f"expected_len={expected_len}, keep_free={keep_free}), then retract({seq_id})"
-        )
-        allocator = self.allocator
-        outcome = self._ask(
-            lambda: allocator.allocate(seq_id, token_ids, max_len, expected_len, keep_free)
-        )
-        if outcome is None:
+        if self._ask_for_all(seq_id, token_ids, max_len, expected_len, keep_free) is None:
             return False
-        self._call(lambda: allocator.retract(seq_id))
+        self.log.append(f"retract({seq_id})  # its copies are not carried out")
+        self._call(lambda: self.allocator.retract(seq_id))
         self.check()
         return True
 
@@ -229,9 +216,10 @@ class TapeEngine:
 
     def swap_in_and_retract(self, seq_ids: Sequence[int]) -> bool:
         """Get room again and give it up at once: nothing is written back."""
-        self.log.append(f"swap_in({list(seq_ids)}), then retract_swap_in({list(seq_ids)})")
+        self.log.append(f"swap_in({list(seq_ids)})")
         if self._ask(lambda: self.allocator.swap_in(seq_ids)) is None:
             return False
+        self.log.append(f"retract_swap_in({list(seq_ids)})  # nothing was written back")
         self._call(lambda: self.allocator.retract_swap_in(seq_ids))
         self.check()
         return True
@@ -354,6 +342,18 @@ class TapeEngine:
         if outcome.copies:
             self.log.append("    " + ", ".join(f"copy {a} -> {b}" for a, b in outcome.copies))
             self.tape.copy(outcome.copies)
+
+    def _ask_for_all(
+        self, seq_id: int, token_ids: Sequence[int], max_len: int, expected_len: int, keep_free: int
+    ) -> Allocation | None:
+        """Call `allocate`."""
+        self.log.append(
+            f"allocate({seq_id}, {list(token_ids)}, max_len={max_len}, "
+            f"expected_len={expected_len}, keep_free={keep_free})"
+        )
+        return self._ask(
+            lambda: self.allocator.allocate(seq_id, token_ids, max_len, expected_len, keep_free)
+        )
 
     def _ask(self, request: Callable[[], Allocation | None]) -> Allocation | None:
         """Call for room; a refusal must have changed nothing."""
