@@ -42,7 +42,7 @@ contract: $(READY)  ## A=./mine.py:Mine puts an allocator through the contract t
 	$(BIN)/python -m allocators.contract $(A)
 
 modes: $(READY)  ## every way of decoding under every strategy, beside transformers' tokens
-	$(BIN)/python -m experiments.modes $(ARGS)
+	$(BIN)/python -m experiments modes $(ARGS)
 
 readme: $(READY)  ## README's output, table and pictures, from fresh runs
 	$(BIN)/python docs/make_readme.py $(ARGS)

@@ -162,7 +162,7 @@ def memory_map() -> str:
 
 
 def modes() -> str:
-    return fenced("make modes", command_output("experiments.modes"))
+    return fenced("make modes", command_output("experiments", "modes"))
 
 
 def sharing_figure() -> str:

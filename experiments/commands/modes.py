@@ -1,5 +1,5 @@
 """Every way of decoding gives the reference's tokens under every strategy, as one table:
-`python -m experiments.modes --allocator ./mine.py:Mine`.
+`python -m experiments modes --allocator ./mine.py:Mine`.
 
 Rows are ways of decoding, columns strategies, cells requests that equal what transformers'
 `generate` answers with its own attention and cache over the same weights, token for token:
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.modes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments modes", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--family", choices=(*FAMILIES, "all"), default="all", help="of models")
     parser.add_argument(
@@ -142,7 +142,3 @@ def _file_digest(name: str) -> str:
     """SHA-256 of an allocator's file; empty for one of this package."""
     path = Path(name.rpartition(":")[0] if ".py:" in name else name).expanduser()
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" else ""
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,56 @@
+"""python -m experiments NAME ...: a command about runs."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import commands
+from harness.config import ConfigError, unknown_name
+from harness.runs.store import NotStoredError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do the command named first; without one, list them all. 2 for a wrong command line."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in commands.available():
+        message = unknown_name(name, commands.available(), "command")
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+    try:
+        status: int = commands.load(name).main(rest)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except NotStoredError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: what is stored is kept", file=sys.stderr)
+        return 130
+    return status
+
+
+def _overview() -> str:
+    lines = ["usage: python -m experiments COMMAND ...", ""]
+    lines += [f"  {name:<12} {_summary(name)}" for name in commands.available()]
+    return "\n".join([*lines, "", "python -m experiments COMMAND --help says more of one."])
+
+
+def _summary(name: str) -> str:
+    """The first sentence of its docstring, read without importing what it needs."""
+    spec = importlib.util.find_spec(f"{commands.__name__}.{name}")
+    assert spec is not None and spec.origin is not None
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
+    sentence = " ".join(docstring.split("\n\n")[0].split())
+    return sentence.split(". ")[0].split(": `")[0].rstrip(".:")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
