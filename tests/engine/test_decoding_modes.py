@@ -327,7 +327,7 @@ def test_pages_that_windows_left_behind_serve_the_full_layers(devices: Any, prom
             AllocatorConfig(name, options={"fit": "first_fit"} if name == "contiguous" else {}),
             pool_tokens=40, watermark=0.0,
         )  # fmt: skip
-        steps[name] = prepared.recorder
+        steps[name] = prepared.recorder.sink
     entries = steps["paged"].entries
     assert max(entry.mapped_pages for entry in entries) > 40 // PAGE_SIZE
     assert max(entry.dead_window for entry in entries) < PAGE_SIZE * len(prompts)
