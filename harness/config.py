@@ -187,10 +187,12 @@ class AttentionConfig:
 @dataclass(frozen=True, slots=True)
 class MeasureConfig:
     """memory_map: keep the pool's history page by page, sampled every memory_map_period_s.
-    slo_*: bounds for goodput; None for no bound.
+    slo_*: bounds for goodput; None for no bound. step_work: each step's record says what it had
+    to do, for a calibration.
     """
 
     memory_map: bool = False
+    step_work: bool = False
     memory_map_period_s: float = 0.0
     slo_ttft_ms: float | None = None
     slo_tpot_ms: float | None = None

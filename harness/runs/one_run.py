@@ -98,6 +98,8 @@ def _run_repetition(config: RunConfig, device: Device, seed: int) -> _Repetition
         prepared.executor.close()
     recorder = prepared.recorder
     steps = steps_frame(recorder.steps, recorder.entries, recorder.draft_entries)
+    if prepared.work_log is not None:
+        steps = pd.concat([steps, prepared.work_log.frame()], axis=1)
     requests = requests_frame(recorder.requests)
     _check_served(requests)
     pool = PoolFacts(
@@ -114,6 +116,7 @@ def _run_repetition(config: RunConfig, device: Device, seed: int) -> _Repetition
     summary = {
         **{f.name: getattr(metrics, f.name) for f in dataclasses.fields(metrics)},
         "peak_memory_bytes": peak_bytes,
+        "extrapolated_share": getattr(prepared.executor, "extrapolated_share", math.nan),
         "workload_description": workload.description,
     }
     memory_map = prepared.memory_map.frame() if prepared.memory_map else None
