@@ -13,9 +13,7 @@ from allocators.layer_groups import LayerGroups, can_share_pool
 from allocators.page_pool import PagePool
 from harness.config import ConfigError, RunConfig, convert
 from harness.engine.clock import Clock, VirtualClock, WallClock
-from harness.engine.cost.gpu import GPUS
-from harness.engine.cost.model import ConstantCost, CostModel
-from harness.engine.cost.roofline import Host, Roofline
+from harness.engine.cost.work_log import WorkLog
 from harness.engine.device.model_shape import LayerGroup, ModelShape
 from harness.engine.engine import Engine, Limits
 from harness.engine.executor import Executor
@@ -29,6 +27,7 @@ from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.record_files import RecordSink
 from harness.measure.recorder import RunRecorder
 from harness.runs.pool_size import host_pages
+from harness.runs.step_cost import cost_model, work_counter
 
 
 class Device(Protocol):
@@ -61,6 +60,7 @@ class PreparedRun:
     memory_map: MemoryMap | None
     allocator: MeteredAllocator
     num_layer_groups: int
+    work_log: WorkLog | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +76,10 @@ class SimulatedDevice:
         self, config: RunConfig, num_pages: int, max_len: int, groups: Sequence[LayerGroup] = ()
     ) -> Executor:
         return SimulatedExecutor(
-            _cost_model(config, self.shape, groups),
+            cost_model(config, self.shape, groups),
             self.shape.vocab_size,
             config.engine.speculation.acceptance,
         )
-
-
-def _cost_model(config: RunConfig, shape: ModelShape, groups: Sequence[LayerGroup]) -> CostModel:
-    executor = config.executor
-    if executor.cost == "constant":
-        return ConstantCost(executor.step_ms / 1e3)
-    if config.engine.speculation.method == "draft_model":
-        raise ConfigError(
-            "executor.cost=roofline does not count a draft model's passes yet: use "
-            "engine.speculation.method=injected, or executor.cost=constant"
-        )
-    host = Host(executor.host_us / 1e6, executor.host_us_per_sequence / 1e6)
-    return Roofline(GPUS[executor.gpu], shape, config.kv.page_size, groups, host)
 
 
 def prepare(
@@ -140,6 +127,7 @@ def prepare(
     max_len = max((outline.max_len for outline in workload.outlines()), default=1)
     max_len = min(max_len, pool_tokens)
     executor = device.executor(config, pool.num_pages, max_len, groups)
+    work_log = WorkLog(executor, work_counter(config, groups)) if config.measure.step_work else None
     memory_map = (
         MemoryMap(config.measure.memory_map_period_s) if config.measure.memory_map else None
     )
@@ -162,8 +150,8 @@ def prepare(
         engine_config.token_budget,
     )
     clock: Clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
-    engine = Engine(scheduler, executor, clock, recorder, limits, allocator)
-    return PreparedRun(engine, executor, recorder, memory_map, allocator, len(groups))
+    engine = Engine(scheduler, work_log or executor, clock, recorder, limits, allocator)
+    return PreparedRun(engine, executor, recorder, memory_map, allocator, len(groups), work_log)
 
 
 def layer_groups(config: RunConfig, shape: ModelShape) -> tuple[LayerGroup, ...]:

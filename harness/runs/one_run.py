@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from harness.measure.environment import Environment, capture_environment
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics
 from harness.measure.record_files import RecordFiles, RecordSink
 from harness.runs.build import Device, SimulatedDevice, prepare
+from harness.runs.gpu_memory import simulated_memory_bytes
 from harness.runs.pool_size import (
     draft_bytes_per_token,
     kv_bytes_per_token,
@@ -41,11 +42,9 @@ def make_workload(config: RunConfig, device: Device, seed: int) -> Workload:
 
 
 def simulated_device(config: RunConfig) -> SimulatedDevice:
-    """The stand-in for a device of `config`'s model, with imagined memory if any."""
-    imagined = config.device.imagined_memory_gib
-    return SimulatedDevice(
-        model_shape(config.model), None if imagined is None else int(imagined * 2**30)
-    )
+    """The stand-in for a device of `config`'s model, with imagined memory if any, else that of
+    its GPUs if they have a name."""
+    return SimulatedDevice(model_shape(config.model), simulated_memory_bytes(config))
 
 
 def execute_run(
@@ -64,14 +63,14 @@ def execute_run(
         for repetition in range(config.repetitions):
             files.begin_repetition()
             outcomes.append(_run_repetition(config, device, config.seed + repetition, files))
-    summaries: list[Mapping[str, Any]] = []
-    maps: list[pd.DataFrame] = []
-    for repetition, outcome in enumerate(outcomes):
-        first = {"repetition": repetition, "seed": config.seed + repetition}
-        summaries.append({**first, **_summary(config, outcome, files, repetition)})
-        if outcome.memory_map is not None:
-            outcome.memory_map.insert(0, "repetition", repetition)
-            maps.append(outcome.memory_map)
+    summaries = tuple(
+        {
+            "repetition": repetition,
+            "seed": config.seed + repetition,
+            **_summary(config, outcome, files, repetition),
+        }
+        for repetition, outcome in enumerate(outcomes)
+    )
     return RunRecord(
         run_id=run_id,
         label=label,
@@ -80,11 +79,22 @@ def execute_run(
         status="complete",
         error="",
         wall_s=time.perf_counter() - begin,
-        summary=tuple(summaries),
+        summary=summaries,
         steps=folder / "steps.parquet",
         requests=folder / "requests.parquet",
-        memory_map=pd.concat(maps, ignore_index=True) if maps else None,
+        memory_map=_joined([outcome.memory_map for outcome in outcomes]),
+        step_work=_joined([outcome.step_work for outcome in outcomes]),
     )
+
+
+def _joined(frames: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
+    """Those of all repetitions, with a column `repetition`; None where there are none."""
+    numbered = [
+        frame.assign(repetition=repetition)
+        for repetition, frame in enumerate(frames)
+        if frame is not None
+    ]
+    return pd.concat(numbered, ignore_index=True) if numbered else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,8 +103,10 @@ class _Outcome:
 
     pool: PoolFacts
     peak_bytes: int | None
+    extrapolated_share: float
     description: str
     memory_map: pd.DataFrame | None
+    step_work: pd.DataFrame | None
 
 
 def _run_repetition(config: RunConfig, device: Device, seed: int, sink: RecordSink) -> _Outcome:
@@ -114,8 +126,14 @@ def _run_repetition(config: RunConfig, device: Device, seed: int, sink: RecordSi
         draft_bytes_per_token(config),
         prepared.num_layer_groups,
     )
-    memory_map = prepared.memory_map.frame() if prepared.memory_map else None
-    return _Outcome(pool, peak_bytes, workload.description, memory_map)
+    return _Outcome(
+        pool,
+        peak_bytes,
+        getattr(prepared.executor, "extrapolated_share", math.nan),
+        workload.description,
+        prepared.memory_map.frame() if prepared.memory_map else None,
+        prepared.work_log.frame() if prepared.work_log else None,
+    )
 
 
 def _summary(
@@ -131,6 +149,7 @@ def _summary(
     return {
         **{f.name: getattr(metrics, f.name) for f in dataclasses.fields(metrics)},
         "peak_memory_bytes": outcome.peak_bytes,
+        "extrapolated_share": outcome.extrapolated_share,
         "workload_description": outcome.description,
     }
 

@@ -25,7 +25,7 @@ from harness.measure.environment import Environment
 
 RunStatus = Literal["complete", "failed"]
 
-_FRAMES = ("steps", "requests", "memory_map")
+_FRAMES = ("steps", "requests", "memory_map", "step_work")
 _NEEDED = ("steps", "requests")
 
 _ABANDONED_AFTER_S = 3600.0
@@ -55,6 +55,7 @@ class RunRecord:
     steps: pd.DataFrame | Path | None = None
     requests: pd.DataFrame | Path | None = None
     memory_map: pd.DataFrame | None = None
+    step_work: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,12 @@ class StoredRun:
     summary: list[dict[str, Any]]
 
     def frame(self, name: Literal["steps", "requests", "memory_map"]) -> pd.DataFrame:
-        """The rows of one kind, with a column `repetition`; requests by `request_id`."""
+        """The rows of one kind, with a column `repetition`; requests by `request_id`, steps with
+        their work where it was recorded."""
         frame = pd.read_parquet(self.path / f"{name}.parquet")
+        work = self.path / "step_work.parquet"
+        if name == "steps" and work.is_file():
+            frame = frame.join(pd.read_parquet(work).drop(columns="repetition"))
         if "request_id" in frame:
             frame = frame.sort_values(["repetition", "request_id"], ignore_index=True)
         return frame
