@@ -24,6 +24,7 @@ from harness.engine.simulated_executor import SimulatedExecutor
 from harness.measure.ledger import Ledger
 from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
+from harness.measure.record_files import RecordSink
 from harness.measure.recorder import RunRecorder
 from harness.runs.pool_size import host_pages
 from harness.runs.step_cost import cost_model, work_counter
@@ -82,10 +83,16 @@ class SimulatedDevice:
 
 
 def prepare(
-    config: RunConfig, workload: Workload, num_pages: int, device: Device, seed: int
+    config: RunConfig,
+    workload: Workload,
+    num_pages: int,
+    device: Device,
+    seed: int,
+    sink: RecordSink,
 ) -> PreparedRun:
-    """Fresh allocator, scheduler, ledger, clock and executor for one repetition. num_pages: of
-    all layers; where groups of layers have pages of their own, the pool has so many for each."""
+    """Fresh allocator, scheduler, ledger, clock and executor for one repetition, whose records
+    go to `sink`. num_pages: of all layers; where groups of layers have pages of their own, the
+    pool has so many for each."""
     page_size, pool_tokens = config.kv.page_size, num_pages * config.kv.page_size
     groups = layer_groups(config, device.shape)
     windows = tuple(group.window for group in groups)
@@ -127,9 +134,11 @@ def prepare(
     recorder = RunRecorder(
         Ledger(pool.num_pages, page_size, windows),
         allocator,
+        sink,
         # a timed run keeps the ledger's work out of the time between its steps
         deferred=config.executor.kind != "simulated"
         or any(outline.true_output_len is None for outline in workload.outlines()),
+        keeps_tokens=config.executor.kind != "simulated",
         memory_map=memory_map,
         draft_ledger=None if draft_allocator is None else Ledger(num_pages, page_size),
     )
