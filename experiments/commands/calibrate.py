@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = given.out or folder / "calibration.json"
     to_fit = [job for job in jobs if job.part == "fit"]
     held_out = [job for job in jobs if job.part == "held_out"] if given.validate else []
-    _run([*to_fit, *held_out], console)
+    _run(_by_turns(to_fit, held_out), console)
     runs = _complete(to_fit)
     _write(runs, path, console)
     failed = len(to_fit) + len(held_out) - len(runs) - len(_complete(held_out))
@@ -80,6 +80,12 @@ def _run(jobs: Sequence[Job], console: Console) -> None:
         return
     with SweepDisplay(console, len(pending)) as display:
         run_jobs(pending, capture_environment("none", 1), display.finished)
+
+
+def _by_turns(first: Sequence[Job], second: Sequence[Job]) -> list[Job]:
+    """Both spread evenly, so that a machine that grows slower does so for both."""
+    placed = [((i + 0.5) / len(jobs), job) for jobs in (first, second) for i, job in enumerate(jobs)]
+    return [job for _, job in sorted(placed, key=lambda pair: pair[0])]
 
 
 def _complete(jobs: Sequence[Job]) -> list[StoredRun]:
