@@ -11,6 +11,7 @@ from rich.console import Console
 
 from experiments.checks import run_checks
 from experiments.figures import draw_figures
+from experiments.sustained_rate import print_sustained, sustained_rates
 from experiments.table_output import print_table, to_csv_rows, to_markdown
 from experiments.tables import make_tables
 from harness.runs.jobs import Job
@@ -39,6 +40,9 @@ def present(
     tables = make_tables(rows, jobs)
     for table in tables:
         print_table(table, console)
+    sustained = sustained_rates(rows, jobs)
+    if len(sustained):
+        print_sustained(sustained, console)
     checks = run_checks(rows, jobs)
     console.print()
     for line in checks.lines:
@@ -50,6 +54,9 @@ def present(
     markdown.write_text(to_markdown(tables, [*checks.lines, *checks.failures]))
     to_csv_rows(tables).to_csv(csv, index=False)
     paths = [markdown, csv]
+    if len(sustained):
+        paths.append(folder / "sustained.csv")
+        sustained.to_csv(paths[-1], index=False)
     complete = rows[rows["status"] == "complete"]
     if len(complete):
         paths += draw_figures(figures, complete, jobs, folder / "figures")

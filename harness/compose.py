@@ -123,7 +123,7 @@ def compose_study(command: Command) -> Study:
         question=sweep.question,
         figures=tuple(sweep.figures),
         preset=chosen.preset,
-        parts=tuple(Part(part.name, part.set, part.axes, tuple(part.unless)) for part in parts),
+        parts=tuple(Part(p.name, p.set, p.axes, tuple(p.unless), p.search) for p in parts),
         dry_run=chosen.dry_run,
         results_dir=Path(chosen.results_dir).expanduser(),
         tracking=chosen.tracking,

@@ -141,7 +141,9 @@ def _summary(
 ) -> dict[str, Any]:
     """The metrics of a repetition, from its records."""
     slo = ServiceLevel(
-        config.measure.slo_ttft_ms or math.inf, config.measure.slo_tpot_ms or math.inf
+        config.measure.slo_ttft_ms or math.inf,
+        config.measure.slo_tpot_ms or math.inf,
+        config.measure.slo_normalised_ms or math.inf,
     )
     requests = files.requests_of(repetition)
     _check_served(requests.frame(["status", "reason"]))

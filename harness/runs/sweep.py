@@ -13,7 +13,8 @@ from harness.runs.jobs import Job
 from harness.runs.store import NotStoredError, RunStore, StoredRun
 from harness.runs.worker import Worker, save_failure
 
-OnFinished = Callable[[Job, StoredRun | None], None]
+OnFinished = Callable[[Job, StoredRun | None], Sequence[Job]]
+"""Told of each finished job; answers with the jobs that follow from it."""
 
 
 def pending_jobs(jobs: Sequence[Job]) -> list[Job]:
@@ -27,7 +28,8 @@ def pending_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 
 def run_jobs(jobs: Sequence[Job], environment: Environment, on_finished: OnFinished) -> None:
-    """Do all of `jobs`, each once. A run that fails or kills its worker becomes a failed row.
+    """Do all of `jobs`, each once, and the jobs that `on_finished` adds. A run that fails or kills
+    its worker becomes a failed row.
 
     Simulated runs share the machine's cores; timed ones follow, one at a time, in the order
     given. Ending early (Ctrl-C, kill) loses only the runs then in flight. Raises NotStoredError
@@ -35,19 +37,18 @@ def run_jobs(jobs: Sequence[Job], environment: Environment, on_finished: OnFinis
     """
     simulated = [job for job in jobs if not job.is_timed]
     timed = [job for job in jobs if job.is_timed]
-    _drain(simulated, min(usable_cores(), len(simulated)), environment, on_finished)
-    _drain(timed, min(1, len(timed)), environment, on_finished)
+    _drain(simulated, usable_cores(), environment, on_finished)
+    _drain(timed, 1, environment, on_finished)
 
 
 def _drain(
-    jobs: Sequence[Job], num_workers: int, environment: Environment, on_finished: OnFinished
+    jobs: Sequence[Job], most_workers: int, environment: Environment, on_finished: OnFinished
 ) -> None:
     queue = deque(jobs)
-    workers = [Worker() for _ in range(num_workers)]
+    workers: list[Worker] = []
     started: dict[str, float] = {}
     try:
-        for worker in workers:
-            _give(worker, queue, started)
+        _give_out(queue, workers, most_workers, started)
         while busy := {worker.connection: worker for worker in workers if worker.job}:
             for connection in wait(list(busy)):
                 worker = busy[connection]  # type: ignore[index]
@@ -62,17 +63,24 @@ def _drain(
                     save_failure(job, error, wall_s, environment)
                     worker.stop()
                     workers.remove(worker)
-                    worker = Worker()
-                    workers.append(worker)
-                on_finished(job, RunStore(job.root).find(job.run_id))
-                _give(worker, queue, started)
+                queue.extend(on_finished(job, RunStore(job.root).find(job.run_id)))
+                _give_out(queue, workers, most_workers, started)
     finally:
         for worker in workers:
             worker.stop()
 
 
-def _give(worker: Worker, queue: deque[Job], started: dict[str, float]) -> None:
-    if queue:
+def _give_out(
+    queue: deque[Job], workers: list[Worker], most_workers: int, started: dict[str, float]
+) -> None:
+    """A job for each worker that has none; more workers while there are more jobs."""
+    while queue:
+        idle = next((worker for worker in workers if worker.job is None), None)
+        if idle is None:
+            if len(workers) == most_workers:
+                return
+            idle = Worker()
+            workers.append(idle)
         job = queue.popleft()
         started[job.run_id] = time.perf_counter()
-        worker.submit(job)
+        idle.submit(job)
