@@ -30,8 +30,8 @@ from harness.measure.environment import capture_environment
 from harness.runs.code_hash import CodeHashes
 from harness.runs.display import SweepDisplay
 from harness.runs.jobs import Job, make_job
+from harness.runs.planning import plan_study
 from harness.runs.store import RunStore, StoredRun
-from harness.runs.study import plan_jobs
 from harness.runs.sweep import pending_jobs, run_jobs
 
 EXPERIMENT = "calibration"
@@ -70,7 +70,8 @@ def _plan(keys: Sequence[str], console: Console) -> list[Job]:
     with hydra_session():
         command = parse_command([f"experiment={EXPERIMENT}", *keys])
         study = compose_study(command)
-        return plan_jobs(study, command, study.results_dir / study.name, console)
+        plan = plan_study(study, command, study.results_dir / study.name, console)
+        return list(plan.jobs)
 
 
 def _run(jobs: Sequence[Job], console: Console) -> None:
@@ -79,12 +80,21 @@ def _run(jobs: Sequence[Job], console: Console) -> None:
     if not pending:
         return
     with SweepDisplay(console, len(pending)) as display:
-        run_jobs(pending, capture_environment("none", 1), display.finished)
+
+        def finished(job: Job, run: StoredRun | None) -> Sequence[Job]:
+            display.finished(job, run)
+            return ()
+
+        run_jobs(pending, capture_environment("none", 1), finished)
 
 
 def _by_turns(first: Sequence[Job], second: Sequence[Job]) -> list[Job]:
     """Both spread evenly, so that a machine that grows slower does so for both."""
-    placed = [((i + 0.5) / len(jobs), job) for jobs in (first, second) for i, job in enumerate(jobs)]
+    placed = [
+        ((index + 0.5) / len(jobs), job)
+        for jobs in (first, second)
+        for index, job in enumerate(jobs)
+    ]
     return [job for _, job in sorted(placed, key=lambda pair: pair[0])]
 
 
