@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 
@@ -17,6 +16,7 @@ from experiments.advice.runs import AdviceRuns
 from experiments.advice.search import FOLK_FRACTIONS, Advice, around
 from experiments.advice.setting import KNOBS, Setting
 from experiments.advice.window import Window
+from experiments.simulator_error import GOALS
 from harness.config import ConfigError
 
 NOT_MEASURED = (
@@ -111,18 +111,21 @@ def error_in_words(question: Question) -> str:
     if question.error is None:
         return NOT_MEASURED
     try:
-        found = json.loads(question.error.read_text())
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"error={question.error}: cannot be read as JSON: {error}") from error
-    errors = found.get("errors") if isinstance(found, dict) else None
-    if not isinstance(errors, dict) or not all(
-        isinstance(value, int | float) for value in errors.values()
-    ):
+        found = pd.read_csv(question.error)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"error={question.error}: cannot be read as CSV: {error}") from error
+    worst = {
+        goal.label: found[f"{goal.metric}_error"].abs().max()
+        for goal in GOALS
+        if f"{goal.metric}_error" in found
+    }
+    if not worst:
         raise ConfigError(
-            f'error={question.error}: expected {{"errors": {{"METRIC": relative error, ...}}}}'
+            f"error={question.error}: no column METRIC_error: give the simulator_error.csv that "
+            "`python -m experiments calibrate` writes"
         )
-    shown = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in errors.items())
-    return f"The simulator's error, measured ({question.error.name}): {shown}."
+    shown = ", ".join(f"{label} {percent:.1f} %" for label, percent in worst.items())
+    return f"The simulator's error, the largest of those measured ({question.error}): {shown}."
 
 
 def command_in_words(setting: Setting, runs: AdviceRuns) -> str:
