@@ -122,7 +122,7 @@ def conclude(
     comparable = table[(table["load"] == answer.load) & (table["host_us"] == answer.host_us)]
     point = comparable[comparable["run_id"] == runs.job(answer).run_id].iloc[0]
     console.print()
-    report.say(console, report.answer_in_words(question, advice, point), "bold")
+    report.say(console, report.answer_in_words(question, advice, point, problem), "bold")
     report.say(console, report.waste_in_words(point))
     report.print_sensitivity(console, advice, table, problem.fixed, problem.lowest_fraction)
     report.print_front(console, comparable)
