@@ -30,8 +30,8 @@ from harness.measure.environment import capture_environment
 from harness.runs.code_hash import CodeHashes
 from harness.runs.display import SweepDisplay
 from harness.runs.jobs import Job, make_job
+from harness.runs.planning import plan_study
 from harness.runs.store import RunStore, StoredRun
-from harness.runs.study import plan_jobs
 from harness.runs.sweep import pending_jobs, run_jobs
 
 EXPERIMENT = "calibration"
@@ -70,7 +70,7 @@ def _plan(keys: Sequence[str], console: Console) -> list[Job]:
     with hydra_session():
         command = parse_command([f"experiment={EXPERIMENT}", *keys])
         study = compose_study(command)
-        return plan_jobs(study, command, study.results_dir / study.name, console)
+        return plan_study(study, command, study.results_dir / study.name, console).jobs
 
 
 def _run(jobs: Sequence[Job], console: Console) -> None:
