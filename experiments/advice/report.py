@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 
@@ -14,9 +13,10 @@ from rich.text import Text
 from experiments.advice.points import SHARES, pareto
 from experiments.advice.question import Question
 from experiments.advice.runs import AdviceRuns
-from experiments.advice.search import FOLK_FRACTIONS, Advice, around
+from experiments.advice.search import FOLK_FRACTIONS, Advice, Problem, around
 from experiments.advice.setting import KNOBS, Setting
 from experiments.advice.window import Window
+from experiments.simulator_error import GOALS
 from harness.config import ConfigError
 
 NOT_MEASURED = (
@@ -49,7 +49,7 @@ def trace_in_words(question: Question, window: Window) -> str:
     )
 
 
-def answer_in_words(question: Question, advice: Advice, point: pd.Series) -> str:
+def answer_in_words(question: Question, advice: Advice, point: pd.Series, problem: Problem) -> str:
     """The answer, in a sentence or two."""
     answer = advice.answer
     at = (
@@ -58,10 +58,15 @@ def answer_in_words(question: Question, advice: Advice, point: pd.Series) -> str
     )
     knobs = " ".join(f"{key}={getattr(answer, name)}" for name, (key, _) in KNOBS.items())
     if advice.is_met:
+        least = (
+            " A smaller one does not hold the trace's longest request."
+            if answer.memory_fraction <= problem.lowest_fraction
+            else ""
+        )
         return (
             f"{at} with {knobs} is the smallest pool found that serves "
             f"{question.attainment:.0%} of the requests with {question.slo_in_words}: "
-            f"{point['attainment']:.1%} of them, {point['goodput_requests_per_s']:.3g}/s."
+            f"{point['attainment']:.1%} of them, {point['goodput_requests_per_s']:.3g}/s.{least}"
         )
     reached = advice.reached_load or 0.0
     way_out = (
@@ -70,6 +75,9 @@ def answer_in_words(question: Question, advice: Advice, point: pd.Series) -> str
         if reached
         else "Not even a twentieth of this load is: allow more time, or choose another gpu."
     )
+    less = advice.tried.get(answer.at(min(FOLK_FRACTIONS)))
+    if less is not None and less > advice.tried[answer] - problem.gain:
+        way_out += " More memory would not help: it is the GPU's time that is short."
     return (
         f"No pool of {question.gpu} serves {question.attainment:.0%} of the requests with "
         f"{question.slo_in_words}. The best found is {point['attainment']:.1%} of them, "
@@ -111,18 +119,21 @@ def error_in_words(question: Question) -> str:
     if question.error is None:
         return NOT_MEASURED
     try:
-        found = json.loads(question.error.read_text())
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"error={question.error}: cannot be read as JSON: {error}") from error
-    errors = found.get("errors") if isinstance(found, dict) else None
-    if not isinstance(errors, dict) or not all(
-        isinstance(value, int | float) for value in errors.values()
-    ):
+        found = pd.read_csv(question.error)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"error={question.error}: cannot be read as CSV: {error}") from error
+    worst = {
+        goal.label: found[f"{goal.metric}_error"].abs().max()
+        for goal in GOALS
+        if f"{goal.metric}_error" in found
+    }
+    if not worst:
         raise ConfigError(
-            f'error={question.error}: expected {{"errors": {{"METRIC": relative error, ...}}}}'
+            f"error={question.error}: no column METRIC_error: give the simulator_error.csv that "
+            "`python -m experiments calibrate` writes"
         )
-    shown = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in errors.items())
-    return f"The simulator's error, measured ({question.error.name}): {shown}."
+    shown = ", ".join(f"{label} {percent:.1f} %" for label, percent in worst.items())
+    return f"The simulator's error, the largest of those measured ({question.error}): {shown}."
 
 
 def command_in_words(setting: Setting, runs: AdviceRuns) -> str:

@@ -14,12 +14,12 @@ from experiments.advice.setting import KNOBS, Setting
 from experiments.advice.window import Window
 from harness.compose import Composer
 from harness.config import ConfigError, RunConfig
-from harness.engine.cost.gpu import GPUS
-from harness.engine.device.model_shape import ModelShape, model_preset, model_shape
+from harness.engine.device.model_shape import ModelShape
 from harness.measure.environment import capture_environment
 from harness.runs.code_hash import CodeHashes
+from harness.runs.gpu_memory import simulated_memory_bytes
 from harness.runs.jobs import Job, make_job
-from harness.runs.pool_size import activation_bytes, kv_bytes_per_token
+from harness.runs.pool_size import bytes_beside_pool, kv_bytes_per_token
 from harness.runs.preflight import Preflight
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.sweep import run_jobs
@@ -37,7 +37,6 @@ class AdviceRuns:
         self._window = window
         self._shape = shape
         self._root = root
-        self.memory_bytes = memory_bytes(question)
         self._composer = Composer()
         self._hashes = CodeHashes()
         self._configs: dict[Setting, RunConfig] = {}
@@ -52,7 +51,6 @@ class AdviceRuns:
             "executor.gpu": question.gpu,
             "executor.host_us": f"{setting.host_us:g}",
             "model": question.model,
-            "device.imagined_memory_gib": repr(self.memory_bytes / 2**30),
             "kv.memory_fraction": f"{setting.memory_fraction:g}",
             "workload": "trace",
             "workload.format": question.format,
@@ -108,8 +106,8 @@ class AdviceRuns:
     def pool_tokens(self, setting: Setting) -> int:
         """Slots of the pool that a setting's share of the GPU's memory leaves, whole pages."""
         config = self.config(setting)
-        total = setting.memory_fraction * self.memory_bytes
-        left = total - self._shape.weight_bytes - activation_bytes(config, self._shape)
+        left = setting.memory_fraction * _memory_bytes(config)
+        left -= bytes_beside_pool(config, self._shape)
         tokens = max(0, int(left // kv_bytes_per_token(config, self._shape)))
         return tokens - tokens % config.kv.page_size
 
@@ -118,8 +116,8 @@ class AdviceRuns:
         rounding to the fourth digit, upwards."""
         config = self.config(setting)
         needed = pool_tokens * kv_bytes_per_token(config, self._shape)
-        needed += self._shape.weight_bytes + activation_bytes(config, self._shape)
-        return round(needed / self.memory_bytes + 5e-5, 4)
+        needed += bytes_beside_pool(config, self._shape)
+        return round(needed / _memory_bytes(config) + 5e-5, 4)
 
 
 def attainment(row: Mapping[str, Any]) -> float:
@@ -170,22 +168,10 @@ def drive(
     return result[0]
 
 
-def memory_bytes(question: Question) -> float:
-    """Of the GPU, or of one that is imagined in its place."""
-    imagined = question.overrides.get("device.imagined_memory_gib")
-    return GPUS[question.gpu].memory_bytes if imagined is None else float(imagined) * 2**30
-
-
-def shape_of(question: Question) -> ModelShape:
-    """The asked model's figures, with its weights checked against the GPU's memory."""
-    shape = model_shape(model_preset(question.model))
-    memory = memory_bytes(question)
-    if shape.weight_bytes >= memory:
-        raise ConfigError(
-            f"model={question.model} has {shape.weight_bytes / 2**30:.1f} GiB of weights, "
-            f"gpu={question.gpu} {memory / 2**30:.1f} GiB: choose a larger gpu or a smaller model"
-        )
-    return shape
+def _memory_bytes(config: RunConfig) -> int:
+    memory = simulated_memory_bytes(config)
+    assert memory is not None  # every setting names a GPU
+    return memory
 
 
 def _quoted(text: str) -> str:

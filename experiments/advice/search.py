@@ -26,7 +26,7 @@ SAVING = 1.1
 """A knob leaves its value for a pool smaller by this factor, or for more attainment than chance
 gives: what is less is not worth leaving a common value for."""
 
-MOST_ROUNDS = 3
+MOST_ROUNDS = 4
 
 _LOAD_LOW, _LOAD_TOLERANCE = 0.05, 0.1
 
@@ -64,7 +64,8 @@ def advise(problem: Problem) -> Generator[Sequence[Setting], Mapping[Setting, fl
     """Search; returns the advice. Settings that are sent no attainment count as none."""
     tried: Attainments = {}
     top = problem.start.at(HIGHEST_FRACTION)
-    yield from _ask(tried, [problem.start.at(fraction) for fraction in FOLK_FRACTIONS])
+    folk = [fraction for fraction in FOLK_FRACTIONS if fraction >= problem.lowest_fraction]
+    yield from _ask(tried, [top, *map(problem.start.at, folk)])
     if tried[top] < problem.target:
         top = yield from _climb(problem, tried, top)
     if tried[top] < problem.target:

@@ -17,7 +17,7 @@ from harness.workloads.traces import readers
 
 MOST_REQUESTS = 600
 MOST_OUTPUT_TOKENS = 90_000
-MOST_PROMPT_TOKENS = 1_500_000
+MOST_PROMPT_TOKENS = 3_000_000
 """What one run may have, for some 50 of them to be done within a minute on two cores."""
 
 FEWEST_REQUESTS = 40

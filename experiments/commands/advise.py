@@ -27,12 +27,13 @@ from experiments.advice import report
 from experiments.advice.figure import draw_front
 from experiments.advice.points import points
 from experiments.advice.question import Question, parse_question
-from experiments.advice.runs import AdviceRuns, drive, shape_of
+from experiments.advice.runs import AdviceRuns, drive
 from experiments.advice.search import HIGHEST_FRACTION, Advice, Problem, advise
 from experiments.advice.setting import KNOBS, Setting
 from experiments.advice.window import Window, busiest_window, read_rows
 from harness.compose import hydra_session
 from harness.config import ConfigError
+from harness.engine.device.model_shape import model_preset, model_shape
 from harness.runs.store import RunStore
 
 WIDTH = 118
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     question = parse_question(arguments)
     error = report.error_in_words(question)  # a file that cannot be read ends it here
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    shape = shape_of(question)
+    shape = model_shape(model_preset(question.model))
     window = busiest_window(read_rows(question), shape, question)
     report.say(console, report.trace_in_words(question, window))
     root = question.results_dir / "advise"
@@ -121,7 +122,7 @@ def conclude(
     comparable = table[(table["load"] == answer.load) & (table["host_us"] == answer.host_us)]
     point = comparable[comparable["run_id"] == runs.job(answer).run_id].iloc[0]
     console.print()
-    report.say(console, report.answer_in_words(question, advice, point), "bold")
+    report.say(console, report.answer_in_words(question, advice, point, problem), "bold")
     report.say(console, report.waste_in_words(point))
     report.print_sensitivity(console, advice, table, problem.fixed, problem.lowest_fraction)
     report.print_front(console, comparable)

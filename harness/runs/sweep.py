@@ -13,8 +13,8 @@ from harness.runs.jobs import Job
 from harness.runs.store import NotStoredError, RunStore, StoredRun
 from harness.runs.worker import Worker, save_failure
 
-OnFinished = Callable[[Job, StoredRun | None], Sequence[Job]]
-"""Told of each finished job; answers with the jobs that follow from it."""
+OnFinished = Callable[[Job, StoredRun | None], Sequence[Job] | None]
+"""Told of each finished job; answers with the jobs that follow from it, if any."""
 
 
 def pending_jobs(jobs: Sequence[Job]) -> list[Job]:
@@ -63,7 +63,7 @@ def _drain(
                     save_failure(job, error, wall_s, environment)
                     worker.stop()
                     workers.remove(worker)
-                queue.extend(on_finished(job, RunStore(job.root).find(job.run_id)))
+                queue.extend(on_finished(job, RunStore(job.root).find(job.run_id)) or ())
                 _give_out(queue, workers, most_workers, started)
     finally:
         for worker in workers:
