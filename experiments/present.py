@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 
 from experiments.checks import run_checks
-from experiments.figures import draw_figures
+from experiments.figures import answers, draw_figures
 from experiments.table_output import print_table, to_csv_rows, to_markdown
 from experiments.tables import make_tables
 from harness.runs.jobs import Job
@@ -37,8 +37,14 @@ def present(
     if rows.empty:
         return Presentation([], ())
     tables = make_tables(rows, jobs)
-    for table in tables:
-        print_table(table, console)
+    complete = rows[rows["status"] == "complete"]
+    if given := answers(figures, complete, jobs):
+        for answer in given:
+            console.print()
+            console.print(answer)
+    else:
+        for table in tables:
+            print_table(table, console)
     checks = run_checks(rows, jobs)
     console.print()
     for line in checks.lines:
@@ -50,7 +56,6 @@ def present(
     markdown.write_text(to_markdown(tables, [*checks.lines, *checks.failures]))
     to_csv_rows(tables).to_csv(csv, index=False)
     paths = [markdown, csv]
-    complete = rows[rows["status"] == "complete"]
     if len(complete):
         paths += draw_figures(figures, complete, jobs, folder / "figures")
     return Presentation(paths, checks.failures)
