@@ -11,7 +11,7 @@ from rich.console import Console
 
 from experiments.checks import run_checks
 from experiments.figures import answers, draw_figures
-from experiments.table_output import print_table, to_csv_rows, to_markdown
+from experiments.table_output import PIPE_WIDTH, print_table, to_csv_rows, to_markdown
 from experiments.tables import make_tables
 from harness.runs.jobs import Job
 
@@ -39,9 +39,10 @@ def present(
     tables = make_tables(rows, jobs)
     complete = rows[rows["status"] == "complete"]
     if given := answers(figures, complete, jobs):
+        wide = console if console.is_terminal else Console(file=console.file, width=PIPE_WIDTH)
         for answer in given:
             console.print()
-            console.print(answer)
+            wide.print(answer)
     else:
         for table in tables:
             print_table(table, console)
