@@ -5,32 +5,47 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict, deque
+from typing import NamedTuple
 
 from harness.engine.request import Request, Workload
+
+
+class Arrival(NamedTuple):
+    """A request reaches the engine. scheduled_s: the arrival from which latencies are measured."""
+
+    request: Request
+    scheduled_s: float
 
 
 class RequestSource:
     """Releases a workload's requests as time passes and requests end.
 
-    The scheduled arrival, from which latencies are measured, is `arrival_s` in an open loop,
-    the predecessor's end plus think time in a session, and the release itself in a closed
-    loop. There a user who thinks counts as one in the system. ValueError for a workload that
-    would leave requests unreleased for ever.
+    The scheduled arrival is `arrival_s` in an open loop, the predecessor's end plus think time
+    in a session, and the release itself in a closed loop. There a user who thinks counts as one
+    in the system. A request is taken out of the workload as it arrives, not before. ValueError
+    for a workload that would leave requests unreleased for ever.
     """
 
     def __init__(self, workload: Workload) -> None:
-        _check(workload)
-        self._due: list[tuple[float, int, Request]] = []
-        self._followers: dict[int, list[Request]] = defaultdict(list)
+        if workload.closed_loop is not None and workload.closed_loop < 1:
+            raise ValueError(
+                f"a closed loop of {workload.closed_loop} requests releases none: "
+                "workload.concurrency must be at least 1"
+            )
+        self._requests = workload.requests
+        self._due: list[tuple[float, int]] = []
+        self._followers: dict[int, list[tuple[float, int]]] = defaultdict(list)
         self._closed_loop = workload.closed_loop is not None
-        self._backlog: deque[Request] = deque()
-        for request in workload.requests:
-            if request.after_request is not None:
-                self._followers[request.after_request].append(request)
+        self._backlog: deque[int] = deque()
+        for index, outline in enumerate(workload.outlines()):
+            if outline.after_request is not None:
+                _check_order(index, outline.after_request)
+                self._followers[outline.after_request].append((outline.arrival_s, index))
             elif self._closed_loop:
-                self._backlog.append(request)
+                self._backlog.append(index)
             else:
-                heapq.heappush(self._due, (request.arrival_s, request.request_id, request))
+                self._due.append((outline.arrival_s, index))
+        heapq.heapify(self._due)
         for _ in range(min(workload.closed_loop or 0, len(self._backlog))):
             self._release_next(0.0)
 
@@ -38,40 +53,34 @@ class RequestSource:
         """When the next request is due; infinity when none is scheduled."""
         return self._due[0][0] if self._due else math.inf
 
-    def take_arrived(self, now_s: float) -> list[tuple[Request, float]]:
-        """Requests due by `now_s`, each with its scheduled arrival."""
+    def take_arrived(self, now_s: float) -> list[Arrival]:
+        """Requests due by `now_s`."""
         arrived = []
         while self._due and self._due[0][0] <= now_s:
-            arrival_s, _, request = heapq.heappop(self._due)
-            arrived.append((request, arrival_s))
+            scheduled_s, index = heapq.heappop(self._due)
+            arrived.append(Arrival(self._take(index), scheduled_s))
         return arrived
 
     def note_end(self, request: Request, now_s: float) -> None:
         """`request` was answered or refused: whoever waited for that comes next."""
         followers = self._followers.pop(request.request_id, [])
-        for follower in followers:
-            heapq.heappush(self._due, (now_s + follower.arrival_s, follower.request_id, follower))
+        for think_s, index in followers:
+            heapq.heappush(self._due, (now_s + think_s, index))
         if self._closed_loop and not followers and self._backlog:
             self._release_next(now_s)
 
     def _release_next(self, now_s: float) -> None:
-        request = self._backlog.popleft()
-        heapq.heappush(self._due, (now_s, request.request_id, request))
+        heapq.heappush(self._due, (now_s, self._backlog.popleft()))
+
+    def _take(self, index: int) -> Request:
+        request = self._requests[index]
+        if request.request_id != index:
+            raise ValueError(f"request_id {request.request_id} stands at place {index}")
+        return request
 
 
-def _check(workload: Workload) -> None:
-    if workload.closed_loop is not None and workload.closed_loop < 1:
+def _check_order(index: int, after_request: int) -> None:
+    if not 0 <= after_request < index:
         raise ValueError(
-            f"a closed loop of {workload.closed_loop} requests releases none: "
-            "workload.concurrency must be at least 1"
+            f"request {index} follows request {after_request}, which is not among those before it"
         )
-    known: set[int] = set()
-    for request in workload.requests:
-        if request.request_id in known:
-            raise ValueError(f"request_id {request.request_id} is given twice")
-        if request.after_request is not None and request.after_request not in known:
-            raise ValueError(
-                f"request {request.request_id} follows request {request.after_request}, which is "
-                "not among those before it"
-            )
-        known.add(request.request_id)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from harness.engine.scheduling.beam_search import BeamParams
 
@@ -83,9 +84,32 @@ class Request:
         return self.forced_len
 
 
+class RequestOutline(NamedTuple):
+    """What can be known of a request without its tokens; names as in `Request`."""
+
+    arrival_s: float
+    num_prompt_tokens: int
+    max_tokens: int
+    true_output_len: int | None
+    num_sequences: int
+    after_request: int | None
+
+    @property
+    def max_len(self) -> int:
+        """As `Request.max_len`."""
+        return self.num_prompt_tokens + self.max_tokens - 1
+
+
+@runtime_checkable
+class Outlined(Protocol):
+    """Requests that are made when they are asked for, and outlined without making them."""
+
+    def outlines(self) -> Iterable[RequestOutline]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Requests in order of `request_id`, and how they are let in.
+    """Requests in order of `request_id`, which is their index, and how they are let in.
 
     closed_loop: number of requests kept in the system (arrival times are then ignored), or
         None for an open loop.
@@ -93,6 +117,23 @@ class Workload:
     """
 
     name: str
-    requests: tuple[Request, ...]
+    requests: Sequence[Request]
     description: str
     closed_loop: int | None = None
+
+    def outlines(self) -> Iterable[RequestOutline]:
+        """Of each request, in order: in place of the requests wherever tokens do not matter, as
+        there may be more of them than memory holds."""
+        if isinstance(self.requests, Outlined):
+            return self.requests.outlines()
+        return (
+            RequestOutline(
+                request.arrival_s,
+                len(request.prompt_ids),
+                request.max_tokens,
+                request.true_output_len,
+                request.num_sequences,
+                request.after_request,
+            )
+            for request in self.requests
+        )

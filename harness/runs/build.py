@@ -130,7 +130,7 @@ def prepare(
     if config.engine.speculation.draft is not None:
         draft_allocator = build_allocator(config, PagePool(num_pages, page_size))
     scheduler = Scheduler(allocator, scheduler_config, estimator, draft_allocator)
-    max_len = max((request.max_len for request in workload.requests), default=1)
+    max_len = max((outline.max_len for outline in workload.outlines()), default=1)
     max_len = min(max_len, pool_tokens)
     executor = device.executor(config, pool.num_pages, max_len, groups)
     memory_map = (
@@ -141,7 +141,7 @@ def prepare(
         allocator,
         # a timed run keeps the ledger's work out of the time between its steps
         deferred=config.executor.kind != "simulated"
-        or any(request.true_output_len is None for request in workload.requests),
+        or any(outline.true_output_len is None for outline in workload.outlines()),
         memory_map=memory_map,
         draft_ledger=None if draft_allocator is None else Ledger(num_pages, page_size),
     )

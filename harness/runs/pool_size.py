@@ -113,11 +113,12 @@ def draft_bytes_per_token(config: RunConfig) -> int:
 
 def mean_final_len(workload: Workload) -> float:
     """Mean tokens of KV a request holds when it ends, each branch counted by itself."""
-    lengths = []
-    for request in workload.requests:
-        output_len = request.true_output_len or request.max_tokens
-        lengths.append(request.num_sequences * (len(request.prompt_ids) + output_len - 1))
-    return sum(lengths) / max(1, len(lengths))
+    total, count = 0, 0
+    for outline in workload.outlines():
+        output_len = outline.true_output_len or outline.max_tokens
+        total += outline.num_sequences * (outline.num_prompt_tokens + output_len - 1)
+        count += 1
+    return total / max(1, count)
 
 
 def activation_bytes(config: RunConfig, shape: ModelShape) -> int:

@@ -59,11 +59,13 @@ class RequestBuilder:
     def next_id(self) -> int:
         return len(self.requests)
 
-    def random_tokens(self, prompt_len: int, output_len: int) -> tuple[list[int], list[int]]:
-        """The next request's own prompt and output tokens."""
-        source, index = self.context.tokens, self.next_id
-        prompt = source.draw(Stream.TOKENS, index, prompt_len)
-        return prompt.tolist(), source.draw(Stream.OUTPUT, index, output_len).tolist()
+    def random_tokens(
+        self, request_id: int, prompt_len: int, output_len: int
+    ) -> tuple[list[int], list[int]]:
+        """A request's own prompt and output tokens."""
+        source = self.context.tokens
+        prompt = source.draw(Stream.TOKENS, request_id, prompt_len)
+        return prompt.tolist(), source.draw(Stream.OUTPUT, request_id, output_len).tolist()
 
     def check_ids(self, *token_ids: Sequence[int]) -> None:
         """Raises ValueError where a tokenizer gave ids beyond the model's vocabulary."""
@@ -75,22 +77,25 @@ class RequestBuilder:
                 "tokenizer (the built-in one needs 256 ids from workload.first_regular_id on)"
             )
 
-    def add(
-        self,
-        prompt_ids: tuple[int, ...],
-        output_ids: Sequence[int],
-        place: Place,
+    def add(self, prompt_ids: tuple[int, ...], output_ids: Sequence[int], place: Place) -> Request:
+        """Append what `make` makes of the next request_id."""
+        request = self.make(self.next_id, prompt_ids, output_ids, place)
+        self.requests.append(request)
+        return request
+
+    def make(
+        self, request_id: int, prompt_ids: tuple[int, ...], output_ids: Sequence[int], place: Place
     ) -> Request:
-        """Append a request whose true output would be `output_ids`, cut to the bounds.
+        """A request whose true output would be `output_ids`, cut to the bounds.
 
         Scaled lengths were rounded one by one, so that a prompt may overstep by a token or two.
         """
-        config, request_id = self.config, self.next_id
+        config = self.config
         prompt_ids = prompt_ids[: self.limits.max_len - 1]
         output_len = self.limits.cut_output(len(prompt_ids), len(output_ids))
         is_forced = config.output == "forced_ids" and config.num_sequences == 1
         has_length = config.output != "free" and not is_forced
-        request = Request(
+        return Request(
             request_id=request_id,
             arrival_s=place.arrival_s,
             prompt_ids=prompt_ids,
@@ -106,8 +111,6 @@ class RequestBuilder:
             session_id=place.session_id,
             after_request=place.after_request,
         )
-        self.requests.append(request)
-        return request
 
     def _beam(self) -> BeamParams | None:
         config = self.config

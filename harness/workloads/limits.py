@@ -44,3 +44,14 @@ class Limits:
     def max_tokens(self, prompt_len: int) -> int:
         """What a request asks for, not knowing its output: all that it may get."""
         return max(1, min(self.max_output_len, self.max_len - prompt_len))
+
+    def cut_outputs(self, prompt_lens: Ints, output_lens: Ints) -> Ints:
+        """`cut_output` of each."""
+        left = np.minimum(self.max_output_len, self.max_len - prompt_lens)
+        cut: Ints = np.maximum(1, np.minimum(output_lens, left))
+        return cut
+
+    def each_max_tokens(self, prompt_lens: Ints) -> Ints:
+        """`max_tokens` of each."""
+        asked: Ints = np.maximum(1, np.minimum(self.max_output_len, self.max_len - prompt_lens))
+        return asked

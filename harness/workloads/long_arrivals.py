@@ -72,7 +72,7 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
 
 
 def _add(builder: RequestBuilder, prompt_len: int, output_len: int, arrival_s: float) -> None:
-    prompt, output = builder.random_tokens(prompt_len, output_len)
+    prompt, output = builder.random_tokens(builder.next_id, prompt_len, output_len)
     builder.add(tuple(prompt), output, Place(arrival_s))
 
 

@@ -6,8 +6,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+
+from harness.engine.request import Request
 from harness.workloads.config import WorkloadConfig
 from harness.workloads.context import Context, Place, RequestBuilder
+from harness.workloads.lazy_requests import LazyRequests
 from harness.workloads.lengths import Pairs
 from harness.workloads.limits import scale_length, scale_lengths
 from harness.workloads.streams import Bools, Floats, Stream
@@ -49,15 +53,32 @@ def fitting_mask(config: WorkloadConfig, max_len: int, pairs: Pairs) -> Bools:
     return mask
 
 
-def add_single_requests(
+def single_requests(
     builder: RequestBuilder, pairs: Pairs, arrivals: Floats, system: SystemPrompt
-) -> None:
+) -> LazyRequests:
     """One request a sample, after the system prompt where the sample shares it."""
-    for prompt_len, output_len, variate, arrival in _scaled(builder.config, pairs, arrivals):
-        head = system.head(variate)
-        own, output = builder.random_tokens(prompt_len, output_len)
-        place = system.declared(Place(arrival_s=arrival), head)
-        builder.add((*head, *own), output, place)
+    config, limits = builder.config, builder.limits
+    own_lens = scale_lengths(pairs.prompts, config.scale)
+    wanted_lens = scale_lengths(pairs.outputs, config.scale)
+    variates = pairs.variates
+
+    def make(index: int) -> Request:
+        head = system.head(float(variates[index]))
+        lens = int(own_lens[index]), int(wanted_lens[index])
+        own, output = builder.random_tokens(index, *lens)
+        place = system.declared(Place(arrival_s=float(arrivals[index])), head)
+        return builder.make(index, (*head, *own), output, place)
+
+    head_lens = np.where(variates < system.fraction, len(system.ids), 0)
+    prompt_lens = np.minimum(own_lens + head_lens, limits.max_len - 1)
+    return LazyRequests(
+        make,
+        arrivals,
+        prompt_lens,
+        limits.each_max_tokens(prompt_lens),
+        None if config.output == "free" else limits.cut_outputs(prompt_lens, wanted_lens),
+        config.num_sequences,
+    )
 
 
 def add_chat_sessions(
@@ -86,7 +107,7 @@ def add_chat_sessions(
             whole_len = len(history) + prompt_len
             if turn and min(whole_len, longest) + output_len >= builder.limits.max_len:
                 break
-            text, output = builder.random_tokens(prompt_len, output_len)
+            text, output = builder.random_tokens(builder.next_id, prompt_len, output_len)
             prompt = (*history, *text)[-longest:]
             declared = system.declared(place, head) if whole_len <= longest else place
             request = builder.add(prompt, output, declared)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
-from harness.engine.request import Workload
+from harness.engine.request import Request, Workload
 from harness.workloads.arrivals import arrival_times
 from harness.workloads.config import WorkloadConfig
 from harness.workloads.context import Context, RequestBuilder
@@ -19,8 +20,8 @@ from harness.workloads.limits import Limits, scale_length
 from harness.workloads.sharing import (
     SystemPrompt,
     add_chat_sessions,
-    add_single_requests,
     fitting_mask,
+    single_requests,
 )
 from harness.workloads.streams import Stream, rng
 
@@ -46,8 +47,9 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
     system = SystemPrompt(config, context)
     if config.sharing == "chat":
         add_chat_sessions(builder, pairs, arrivals, system, count)
+        requests: Sequence[Request] = tuple(builder.requests)
     else:
-        add_single_requests(builder, pairs, arrivals, system)
+        requests = single_requests(builder, pairs, arrivals, system)
     parts = (
         describe(config),
         sharing_in_words(config),
@@ -57,7 +59,7 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
     )
     return Workload(
         name=config.name,
-        requests=tuple(builder.requests),
+        requests=requests,
         description="; ".join(part for part in parts if part),
         closed_loop=config.concurrency if config.arrivals == "closed_loop" else None,
     )

@@ -144,6 +144,7 @@ def _add_rows(builder: RequestBuilder, rows: list[ScaledRow]) -> None:
         else:
             place = Place(builder.config.think_s, session, after_request=builder.next_id - 1)
         prompt, output = builder.random_tokens(
+            builder.next_id,
             scaled.prompt_len if scaled.prompt_ids is None else 0,
             scaled.output_len if scaled.output_ids is None else 0,
         )

@@ -58,14 +58,14 @@ def test_closed_loop_keeps_its_number_and_a_thinking_user_counts() -> None:
     [
         ([request(0)], 0, "closed loop of 0"),
         ([request(0), request(1, after_request=7)], None, "request 1 follows request 7"),
-        ([request(0), request(0)], None, "request_id 0 is given twice"),
+        ([request(0), request(0)], None, "request_id 0 stands at place 1"),
     ],
 )
 def test_workloads_that_could_not_end_are_errors(
     requests: Any, closed_loop: int | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        source(*requests, closed_loop=closed_loop)
+        source(*requests, closed_loop=closed_loop).take_arrived(math.inf)
 
 
 def run(requests: list[Request], closed_loop: int | None = None, **setup: Any) -> SimulatedRun:

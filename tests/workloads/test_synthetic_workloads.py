@@ -44,6 +44,14 @@ def test_same_seed_gives_the_same_requests_and_another_seed_others(config):
 
 
 @pytest.mark.parametrize("config", CASES)
+@pytest.mark.parametrize("scale", [1.0, 1 / 16, 1 / 200])
+def test_outlines_are_those_of_the_requests(config, scale):
+    workload = make(replace(config, length_scale=scale, max_len=700, max_output_len=300))
+    listed = replace(workload, requests=tuple(workload.requests))
+    assert list(workload.outlines()) == list(listed.outlines())
+
+
+@pytest.mark.parametrize("config", CASES)
 def test_more_requests_keep_the_first_ones(config):
     few, many = make(config), make(replace(config, num_requests=1500))
     assert len(few.requests) == 40
