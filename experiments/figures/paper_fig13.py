@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
@@ -20,7 +21,13 @@ from experiments.windows import Window, with_window
 from harness.measure.statistics import Interval
 from harness.runs.jobs import Job
 
-WINDOWS = {"sharegpt": Window(300.0, 600.0), "alpaca_like": Window(30.0, 90.0)}
+WINDOWS = {
+    ("sharegpt", "2"): Window(300.0, 600.0),
+    ("sharegpt", "1.5"): Window(300.0, 600.0),
+    ("alpaca_like", "30"): Window(30.0, 90.0),
+    ("alpaca_like", "250"): Window(5.0, 12.0),
+}
+"""By workload and requests/s."""
 
 OVERLOAD = "4"
 """Requests/s of Fig. 2, whose runs are this figure's third load."""
@@ -31,7 +38,7 @@ LOADS = {
         "1.5": "1.5 requests/s (script)",
         OVERLOAD: "4 requests/s (all full)",
     },
-    "alpaca_like": {"30": "30 requests/s (caption)"},
+    "alpaca_like": {"30": "30 requests/s (caption)", "250": "250 requests/s (all full)"},
 }
 
 FULL = 0.9
@@ -95,11 +102,13 @@ def batched(rows: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
     own = rows[rows["part"] == "fig13"]
     if len(own):
         own = with_systems(own, jobs)
-        for workload, group in own.groupby("workload", sort=False):
-            found = with_window(group, jobs, WINDOWS[str(workload)]).rename(
+        own = own.assign(load=[f"{rate:g}" for rate in own["rate"]])
+        for place, group in own.groupby(["workload", "load"], sort=False):
+            if place not in WINDOWS:
+                continue
+            found = with_window(group, jobs, WINDOWS[place]).rename(
                 columns={"window_batched": "batched", "window_queued": "queued"}
             )
-            found["load"] = [f"{rate:g}" for rate in found["rate"]]
             parts.append(means(found, ["workload", "load", "system"], ["batched", "queued"]))
         overload = paper_fig2.shares(rows, jobs)
         if len(overload):
@@ -110,7 +119,9 @@ def batched(rows: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
     points = pd.concat(parts, ignore_index=True)
     loads = [(workload, load) for workload in LOADS for load in LOADS[workload]]
     ranks = {place: rank for rank, place in enumerate(itertools.product(loads, SYSTEMS))}
-    places = zip(zip(points["workload"], points["load"], strict=True), points["system"], strict=True)
+    places = zip(
+        zip(points["workload"], points["load"], strict=True), points["system"], strict=True
+    )
     order = pd.Series([ranks.get(place, len(ranks)) for place in places], index=points.index)
     return points.loc[order.sort_values(kind="stable").index]
 
@@ -129,7 +140,9 @@ def _draw_panel(axes: Axes, points: pd.DataFrame, workload: str) -> None:
             found = points[(points["system"] == system) & (points["load"] == load)]
             if len(found):
                 point = found.iloc[0]
-                bars.append((point["batched"], point["batched_ci"], look.colour, hatch))
+                bars.append(
+                    (point["batched"], np.nan_to_num(point["batched_ci"]), look.colour, hatch)
+                )
         start = place - width * (len(bars) - 1) / 2
         for index, (height, interval, colour, hatch) in enumerate(bars):
             x = start + index * width
