@@ -11,6 +11,7 @@ from rich.console import Console
 
 from experiments.checks import run_checks
 from experiments.figures import answers, draw_figures
+from experiments.sustained_rate import print_sustained, sustained_rates
 from experiments.table_output import PIPE_WIDTH, print_table, to_csv_rows, to_markdown
 from experiments.tables import make_tables
 from harness.runs.jobs import Job
@@ -37,6 +38,7 @@ def present(
     if rows.empty:
         return Presentation([], ())
     tables = make_tables(rows, jobs)
+    sustained = sustained_rates(rows, jobs)
     complete = rows[rows["status"] == "complete"]
     if given := answers(figures, complete, jobs):
         wide = console if console.is_terminal else Console(file=console.file, width=PIPE_WIDTH)
@@ -46,6 +48,8 @@ def present(
     else:
         for table in tables:
             print_table(table, console)
+        if len(sustained):
+            print_sustained(sustained, console)
     checks = run_checks(rows, jobs)
     console.print()
     for line in checks.lines:
@@ -57,6 +61,9 @@ def present(
     markdown.write_text(to_markdown(tables, [*checks.lines, *checks.failures]))
     to_csv_rows(tables).to_csv(csv, index=False)
     paths = [markdown, csv]
+    if len(sustained):
+        paths.append(folder / "sustained.csv")
+        sustained.to_csv(paths[-1], index=False)
     if len(complete):
         paths += draw_figures(figures, complete, jobs, folder / "figures")
     return Presentation(paths, checks.failures)

@@ -18,6 +18,7 @@ PIPE_WIDTH = 118
 """Columns of a table that is not printed to a terminal."""
 
 NOT_BOUND = "not memory-bound"
+QUEUE_GROWS = "queue grows"
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -51,9 +52,9 @@ def to_markdown(tables: Sequence[Table], lines: Sequence[str]) -> str:
                 f"**{text}**" if column.metric in row.best else text
                 for column, text in zip(columns, cells, strict=True)
             ]
-            body.append([*row.labels, *marked, row.error or _bound_text(row)])
+            body.append([*row.labels, *marked, row.error or _remarks(row)])
         text = "\n".join("| " + " | ".join(line) + " |" for line in body)
-        notes = "\n".join(f"- {note.replace('†', '').strip()}" for note in table.notes)
+        notes = "\n".join(f"- {note.strip('†‡ ')}" for note in table.notes)
         parts.append(f"## {table.title}\n\n{text}\n\n{notes}\n")
     if lines:
         parts.append("## Checks\n\n" + "\n".join(f"- {line.strip()}" for line in lines) + "\n")
@@ -75,7 +76,7 @@ def to_csv_rows(tables: Sequence[Table]) -> pd.DataFrame:
                 line[f"{column.title} ±"] = value.half_width * column.scale
             line["repetitions"] = max(value.n for value in row.cells.values())
             line["best in"] = "; ".join(c.title for c in columns if c.metric in row.best)
-            line["note"] = row.error or _bound_text(row)
+            line["note"] = row.error or _remarks(row)
             lines.append(line)
     return pd.DataFrame(lines)
 
@@ -148,6 +149,8 @@ def _marked(row: TableRow, column: Column) -> Text:
     text = _cell(row, column, with_interval=column.has_interval)
     if column.metric == "saturated_share" and not row.is_memory_bound and not row.error:
         text += "†"
+    elif column.metric == "normalised_latency_ms" and row.queue_grows:
+        text += "‡"
     elif column.metric in row.best:
         return Text(text + "*", style="bold green")
     return Text(text + " ")
@@ -163,5 +166,6 @@ def _cell(row: TableRow, column: Column, *, with_interval: bool) -> str:
     return text
 
 
-def _bound_text(row: TableRow) -> str:
-    return "" if row.is_memory_bound else NOT_BOUND
+def _remarks(row: TableRow) -> str:
+    bound = [] if row.is_memory_bound else [NOT_BOUND]
+    return "; ".join([*bound, QUEUE_GROWS] if row.queue_grows else bound)

@@ -20,7 +20,7 @@ from harness.runs.varied_settings import short_name, varied_settings
 class TableRow:
     """labels: strategy, pages, and the settings that differ. cells, best: by metric.
 
-    error: of a failed run, else empty.
+    queue_grows: in most repetitions. error: of a failed run, else empty.
     """
 
     labels: tuple[str, ...]
@@ -28,6 +28,7 @@ class TableRow:
     best: frozenset[str]
     is_memory_bound: bool
     error: str = ""
+    queue_grows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ def _row(
         best=best,
         is_memory_bound=bool(saturated >= MEMORY_BOUND_SHARE),
         error=str(failed.iloc[0]["error"]) if len(failed) else "",
+        queue_grows="queue_grows" in runs and bool(runs["queue_grows"].mean() > 0.5),
     )
 
 
@@ -179,6 +181,11 @@ def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) ->
         notes.append(
             "† not memory-bound: the queue waited for memory less than half of the time, so the "
             "row says little about allocation."
+        )
+    if any(row.queue_grows for row in rows):
+        notes.append(
+            "‡ the queue grows: requests come faster than they are served, so latencies are those "
+            "of a run of this length (docs/metrics.md)."
         )
     notes += [f"FAILED {' · '.join(row.labels)}: {row.error}" for row in rows if row.error]
     return tuple(notes)

@@ -120,7 +120,7 @@ def compose_study(command: Command) -> Study:
         for index, part in enumerate(sweep.presets[chosen.preset])
     ]
     included = [_included(command, name, sweep.name) for name in sweep.include]
-    own_parts = [Part(part.name, part.set, part.axes, tuple(part.unless)) for part in parts]
+    own_parts = [Part(p.name, p.set, p.axes, tuple(p.unless), p.search) for p in parts]
     figures = [*itertools.chain.from_iterable(study.figures for study in included), *sweep.figures]
     return Study(
         name=sweep.name,

@@ -164,17 +164,21 @@ class AttentionConfig:
 @dataclass(frozen=True, slots=True)
 class MeasureConfig:
     """memory_map: keep the pool's history page by page, sampled every memory_map_period_s.
-    slo_*: bounds for goodput; None for no bound.
+    slo_*: bounds that a request must keep to count for goodput; None for no bound.
+    slo_normalised_ms is also what the mean may be at a rate that is called sustained, where a
+    search names no bound of its own.
     """
 
     memory_map: bool = False
     memory_map_period_s: float = 0.0
     slo_ttft_ms: float | None = None
     slo_tpot_ms: float | None = None
+    slo_normalised_ms: float | None = None
 
     def __post_init__(self) -> None:
         _check_positive("measure.slo_ttft_ms", self.slo_ttft_ms)
         _check_positive("measure.slo_tpot_ms", self.slo_tpot_ms)
+        _check_positive("measure.slo_normalised_ms", self.slo_normalised_ms)
         if self.memory_map_period_s < 0:
             raise ConfigError(
                 f"measure.memory_map_period_s={self.memory_map_period_s}: must be 0 or more"
@@ -272,18 +276,50 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchConfig:
+    """A search for the highest value of `key` that is sustained (docs/metrics.md), expected
+    between `low` and `high`, to within a relative `tolerance`.
+
+    normalised_latency_ms: the bound; None for measure.slo_normalised_ms of the runs.
+    """
+
+    key: str = "workload.rate"
+    low: float = 0.0
+    high: float = 0.0
+    tolerance: float = 0.05
+    normalised_latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive("search.low", self.low)
+        _check_positive("search.normalised_latency_ms", self.normalised_latency_ms)
+        if not self.low < self.high < math.inf:
+            raise ConfigError(f"search.high={self.high}: must be above search.low={self.low}")
+        if not _FINEST_TOLERANCE <= self.tolerance < math.inf:
+            raise ConfigError(
+                f"search.tolerance={self.tolerance}: must be at least {_FINEST_TOLERANCE}"
+            )
+
+
+_FINEST_TOLERANCE = 0.001
+
+
+@dataclass(frozen=True, slots=True)
 class PartConfig:
     """A full grid: every combination of the lists in `axes`, over the settings in `set`.
 
-    unless: keys; the part is left out when the user sets one of them.
+    unless: keys; the part is left out when the user sets one of them. search: made in each
+    combination, unless the user gives its key a value.
     """
 
     name: str = "runs"
     set: Mapping[str, Any] = field(default_factory=dict)
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     unless: Sequence[str] = ()
+    search: SearchConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.search is not None and self.search.key in (*self.set, *self.axes):
+            raise ConfigError(f"part {self.name!r}: {self.search.key} is searched: give no value")
         for key, values in self.axes.items():
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
                 raise ConfigError(f"part {self.name!r}: axis {key}={values!r} must be a list")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import pandas as pd
 
+from harness.measure.backlog import backlog
 from harness.measure.ledger import CLASSES
 from harness.measure.statistics import Floats, weighted_mean
 
@@ -53,6 +54,7 @@ class ServiceLevel:
 
     ttft_ms: float = math.inf
     tpot_ms: float = math.inf
+    normalised_ms: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,8 @@ class Metrics:
     queue_delay_p99_ms: float
     goodput_requests_per_s: float
     batched_requests: float
+    backlog_growth: float
+    queue_grows: bool
     # memory
     pool_pages: int
     pool_tokens: int
@@ -181,6 +185,7 @@ def _throughput(
     tokens = int(done["num_output_tokens"].sum())
     rate = _ratio(tokens, duration)
     steady_from, steady_to, steady_rate = _steady_window(steps, done)
+    queue = backlog(_column(done, "arrival_s"), _column(done, "finish_s"))
     return {
         "duration_s": duration,
         "last_arrival_s": last_arrival,
@@ -195,6 +200,8 @@ def _throughput(
         "batched_requests": weighted_mean(
             _column(steps, "num_running"), _column(steps, "duration_s")
         ),
+        "backlog_growth": queue.growth,
+        "queue_grows": queue.grows,
     }
 
 
@@ -238,7 +245,7 @@ def _latency(done: pd.DataFrame, slo: ServiceLevel, duration_s: float) -> dict[s
     tpot_each[several] = (e2e - ttft)[several] / (tokens[several] - 1)
     itl = np.concatenate([np.zeros(0), *map(np.asarray, done["itl_ms"])])
     normalised = e2e / tokens
-    good = (ttft <= slo.ttft_ms) & (tpot_each <= slo.tpot_ms)
+    good = (ttft <= slo.ttft_ms) & (tpot_each <= slo.tpot_ms) & (normalised <= slo.normalised_ms)
     return {
         "normalised_latency_ms": _mean(normalised),
         "normalised_latency_p50_ms": _percentile(normalised, 50),

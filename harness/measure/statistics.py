@@ -1,9 +1,10 @@
-"""Time-weighted averages and intervals over repetitions."""
+"""Averages, intervals over repetitions, and verdicts on differences. docs/statistics.md."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,10 @@ from scipy import stats
 Floats = npt.NDArray[np.float64]
 
 MIN_REPETITIONS_FOR_INTERVAL = 5
+MIN_PAIRS_FOR_VERDICT = 6
+SIGNIFICANCE = 0.05
+
+Verdict = Literal["better", "worse", "no difference seen", "too few runs to tell"]
 
 
 class Interval(NamedTuple):
@@ -39,3 +44,70 @@ def t_interval(values: Floats) -> Interval:
         return Interval(mean, math.nan, n)
     half_width = float(stats.t.ppf(0.975, n - 1) * finite.std(ddof=1) / math.sqrt(n))
     return Interval(mean, half_width, n)
+
+
+class Comparison(NamedTuple):
+    """difference: mean of the paired differences with its interval. p_value: two-sided, after
+    Holm's correction over the family; NaN where pairs are too few to be tested."""
+
+    difference: Interval
+    p_value: float
+    verdict: Verdict
+
+
+def paired_differences(values: Mapping[int, float], baseline: Mapping[int, float]) -> Floats:
+    """`values` less `baseline`, seed by seed; a seed that either lacks, or has as NaN, is left
+    out."""
+    seeds = sorted(values.keys() & baseline.keys())
+    differences = np.array([values[seed] - baseline[seed] for seed in seeds], dtype=np.float64)
+    return differences[np.isfinite(differences)]
+
+
+def paired_p_value(differences: Floats) -> float:
+    """Two-sided p value of Student's paired t test. NaN below two pairs; where all differences
+    are the same, 1 for zero and 0 for any other."""
+    if len(differences) < 2:
+        return math.nan
+    if np.ptp(differences) == 0:
+        return 0.0 if differences[0] else 1.0
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """P values of a family of tests, corrected so that the chance of any false finding among them
+    is bounded (Holm, Scand. J. Statist. 1979): the k-th smallest of m, from 0, times m - k, at
+    least as large as those before it and at most 1. In the order given."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return tuple(adjusted)
+
+
+def compare(family: Sequence[Floats], higher_is_better: bool) -> tuple[Comparison, ...]:
+    """A verdict for each of a family of paired differences from a baseline.
+
+    A family is all that is claimed together: the strategies of one table against its baseline in
+    one metric, say. Members of fewer than MIN_PAIRS_FOR_VERDICT pairs are not tested, and make the
+    family no larger.
+    """
+    tested = [index for index, each in enumerate(family) if len(each) >= MIN_PAIRS_FOR_VERDICT]
+    corrected = holm([paired_p_value(family[index]) for index in tested])
+    p_values = dict(zip(tested, corrected, strict=True))
+    return tuple(
+        _compared(t_interval(each), p_values.get(index, math.nan), higher_is_better)
+        for index, each in enumerate(family)
+    )
+
+
+def _compared(difference: Interval, p_value: float, higher_is_better: bool) -> Comparison:
+    verdict: Verdict
+    if math.isnan(p_value):
+        verdict = "too few runs to tell"
+    elif p_value >= SIGNIFICANCE:
+        verdict = "no difference seen"
+    else:
+        verdict = "better" if (difference.mean > 0) == higher_is_better else "worse"
+    return Comparison(difference, p_value, verdict)

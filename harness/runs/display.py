@@ -21,12 +21,12 @@ from harness.runs.store import StoredRun
 class SweepDisplay:
     """A progress bar with time left, and a line for each finished run.
 
-    Not on a terminal there is no bar, just the lines.
+    Not on a terminal there is no bar, just the lines. searching: more runs may follow from these.
     """
 
-    def __init__(self, console: Console, num_jobs: int) -> None:
-        self._console = console
+    def __init__(self, console: Console, num_jobs: int, searching: bool = False) -> None:
         self._num_jobs = num_jobs
+        self._more = "+" if searching else ""
         self._num_done = 0
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -39,7 +39,8 @@ class SweepDisplay:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._progress.add_task("runs", total=num_jobs)
+        task = "searching" if searching else "runs"
+        self._task = self._progress.add_task(task, total=num_jobs)
 
     def __enter__(self) -> SweepDisplay:
         self._progress.start()
@@ -53,11 +54,17 @@ class SweepDisplay:
     ) -> None:
         self._progress.stop()
 
+    def add(self, num_jobs: int) -> None:
+        """So many runs more are to be done."""
+        self._num_jobs += num_jobs
+        self._progress.update(self._task, total=self._num_jobs)
+
     def finished(self, job: Job, run: StoredRun | None) -> None:
         """One more run is stored."""
         self._num_done += 1
         width = len(str(self._num_jobs))
-        head = f"[{self._num_done:>{width}}/{self._num_jobs}] {job.label:<58}"
+        count = f"{self._num_done:>{width}}/{self._num_jobs}{self._more}"
+        head = f"[{count}] {job.label:<58}"
         self._progress.console.print(f"{head} {_outcome(run)}", highlight=False, markup=False)
         self._progress.advance(self._task)
 

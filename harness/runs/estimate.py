@@ -37,12 +37,18 @@ def estimate_wall_s(pending: Sequence[Job], jobs: Sequence[Job]) -> float:
         if not group:
             continue
         if known[is_timed]:
-            seconds = len(group) * sum(known[is_timed]) / len(known[is_timed])
+            each = sum(known[is_timed]) / len(known[is_timed])
+            seconds = sum(_num_runs(job) * each for job in group)
         else:
-            seconds = sum(_guess(job.config) for job in group)
+            seconds = sum(_num_runs(job) * _guess(job.config) for job in group)
         share = 1 if is_timed else min(usable_cores(), len(group))
         total += seconds / share + _WORKER_START_S[is_timed]
     return total
+
+
+def _num_runs(job: Job) -> int:
+    """A probe that is not stored stands for its search."""
+    return 1 if job.search is None else job.search.most_probes
 
 
 def _guess(config: RunConfig) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.config import SearchConfig
+
 Takes = Callable[[str, str], bool]
 """Whether an allocator takes a key of the form `allocator.OPTION`."""
 
@@ -18,21 +20,25 @@ class Part:
     """A full grid within an experiment: every combination of `axes` over the settings `set`.
 
     unless: keys; a part is left out when the user sets one of them, because it is about
-    particular values of them (the contiguous reference lines, say, of allocators).
+    particular values of them (the contiguous reference lines, say, of allocators). search: made in
+    each combination; a value that the user gives its key takes its place.
     """
 
     name: str
     set: Mapping[str, Any] = field(default_factory=dict)
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     unless: tuple[str, ...] = ()
+    search: SearchConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One combination: the part it belongs to and its `key=value` overrides."""
+    """One combination: the part it belongs to and its `key=value` overrides; search: for the
+    value of one key more."""
 
     part: str
     overrides: tuple[str, ...]
+    search: SearchConfig | None = None
 
 
 def expand(
@@ -47,7 +53,7 @@ def expand(
     the experiment's setting or axis of that name; cells that become equal are run once. A cell
     whose allocator does not take a key goes without it, unless no cell's does.
     """
-    cells: dict[tuple[str, ...], Cell] = {}
+    cells: dict[tuple[tuple[str, ...], SearchConfig | None], Cell] = {}
     given = [key for key in (*fixed, *swept) if key.startswith("allocator.")]
     chosen = chosen_allocators(parts, fixed, swept)
     optional = {key for key in given if any(takes(allocator, key) for allocator in chosen)}
@@ -60,6 +66,9 @@ def expand(
             if key not in fixed and key not in swept
         }
         axes |= swept
+        search = part.search
+        if search is not None and (search.key in fixed or search.key in swept):
+            search = None
         settings = [
             f"{key}={to_override(value)}"
             for key, value in part.set.items()
@@ -73,7 +82,7 @@ def expand(
             own = [f"{k}={to_override(v)}" for k, v in point.items() if k not in left_out]
             typed = [f"{key}={value}" for key, value in fixed.items() if key not in left_out]
             overrides = tuple(_groups_first([*settings, *own]) + typed)
-            cells.setdefault(overrides, Cell(part.name, overrides))
+            cells.setdefault((overrides, search), Cell(part.name, overrides, search))
     return list(cells.values())
 
 

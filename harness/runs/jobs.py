@@ -7,6 +7,7 @@ from pathlib import Path
 
 from allocators import discovery
 from harness.config import ALLOCATOR_KEYS, AllocatorConfig, ConfigError, RunConfig, to_mapping
+from harness.runs.bisection import Search
 from harness.runs.code_hash import CodeHashes, allocator_hash
 from harness.runs.store import make_run_id
 
@@ -14,7 +15,7 @@ from harness.runs.store import make_run_id
 @dataclass(frozen=True, slots=True)
 class Job:
     """part: the part of the experiment that the run belongs to ("waste", "times", ...).
-    allocator_code: hash of the strategy as it was planned.
+    allocator_code: hash of the strategy as it was planned. search: that it is a probe of.
     """
 
     config: RunConfig
@@ -23,6 +24,7 @@ class Job:
     part: str
     root: Path
     allocator_code: str
+    search: Search | None = None
 
     @property
     def is_timed(self) -> bool:

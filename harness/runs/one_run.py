@@ -109,7 +109,9 @@ def _run_repetition(config: RunConfig, device: Device, seed: int) -> _Repetition
         prepared.num_layer_groups,
     )
     slo = ServiceLevel(
-        config.measure.slo_ttft_ms or math.inf, config.measure.slo_tpot_ms or math.inf
+        config.measure.slo_ttft_ms or math.inf,
+        config.measure.slo_tpot_ms or math.inf,
+        config.measure.slo_normalised_ms or math.inf,
     )
     metrics = compute_metrics(steps, requests, pool, slo)
     summary = {

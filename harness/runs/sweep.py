@@ -13,7 +13,8 @@ from harness.runs.jobs import Job
 from harness.runs.store import NotStoredError, RunStore, StoredRun
 from harness.runs.worker import Worker, save_failure
 
-OnFinished = Callable[[Job, StoredRun | None], None]
+OnFinished = Callable[[Job, StoredRun | None], Sequence[Job]]
+"""Told of each finished job; answers with the jobs that follow from it."""
 
 
 def pending_jobs(jobs: Sequence[Job]) -> list[Job]:
@@ -27,7 +28,8 @@ def pending_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 
 def run_jobs(jobs: Sequence[Job], environment: Environment, on_finished: OnFinished) -> None:
-    """Do all of `jobs`, each once. A run that fails or kills its worker becomes a failed row.
+    """Do all of `jobs`, each once, and the jobs that `on_finished` adds. A run that fails or kills
+    its worker becomes a failed row.
 
     Simulated runs share the machine's cores; timed ones follow, one at a time, in the order
     given. Ending early (Ctrl-C, kill) loses only the runs then in flight. Raises NotStoredError
@@ -64,8 +66,9 @@ def _drain(
                     workers.remove(worker)
                     worker = Worker()
                     workers.append(worker)
-                on_finished(job, RunStore(job.root).find(job.run_id))
-                _give(worker, queue, started)
+                queue.extend(on_finished(job, RunStore(job.root).find(job.run_id)))
+                for idle in (w for w in workers if w.job is None):
+                    _give(idle, queue, started)
     finally:
         for worker in workers:
             worker.stop()

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from harness.compose import compose_study, hydra_session, parse_command
 from harness.runs.jobs import Job
-from harness.runs.study import plan_jobs
+from harness.runs.planning import plan_study
 
 TINY = (
     "executor=simulated",
@@ -46,7 +46,8 @@ def plan(folder: Path, *arguments: str) -> tuple[list[Job], Sequence[str]]:
     with hydra_session():
         study = compose_study(command)
         console = Console(file=io.StringIO())
-        return plan_jobs(study, command, folder / study.name, console), study.figures
+        plan = plan_study(study, command, folder / study.name, console)
+        return plan.jobs, study.figures
 
 
 def check_files(paths: list[Path], name: str) -> pd.DataFrame:

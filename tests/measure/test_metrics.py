@@ -145,6 +145,9 @@ EXPECTED = {
     "queue_delay_p99_ms": 490.0,
     "goodput_requests_per_s": 1 / 6,  # the second waits too long, the fourth is too slow
     "batched_requests": (1 + 3 + 2 * 2 + 1) / 5,
+    # 1.5 in the system from 1/3 to 2/3, 2 from there to the last arrival; one arrival a third
+    "backlog_growth": 0.5,
+    "queue_grows": False,
     # memory, weighted by durations 1, 1, 2, 1
     "pool_pages": 10,
     "pool_tokens": 40,

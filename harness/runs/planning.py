@@ -1,0 +1,186 @@
+"""From a study's parts to its runs: composed, checked and addressed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from harness.compose import Command, Composer, Study
+from harness.config import ConfigError, DeviceConfig, RunConfig, unknown_name
+from harness.runs.code_hash import CodeHashes
+from harness.runs.grid import Cell, chosen_allocators, expand
+from harness.runs.jobs import Job, allocator_keys, make_job
+from harness.runs.key_effects import check_effects
+from harness.runs.preflight import Preflight
+from harness.runs.searching import CellSearch, search_of
+from harness.runs.varied_settings import short_name, varied_settings
+from harness.schema import allocator_spec
+
+
+class Plan:
+    """What a study runs. searches: those that add jobs as they go on."""
+
+    def __init__(self, jobs: Sequence[Job], searches: Sequence[CellSearch]) -> None:
+        self.searches = tuple(searches)
+        self._jobs = {job.run_id: job for job in jobs}
+        for search in self.searches:
+            self._advance(search)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All that is known of: of a search, the probes that are stored, and the next one."""
+        return sorted(self._jobs.values(), key=lambda job: (job.is_timed, job.config.seed))
+
+    def follow(self, finished: Job) -> list[Job]:
+        """The jobs that are to be done now that `finished` is."""
+        waiting = [search for search in self.searches if search.waits_for(finished.run_id)]
+        return [job for search in waiting for job in self._advance(search)]
+
+    def _advance(self, search: CellSearch) -> list[Job]:
+        """Jobs that are new; what a part of the study or another search does is waited for."""
+        missing = [job for job in search.advance() if job.run_id not in self._jobs]
+        for job in search.jobs:
+            self._jobs.setdefault(job.run_id, job)
+        return missing
+
+
+class _Planned(NamedTuple):
+    """A cell with its runs; where it is searched, those at the low end, which stand for it."""
+
+    cell: Cell
+    jobs: list[Job]
+
+
+def plan_study(study: Study, command: Command, folder: Path, console: Console) -> Plan:
+    """Every run of the study, composed, checked and addressed; the same run is planned once."""
+    _check_allocator_keys(study, command)
+    planner = _Planner(command, folder)
+    cells = expand(study.parts, command.fixed, command.swept, _takes)
+    configs = [
+        planner.compose(cell, None if cell.search is None else cell.search.low) for cell in cells
+    ]
+    check_effects({*command.fixed, *command.swept}, configs)
+    preflight = Preflight()
+    for config in configs:
+        preflight.check(config)
+    for device_name in planner.device_names(configs):
+        console.print(f"device: {device_name}", highlight=False)
+    planned = [
+        _Planned(cell, planner.jobs(cell, config))
+        for cell, config in zip(cells, configs, strict=True)
+    ]
+    suffixes = _suffixes(planned)
+    jobs: dict[str, Job] = {}
+    searches = []
+    for index, (cell, own) in enumerate(planned):
+        if cell.search is None:
+            for job in own:
+                label = job.label + suffixes[index]
+                jobs.setdefault(job.run_id, dataclasses.replace(job, label=label))
+        else:
+            search = search_of(cell.search, own[0].config)
+            make_jobs = functools.partial(planner.probe, cell)
+            searches.append(CellSearch(search, make_jobs, suffixes[index]))
+    return Plan(list(jobs.values()), searches)
+
+
+class _Planner:
+    """Makes the jobs of cells."""
+
+    def __init__(self, command: Command, folder: Path) -> None:
+        self._verbatim = command.verbatim
+        self._folder = folder
+        self._composer = Composer()
+        self._hashes = CodeHashes()
+        self._device_names: dict[DeviceConfig, str] = {}
+
+    def compose(self, cell: Cell, value: float | None) -> RunConfig:
+        """The config of a cell; value: of the key that is searched in it."""
+        probed = [] if cell.search is None else [f"{cell.search.key}={value!r}"]
+        return self._composer.run([*cell.overrides, *probed, *self._verbatim])
+
+    def probe(self, cell: Cell, value: float) -> list[Job]:
+        """The runs that try a value."""
+        return self.jobs(cell, self.compose(cell, value))
+
+    def jobs(self, cell: Cell, config: RunConfig) -> list[Job]:
+        """The runs of a config in a cell: one, or one a repetition."""
+        name = self._device_names.get(config.device, "simulated")
+        return [
+            make_job(each, cell.part, self._folder, name, self._hashes)
+            for each in _interleave(config)
+        ]
+
+    def device_names(self, configs: Sequence[RunConfig]) -> list[str]:
+        """What the runs that need a device will be done on, found out once for each."""
+        for config in configs:
+            if config.executor.kind != "simulated" and config.device not in self._device_names:
+                self._device_names[config.device] = _device_name(config.device)
+        return list(self._device_names.values())
+
+
+def _suffixes(planned: Sequence[_Planned]) -> list[str]:
+    """What labels say of each cell beside those of `run_label`: the settings that differ within
+    its table, without the one that is searched."""
+    tables: dict[tuple[str, str, str], list[int]] = {}
+    for index, (cell, jobs) in enumerate(planned):
+        config = jobs[0].config
+        key = cell.part, config.workload.name, config.executor.kind
+        tables.setdefault(key, []).append(index)
+    suffixes = [""] * len(planned)
+    for indices in tables.values():
+        varied = varied_settings([job for index in indices for job in planned[index].jobs])
+        for index in indices:
+            cell, jobs = planned[index]
+            searched = None if cell.search is None else cell.search.key
+            chosen = [
+                (short_name(key), values[jobs[0].run_id])
+                for key, values in varied.items()
+                if key != searched
+            ]
+            words = [f"{name} {value}" for name, value in chosen if value != "-"]
+            suffixes[index] = "".join(f" · {word}" for word in words)
+    return suffixes
+
+
+def _check_allocator_keys(study: Study, command: Command) -> None:
+    """Raise ConfigError for an allocator's option that none of the chosen ones has. What is wrong
+    with one that cannot be loaded is told where it is composed."""
+    chosen = chosen_allocators(study.parts, command.fixed, command.swept)
+    known: set[str] = set()
+    for allocator in chosen:
+        keys = allocator_keys(allocator_spec(allocator))
+        if keys is None:
+            return
+        known |= keys
+    for key in (*command.fixed, *command.swept):
+        if key.startswith("allocator.") and key not in known:
+            raise ConfigError(unknown_name(key, known, "key"))
+
+
+def _takes(allocator: str, key: str) -> bool:
+    """Whether an allocator takes a key; one that cannot be loaded takes any, so that the error
+    is about what is wrong with it."""
+    keys = allocator_keys(allocator_spec(allocator))
+    return keys is None or key in keys
+
+
+def _interleave(config: RunConfig) -> list[RunConfig]:
+    """Timed repetitions become runs of their own, so that strategies take turns on the machine."""
+    if config.executor.kind == "simulated" or config.repetitions == 1:
+        return [config]
+    return [
+        dataclasses.replace(config, seed=config.seed + k, repetitions=1)
+        for k in range(config.repetitions)
+    ]
+
+
+def _device_name(config: DeviceConfig) -> str:
+    from harness.runs.torch_device import describe_device
+
+    return describe_device(config)
