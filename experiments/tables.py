@@ -165,7 +165,8 @@ def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) ->
     if is_simulated and (group["cost"] == "roofline").all():
         notes.append(
             "Simulated: a step takes what its bytes and operations take on the GPU at its "
-            "published figures (executor.gpu), and the host what executor.host_us says."
+            "published figures (executor.gpu), and the host what executor.host_us says: see "
+            "docs/simulator.md."
         )
     elif is_simulated:
         notes.append(

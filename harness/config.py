@@ -81,7 +81,7 @@ class KVConfig:
 class EngineConfig:
     """See `SchedulerConfig`. swap_tokens: slots on the host for preemption=swap; None for as
     many as the pool has, 0 recomputes. fused: lean forward pass where the model's modules allow
-    it.
+    it. tensor_parallel: GPUs that a simulated model is split over.
     """
 
     schedule: Schedule = "mixed_chunked"
@@ -95,9 +95,11 @@ class EngineConfig:
     batch_order: BatchOrder = "arrival"
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     fused: bool = True
+    tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
         _check_at_least_one("engine.token_budget", self.token_budget)
+        _check_at_least_one("engine.tensor_parallel", self.tensor_parallel)
         _check_at_least_one("engine.max_num_seqs", self.max_num_seqs)
         _check_at_least_one("engine.batch_size", self.batch_size)
         if self.swap_tokens is not None and self.swap_tokens < 0:
@@ -130,25 +132,46 @@ class DeviceConfig:
 class ExecutorConfig:
     """kind: torch runs the model; simulated only reckons with time.
 
-    cost, of a simulated step: constant (step_ms), or roofline, from the published figures of
-    `gpu` and the model's shape. host_us, host_us_per_sequence: what the host adds to such a step,
-    which nobody published; 0 gives the bound that the hardware sets.
+    cost, of a simulated step: constant (step_ms); roofline, from the published figures of `gpu`
+    and the model's shape; calibrated, from steps of real runs (`calibration`: the file that
+    `python -m experiments calibrate` wrote).
+
+    What follows is of cost=roofline. gemm_efficiency, attention_efficiency, bandwidth_efficiency:
+    shares of published peaks. host_us, host_us_per_sequence: what the host adds to a forward
+    pass, which nobody published; 0 gives the bound that the hardware sets. transfer_us: a copy to
+    the host or back, beside its bytes; allreduce_us: an all-reduce, beside its bytes; both as
+    others measured them once, on machines of their own (docs/simulator.md).
     """
 
     kind: Literal["torch", "simulated"] = "torch"
-    cost: Literal["constant", "roofline"] = "constant"
+    cost: Literal["constant", "roofline", "calibrated"] = "constant"
     step_ms: float = 20.0
+    calibration: str | None = None
     gpu: Literal["a100_40gb", "a100_80gb", "h100", "h200", "l4"] = "a100_40gb"
+    gemm_efficiency: float = 0.85
+    attention_efficiency: float = 0.6
+    bandwidth_efficiency: float = 1.0
     host_us: float = 0.0
     host_us_per_sequence: float = 0.0
+    transfer_us: float = 2.3
+    allreduce_us: float = 10.0
 
     def __post_init__(self) -> None:
         _check_positive("executor.step_ms", self.step_ms)
-        for key in ("host_us", "host_us_per_sequence"):
+        for key in ("host_us", "host_us_per_sequence", "transfer_us", "allreduce_us"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"executor.{key}={getattr(self, key):g} must be at least 0")
+        for key in ("gemm_efficiency", "attention_efficiency", "bandwidth_efficiency"):
+            if not 0 < getattr(self, key) <= 1:
+                raise ConfigError(f"executor.{key}={getattr(self, key):g}: must be in (0, 1]")
         if self.cost != "constant" and self.kind != "simulated":
             raise ConfigError(f"executor.cost={self.cost} needs executor=simulated")
+        if (self.cost == "calibrated") != (self.calibration is not None):
+            raise ConfigError(
+                f"executor.calibration={self.calibration} with executor.cost={self.cost}: a "
+                "calibrated cost needs both, executor.cost=calibrated executor.calibration=FILE "
+                "(`python -m experiments calibrate` writes one)"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +239,12 @@ class RunConfig:
             raise ConfigError(
                 "executor=simulated cannot know where a free output ends: use "
                 "workload.output=forced_ids or forced_length, or executor=torch"
+            )
+        if self.engine.tensor_parallel > 1 and self.executor.cost != "roofline":
+            raise ConfigError(
+                f"engine.tensor_parallel={self.engine.tensor_parallel} is simulated only, on GPUs "
+                "of published figures: add executor=simulated executor.cost=roofline, or leave "
+                "it out"
             )
         self._check_speculation()
         branches, limit = self.workload.num_sequences, self.engine.max_num_seqs

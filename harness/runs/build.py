@@ -13,9 +13,6 @@ from allocators.layer_groups import LayerGroups, can_share_pool
 from allocators.page_pool import PagePool
 from harness.config import ConfigError, RunConfig, convert
 from harness.engine.clock import Clock, VirtualClock, WallClock
-from harness.engine.cost.gpu import GPUS
-from harness.engine.cost.model import ConstantCost, CostModel
-from harness.engine.cost.roofline import Host, Roofline
 from harness.engine.device.model_shape import LayerGroup, ModelShape
 from harness.engine.engine import Engine, Limits
 from harness.engine.executor import Executor
@@ -28,6 +25,7 @@ from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.recorder import RunRecorder
 from harness.runs.pool_size import host_pages
+from harness.runs.step_cost import cost_model
 
 
 class Device(Protocol):
@@ -75,23 +73,10 @@ class SimulatedDevice:
         self, config: RunConfig, num_pages: int, max_len: int, groups: Sequence[LayerGroup] = ()
     ) -> Executor:
         return SimulatedExecutor(
-            _cost_model(config, self.shape, groups),
+            cost_model(config, self.shape, groups),
             self.shape.vocab_size,
             config.engine.speculation.acceptance,
         )
-
-
-def _cost_model(config: RunConfig, shape: ModelShape, groups: Sequence[LayerGroup]) -> CostModel:
-    executor = config.executor
-    if executor.cost == "constant":
-        return ConstantCost(executor.step_ms / 1e3)
-    if config.engine.speculation.method == "draft_model":
-        raise ConfigError(
-            "executor.cost=roofline does not count a draft model's passes yet: use "
-            "engine.speculation.method=injected, or executor.cost=constant"
-        )
-    host = Host(executor.host_us / 1e6, executor.host_us_per_sequence / 1e6)
-    return Roofline(GPUS[executor.gpu], shape, config.kv.page_size, groups, host)
 
 
 def prepare(

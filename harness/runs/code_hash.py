@@ -19,8 +19,10 @@ _RUN_CODE = (
     "harness.measure",
     "harness.workloads",
     "harness.runs.build",
+    "harness.runs.gpu_memory",
     "harness.runs.one_run",
     "harness.runs.pool_size",
+    "harness.runs.step_cost",
 )
 _MODEL_CODE = ("kernels", "harness.runs.torch_device")
 

@@ -38,12 +38,24 @@ _CONSTANT = Need(
     "executor=simulated executor.cost=constant",
 )
 
+_SWAP = Need(lambda c: c.engine.preemption == "swap", "engine.preemption=swap")
+
+_PARALLEL = Need(lambda c: c.engine.tensor_parallel > 1, "engine.tensor_parallel=2, or more")
+
 NEEDS: Mapping[str, Need] = {
     "executor.step_ms": _CONSTANT,
     "executor.gpu": _ROOFLINE,
+    "executor.gemm_efficiency": _ROOFLINE,
+    "executor.attention_efficiency": _ROOFLINE,
+    "executor.bandwidth_efficiency": _ROOFLINE,
     "executor.host_us": _ROOFLINE,
     "executor.host_us_per_sequence": _ROOFLINE,
-    "engine.swap_tokens": Need(lambda c: c.engine.preemption == "swap", "engine.preemption=swap"),
+    "executor.transfer_us": Need(
+        lambda c: _ROOFLINE.holds(c) and _SWAP.holds(c),
+        f"{_ROOFLINE.way_out} {_SWAP.way_out}",
+    ),
+    "executor.allreduce_us": _PARALLEL,
+    "engine.swap_tokens": _SWAP,
     "engine.speculation.num_tokens": _DRAFTS,
     "engine.speculation.ngram_min": _LOOKUP,
     "engine.speculation.ngram_max": _LOOKUP,

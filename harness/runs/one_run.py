@@ -17,6 +17,7 @@ from harness.measure.environment import Environment, capture_environment
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics
 from harness.measure.records import requests_frame, steps_frame
 from harness.runs.build import Device, SimulatedDevice, prepare
+from harness.runs.gpu_memory import simulated_memory_bytes
 from harness.runs.pool_size import (
     draft_bytes_per_token,
     kv_bytes_per_token,
@@ -40,11 +41,9 @@ def make_workload(config: RunConfig, device: Device, seed: int) -> Workload:
 
 
 def simulated_device(config: RunConfig) -> SimulatedDevice:
-    """The stand-in for a device of `config`'s model, with imagined memory if any."""
-    imagined = config.device.imagined_memory_gib
-    return SimulatedDevice(
-        model_shape(config.model), None if imagined is None else int(imagined * 2**30)
-    )
+    """The stand-in for a device of `config`'s model, with imagined memory if any, else that of
+    its GPUs if they have a name."""
+    return SimulatedDevice(model_shape(config.model), simulated_memory_bytes(config))
 
 
 def execute_run(

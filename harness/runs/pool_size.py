@@ -41,7 +41,8 @@ def pool_pages(
     else:
         assert device_bytes is not None  # `needs_device_memory` was checked before
         fraction = kv.memory_fraction or DEFAULT_MEMORY_FRACTION
-        left = fraction * device_bytes - shape.weight_bytes - activation_bytes(config, shape)
+        activations = config.engine.tensor_parallel * activation_bytes(config, shape)
+        left = fraction * device_bytes - shape.weight_bytes - activations
         tokens = int(left // kv_bytes_per_token(config, shape))
         source = (
             f"kv.memory_fraction={fraction} of {device_bytes / 2**30:.2f} GiB less "
@@ -88,10 +89,17 @@ def longest_request_len(config: RunConfig, shape: ModelShape) -> int:
 
 
 def kv_bytes_per_token(config: RunConfig, shape: ModelShape) -> int:
-    """Keys and values of one token in all layers, in kv.dtype."""
+    """Keys and values of one token in all layers, in kv.dtype; on all GPUs of a tensor-parallel
+    model, each of which has one KV head at least."""
+    num_bytes = shape.kv_bytes_per_token * kv_copies(config, shape)
     if config.kv.dtype == "auto":
-        return shape.kv_bytes_per_token
-    return shape.kv_bytes_per_token // shape.dtype_bytes * DTYPE_BYTES[config.kv.dtype]
+        return num_bytes
+    return num_bytes // shape.dtype_bytes * DTYPE_BYTES[config.kv.dtype]
+
+
+def kv_copies(config: RunConfig, shape: ModelShape) -> int:
+    """GPUs that hold the same KV head, where there are fewer heads than GPUs."""
+    return max(1, config.engine.tensor_parallel // shape.num_kv_heads)
 
 
 def draft_model(config: RunConfig) -> ModelConfig | None:

@@ -17,6 +17,7 @@ from harness.engine.device.model_shape import (
     model_shape,
 )
 from harness.runs.build import build_allocator
+from harness.runs.gpu_memory import check_fits, simulated_memory_bytes
 from harness.runs.pool_size import draft_model, longest_request_len, needs_device_memory
 from harness.workloads.generate import generate
 
@@ -37,9 +38,10 @@ class Preflight:
         if needs_device_memory(config) and not _has_memory(config):
             raise ConfigError(
                 f"kv.memory_fraction={config.kv.memory_fraction} needs a device memory: on a CPU "
-                "and in simulation give device.imagined_memory_gib, or size the pool by "
-                "kv.pool_tokens or kv.pool_demand"
+                "and in simulation give device.imagined_memory_gib (or executor.cost=roofline "
+                "and executor.gpu), or size the pool by kv.pool_tokens or kv.pool_demand"
             )
+        check_fits(config, shape)
         if not is_simulated:
             self._check_kernels(config, shape)
         self._check_draft(config, shape)
@@ -121,7 +123,7 @@ class Preflight:
 
 def _has_memory(config: RunConfig) -> bool:
     """Whether the device's memory is known, or imagined."""
-    if config.device.imagined_memory_gib is not None:
+    if simulated_memory_bytes(config) is not None:
         return True
     if config.executor.kind == "simulated":
         return False

@@ -144,7 +144,8 @@ class DeviceCache:
 
     def get(self, config: RunConfig) -> Device:
         """The device for `config`, loading its model if it is another than the last run's."""
-        key = (config.model, config.device, config.executor.kind)
+        parallel = config.engine.tensor_parallel
+        key = (config.model, config.device, config.executor, parallel)
         if self._device is None or key != self._key:
             self.drop()
             self._device = self._make(config)

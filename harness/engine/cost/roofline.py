@@ -3,110 +3,130 @@ CACM 2009; for the operations of a decoder, Pope et al., MLSys 2023, section 2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
+from harness.engine.cost.gemm import equivalent_rows
 from harness.engine.cost.gpu import Gpu
-from harness.engine.device.model_shape import LayerGroup, ModelShape
-from harness.engine.plan import Chunk, StepPlan
+from harness.engine.cost.step_work import StepWork
+from harness.engine.device.model_shape import ModelShape
 
-GEMM_TILE_ROWS = 64
-"""A matrix product is done in tiles of so many rows, filled or not."""
+_LOGIT_BYTES = 4  # logits are turned to fp32 before a token is drawn
 
 
-class Host(NamedTuple):
-    """Time that nobody published: an axis to look along, not a figure to believe in.
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """Shares of a published peak that the best kernels reach, each in (0, 1].
 
-    step_s: a step, whatever is in it. sequence_s: each sequence of a step. transfer_s: each page
-    that goes to the host or comes back, beside its bytes.
+    gemm: of matrix products with many rows; 0.8 to 0.9 by FlashAttention-2 (Dao, 2023, section
+    1). attention: of attention's operations over a long prompt; 0.5 to 0.73 on an A100 by the
+    same paper's abstract. bandwidth: of the memory's; 1 is the data sheet's figure.
     """
 
-    step_s: float = 0.0
+    gemm: float = 0.85
+    attention: float = 0.6
+    bandwidth: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Overheads:
+    """Seconds that no data sheet has: axes to look along, not figures to believe in.
+
+    pass_s: host time of a forward pass, a draft model's too; sequence_s: of each sequence in it.
+    transfer_s: each transfer to the host or back, beside its bytes. allreduce_s: each all-reduce,
+    beside its bytes.
+    """
+
+    pass_s: float = 0.0
     sequence_s: float = 0.0
     transfer_s: float = 0.0
-
-
-class Work(NamedTuple):
-    """Bytes moved and floating-point operations done by one operation of all layers."""
-
-    num_bytes: float
-    flop: float
+    allreduce_s: float = 0.0
 
 
 class Roofline:
-    """The sum over a step's operations of max(bytes / bandwidth, FLOP / peak), and the host.
+    """The sum over a pass's operations of max(bytes / bandwidth, FLOP / peak), and overheads.
 
-    Operations are the linear layers, attention, and the output layer: a kernel of one cannot
-    hide behind another's. Norms, activations and sampling move no bytes worth counting beside
-    these. Attention reads whole pages. groups: the layers that have pages of their own.
+    Operations are the linear layers (one stream of weights), attention of the sequences that
+    decode, attention of the others, and the output layer with the logits that are sampled from: a
+    kernel of one cannot hide behind another's. Norms and activations move no bytes worth counting
+    beside these. Attention reads whole pages.
+
+    num_gpus: of tensor parallelism (Shoeybi et al., "Megatron-LM", 2019, section 3): each GPU has
+    its part of weights, heads and FLOP; KV heads are replicated where they are fewer than GPUs;
+    two all-reduces a layer go around a ring, so that each GPU sends 2 (n - 1) / n of their bytes.
+    page_bytes: of one page of one group of layers, on all GPUs; page_transfers: in so many parts
+    it goes to the host, a tensor a layer each for keys and values.
     """
 
     def __init__(
         self,
         gpu: Gpu,
         shape: ModelShape,
-        page_size: int,
-        groups: Sequence[LayerGroup],
-        host: Host = Host(),  # noqa: B008
+        *,
+        page_bytes: float,
+        token_bytes: float,
+        page_transfers: int = 1,
+        num_gpus: int = 1,
+        efficiency: Efficiency = Efficiency(),
+        overheads: Overheads = Overheads(),
     ) -> None:
-        self._gpu = gpu
+        bandwidth = gpu.bytes_per_s * efficiency.bandwidth * num_gpus
+        self._bandwidth = bandwidth
+        self._gemm_flops = gpu.flops * efficiency.gemm * num_gpus
         self._shape = shape
-        self._page_size = page_size
-        self._groups = groups
-        self._host = host
-        self._output_weights = shape.vocab_size * shape.hidden_size
-        kv_bytes = shape.kv_bytes_per_token / shape.num_layers
-        self._page_bytes = page_size * kv_bytes * len(groups[0].layers)
-        self._token_bytes = shape.kv_bytes_per_token
+        self._layers_s: dict[int, float] = {0: 0.0}
+        self._output_s: dict[int, float] = {0: 0.0}
+        self._page_s = page_bytes / bandwidth
+        self._written_s = token_bytes / bandwidth
+        heads_flop = 4.0 * shape.num_q_heads * shape.head_dim
+        self._pair_s = heads_flop / (gpu.flops * efficiency.attention * num_gpus)
+        self._copy_s = 2 * self._page_s
+        self._move_s = page_transfers * overheads.transfer_s + page_bytes / (
+            gpu.pcie_bytes_per_s * num_gpus
+        )
+        self._pass_s, self._sequence_s = overheads.pass_s, overheads.sequence_s
+        self._reduce_s = self._reduce_row_s = 0.0
+        if num_gpus > 1:
+            row_bytes = shape.hidden_size * shape.dtype_bytes
+            self._reduce_s = 2 * shape.num_layers * overheads.allreduce_s
+            sent = 2 * (num_gpus - 1) / num_gpus * row_bytes
+            self._reduce_row_s = 2 * shape.num_layers * sent / gpu.peer_bytes_per_s
 
-    def step_s(self, plan: StepPlan) -> float:
-        gpu, host, page_bytes = self._gpu, self._host, self._page_bytes
-        num_tokens = sum(len(chunk.token_ids) for chunk in plan.chunks)
-        seconds = host.step_s + host.sequence_s * len(plan.chunks)
+    def work_s(self, work: StepWork) -> float:
+        """Seconds of a pass; a draft model's are not counted here."""
+        (
+            num_tokens, num_sequences, _, decode_pages, decode_pairs, prompt_pages, prompt_pairs,
+            num_logits, num_copied, num_moved, _, _, _,
+        ) = work  # fmt: skip
+        seconds = self._pass_s + self._sequence_s * num_sequences
         if num_tokens:
-            for work in (
-                self._linear(num_tokens, self._shape.num_layer_parameters),
-                self._attention(plan.chunks, num_tokens),
-                self._linear(sum(map(_num_logits, plan.chunks)), self._output_weights),
-            ):
-                seconds += max(work.num_bytes / gpu.bytes_per_s, work.flop / gpu.flops)
-        seconds += len(plan.copies) * 2 * page_bytes / gpu.bytes_per_s
-        num_transfers = len(plan.saves) + len(plan.restores)
-        return seconds + num_transfers * (host.transfer_s + page_bytes / gpu.pcie_bytes_per_s)
+            layers_s = self._layers_s.get(num_tokens)
+            if layers_s is None:
+                layers_s = self._layers_s[num_tokens] = self._layers(num_tokens)
+            output_s = self._output_s.get(num_logits)
+            if output_s is None:
+                output_s = self._output_s[num_logits] = self._output(num_logits)
+            # a key is written once, by the kernel that reads the others
+            read_s = decode_pages * self._page_s + num_tokens * self._written_s
+            decode_s = decode_pairs * self._pair_s
+            seconds += layers_s + output_s + (read_s if read_s > decode_s else decode_s)
+            if prompt_pages:
+                seconds += max(prompt_pages * self._page_s, prompt_pairs * self._pair_s)
+        if num_copied or num_moved:
+            seconds += num_copied * self._copy_s + num_moved * self._move_s
+        return seconds
 
-    def _linear(self, num_rows: int, num_weights: int) -> Work:
-        if not num_rows:
-            return Work(0.0, 0.0)
-        rows = -(-num_rows // GEMM_TILE_ROWS) * GEMM_TILE_ROWS
-        return Work(num_weights * self._shape.dtype_bytes, 2.0 * num_weights * rows)
+    def _layers(self, num_tokens: int) -> float:
+        """The linear layers of all tokens, and their all-reduces."""
+        seconds = self._linear(num_tokens, self._shape.num_layer_parameters, 0.0)
+        return seconds + self._reduce_s + num_tokens * self._reduce_row_s
 
-    def _attention(self, chunks: Sequence[Chunk], num_tokens: int) -> Work:
-        """Each chunk reads the pages of its context once; keys and values of its own tokens are
-        written."""
-        size = self._page_size
-        num_pages, num_pairs = 0, 0
-        for window, layers in self._groups:
-            for chunk in chunks:
-                count = len(chunk.token_ids)
-                end = chunk.start + count
-                first = 0 if window is None else max(0, chunk.start - window + 1)
-                num_pages += (end - 1) // size - first // size + 1
-                num_pairs += _num_pairs(chunk.start, count, window) * len(layers)
+    def _output(self, num_logits: int) -> float:
+        """The output layer; logits are written and read once."""
         shape = self._shape
-        flop = 4.0 * shape.num_q_heads * shape.head_dim * num_pairs
-        return Work(num_pages * self._page_bytes + num_tokens * self._token_bytes, flop)
+        logit_bytes = 2.0 * _LOGIT_BYTES * num_logits * shape.vocab_size
+        return self._linear(num_logits, shape.vocab_size * shape.hidden_size, logit_bytes)
 
-
-def _num_pairs(start: int, count: int, window: int | None) -> int:
-    """Queries times the keys that each reads."""
-    if window is None or start + count <= window:
-        return count * start + count * (count + 1) // 2
-    growing = max(0, window - start)  # queries before which there is less than a window
-    return growing * start + growing * (growing + 1) // 2 + (count - growing) * window
-
-
-def _num_logits(chunk: Chunk) -> int:
-    """Positions whose logits are wanted."""
-    if chunk.num_drafts:
-        return chunk.num_drafts + 1
-    return 1 if chunk.draws or chunk.num_candidates else 0
+    def _linear(self, num_rows: int, num_weights: int, num_bytes: float) -> float:
+        moved = num_weights * self._shape.dtype_bytes + num_bytes
+        flop = 2.0 * num_weights * equivalent_rows(num_rows)
+        return max(moved / self._bandwidth, flop / self._gemm_flops)

@@ -1,0 +1,68 @@
+"""The cost model that a simulated run's config asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.config import RunConfig
+from harness.engine.cost.gpu import GPUS
+from harness.engine.cost.model import ConstantCost, CostModel, WorkCost
+from harness.engine.cost.roofline import Efficiency, Overheads, Roofline
+from harness.engine.cost.step_work import WorkCounter
+from harness.engine.device.model_shape import LayerGroup, ModelShape, model_shape
+from harness.runs.pool_size import draft_model, kv_bytes_per_token
+
+
+def cost_model(config: RunConfig, shape: ModelShape, groups: Sequence[LayerGroup]) -> CostModel:
+    """What a step of `config` takes. groups: the layers that have pages of their own."""
+    if config.executor.cost == "constant":
+        return ConstantCost(config.executor.step_ms / 1e3)
+    counter = work_counter(config, groups)
+    draft = draft_shape(config)
+    return WorkCost(
+        counter,
+        _roofline(config, shape, groups).work_s,
+        None if draft is None else _roofline(config, draft, _all_layers(draft)).work_s,
+    )
+
+
+def work_counter(config: RunConfig, groups: Sequence[LayerGroup]) -> WorkCounter:
+    """Counts the work of the steps of a run of `config`."""
+    draft = draft_shape(config)
+    size = config.kv.page_size
+    draft_counter = None if draft is None else WorkCounter(size, _all_layers(draft))
+    return WorkCounter(size, groups, draft_counter)
+
+
+def draft_shape(config: RunConfig) -> ModelShape | None:
+    """The shape of the draft model, if there is one."""
+    draft = draft_model(config)
+    return None if draft is None else model_shape(draft)
+
+
+def _all_layers(shape: ModelShape) -> tuple[LayerGroup]:
+    """A draft model's layers share their tables."""
+    return (LayerGroup.merged(shape.layer_groups),)
+
+
+def _roofline(config: RunConfig, shape: ModelShape, groups: Sequence[LayerGroup]) -> Roofline:
+    executor = config.executor
+    token_bytes = kv_bytes_per_token(config, shape)
+    layers = len(groups[0].layers)
+    return Roofline(
+        GPUS[executor.gpu],
+        shape,
+        page_bytes=config.kv.page_size * token_bytes * layers / shape.num_layers,
+        token_bytes=token_bytes,
+        page_transfers=2 * layers,
+        num_gpus=config.engine.tensor_parallel,
+        efficiency=Efficiency(
+            executor.gemm_efficiency, executor.attention_efficiency, executor.bandwidth_efficiency
+        ),
+        overheads=Overheads(
+            executor.host_us / 1e6,
+            executor.host_us_per_sequence / 1e6,
+            executor.transfer_us / 1e6,
+            executor.allreduce_us / 1e6,
+        ),
+    )
