@@ -64,9 +64,7 @@ def rate_ratio(rates: pd.DataFrame, system: str, base: str) -> Interval:
     return t_interval(np.array([own / other for own, other in pairs if other > 0]))
 
 
-def draw(
-    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, figure: RateFigure
-) -> list[Path]:
+def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, figure: RateFigure) -> list[Path]:
     """Panels of normalised latency over the rate, a line a system. Points at rates that a system
     does not sustain are hollow: latency there grows with the length of the run."""
     points = _points(rows, jobs, figure)

@@ -1,4 +1,4 @@
-"""Latency over the rate of chats (PagedAttention, Fig. 17)."""
+"""Latency over request rate for rounds of chats (PagedAttention, Fig. 17)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.paper_systems import SYSTEMS
 from harness.runs.jobs import Job
 
 FIGURE = paper_rates.RateFigure(
-    "paper_fig17", "fig17", ("workload",), {("chatbot",): "OPT-13B, chats"}, "new chats/s"
+    "paper_fig17", "fig17", ("workload",), {("chat_rounds",): "OPT-13B, rounds of chats"}
 )
 
 
@@ -23,12 +23,12 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
 
 
 def quantities(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Quantity]:
-    """The rate of chats that paging sustains over each of the three Orcas'."""
+    """The rates that paging sustains over each of the three Orcas'."""
     rates = paper_rates.highest_rates(rows, jobs, FIGURE)
     theirs = published_numbers()["fig17_throughput_ratio"]
     return [
         Quantity(
-            "17", f"chats: paged over {look.label}", "x", theirs[look.published],
+            "17", f"rounds of chats: paged over {look.label}", "x", theirs[look.published],
             paper_rates.rate_ratio(rates, "vllm", system), reason("chat_lengths"),
         )
         for system, look in SYSTEMS.items()
