@@ -12,7 +12,7 @@ from experiments.plotting import means
 
 LATENCY = Panel("normalised_latency_ms", "normalised latency,\nms/token")
 
-PRESSED_RATES = {"sharegpt": 3.2, "alpaca_like": 160.0}
+PRESSED_RATES = {"sharegpt": 2.8, "alpaca_like": 85.0}
 """Requests/s at which memory is scarce: nine tenths of what pages of 16 sustain."""
 
 

@@ -42,10 +42,6 @@ SYSTEMS: dict[str, System] = {
 """In the order of drawing. Orca's memory is the paper's buddy allocator; first fit places what
 Orca reserves without its round-up. The paper has no such baseline."""
 
-PAPER_SYSTEMS = ("orca_max", "orca_pow2", "orca_oracle", "vllm")
-
-SETTINGS = ("gpu", "num_requests", "lengths", "turns")
-
 
 def system_of(config: RunConfig) -> str:
     """The key in `SYSTEMS` of what `config` runs; empty for one that no figure has."""
@@ -59,13 +55,15 @@ def system_of(config: RunConfig) -> str:
 
 
 def with_systems(rows: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
-    """`rows` of complete runs of known systems, with `system` and what figures are split by."""
+    """`rows` of complete runs of known systems, with `system` and
+    `host_us_per_sequence`."""
     configs = {job.run_id: job.config for job in jobs}
     added: list[dict[str, Any]] = []
     for run_id in rows["run_id"]:
         config = configs[run_id]
-        added.append({"system": system_of(config), "lengths": config.workload.lengths})
-    columns = pd.DataFrame(added, index=rows.index, columns=["system", "lengths"])
+        host_us = config.executor.host_us_per_sequence
+        added.append({"system": system_of(config), "host_us_per_sequence": host_us})
+    columns = pd.DataFrame(added, index=rows.index, columns=["system", "host_us_per_sequence"])
     joined = pd.concat([rows, columns], axis="columns")
     return joined[(joined["status"] == "complete") & (joined["system"] != "")]
 
