@@ -208,14 +208,14 @@ def _mixed() -> tuple[Request, ...]:
 
 
 def _batched(run: PreparedRun) -> int:
-    most = max(step.num_running for step in run.recorder.steps)
+    most = max(step.num_running for step in run.recorder.sink.steps)
     return most if most > 1 else 0
 
 
 def _branches(run: PreparedRun) -> int:
     """Distinct outputs beyond a request's first."""
     count = 0
-    for record in run.recorder.requests:
+    for record in run.recorder.sink.requests:
         ids = iter(record.chosen_ids)
         count += len({tuple(next(ids) for _ in range(n)) for n in record.sequence_lens}) - 1
     return count
@@ -223,33 +223,35 @@ def _branches(run: PreparedRun) -> int:
 
 def _accepted(run: PreparedRun) -> int:
     """Right drafts, where there were wrong ones to be taken back as well."""
-    drafted = sum(record.num_drafted_tokens for record in run.recorder.requests)
-    accepted = sum(record.num_accepted_tokens for record in run.recorder.requests)
+    drafted = sum(record.num_drafted_tokens for record in run.recorder.sink.requests)
+    accepted = sum(record.num_accepted_tokens for record in run.recorder.sink.requests)
     return accepted if accepted < drafted else 0
 
 
 def _chunked(run: PreparedRun) -> int:
     """Prompts that no step of this run was long enough for."""
-    largest = max(step.num_prefill_tokens for step in run.recorder.steps)
-    return sum(r.num_prompt_tokens - r.num_cached_tokens > largest for r in run.recorder.requests)
+    largest = max(step.num_prefill_tokens for step in run.recorder.sink.steps)
+    return sum(
+        r.num_prompt_tokens - r.num_cached_tokens > largest for r in run.recorder.sink.requests
+    )
 
 
 def _swapped(run: PreparedRun) -> int:
-    return sum(record.num_swaps for record in run.recorder.requests)
+    return sum(record.num_swaps for record in run.recorder.sink.requests)
 
 
 def _recomputed(run: PreparedRun) -> int:
-    return sum(record.num_preemptions - record.num_swaps for record in run.recorder.requests)
+    return sum(record.num_preemptions - record.num_swaps for record in run.recorder.sink.requests)
 
 
 def _cached(run: PreparedRun) -> int:
-    return sum(record.num_cached_tokens for record in run.recorder.requests)
+    return sum(record.num_cached_tokens for record in run.recorder.sink.requests)
 
 
 def _windowed(run: PreparedRun) -> int:
     """Groups of layers with pages of their own, where those of a window gave theirs back: what
     they still hold behind it is less than a page a sequence."""
-    requests = len(run.recorder.requests)
-    held = max(entry.dead_window for entry in run.recorder.entries)
+    requests = len(run.recorder.sink.requests)
+    held = max(entry.dead_window for entry in run.recorder.sink.entries)
     gives_back = run.num_layer_groups > 1 and held < PAGE_SIZE * requests
     return run.num_layer_groups if gives_back else 0

@@ -14,6 +14,7 @@ from harness.config import AllocatorConfig, DeviceConfig, KVConfig, RunConfig
 from harness.engine.device.model_shape import ModelConfig
 from harness.engine.request import Workload
 from harness.measure.ledger import CLASSES
+from harness.measure.record_files import KeptRecords
 from harness.measure.records import RequestRecord
 from harness.runs.build import PreparedRun, prepare
 from harness.runs.torch_device import TorchDevice
@@ -103,7 +104,7 @@ def mode_cell(
         error = f"{type(failure).__name__}: {failure}".splitlines()[0]
     finally:
         run.executor.close()
-    records = {record.request_id: record for record in run.recorder.requests}
+    records = {record.request_id: record for record in run.recorder.sink.requests}
     num_equal, first = 0, None
     for request, answer in zip(mode.requests, answers, strict=True):
         record = records.get(request.request_id)
@@ -149,7 +150,7 @@ def _prepare(
         model=config,
         device=CPU,
     )
-    return prepare(run, _workload(mode), mode.pool_tokens // PAGE_SIZE, device, seed=0)
+    return prepare(run, _workload(mode), mode.pool_tokens // PAGE_SIZE, device, 0, KeptRecords())
 
 
 def _workload(mode: Mode) -> Workload:
@@ -159,7 +160,7 @@ def _workload(mode: Mode) -> Workload:
 def _unsound(run: PreparedRun) -> str:
     """A step after which the ledger's classes were not the whole pool, or nothing."""
     num_slots = run.allocator.pool.num_pages * PAGE_SIZE
-    for step, entry in enumerate(run.recorder.entries):
+    for step, entry in enumerate(run.recorder.sink.entries):
         if (total := sum(entry[: len(CLASSES)])) != num_slots:
             return f"step {step}: the ledger has {total} of {num_slots} slots"
     return ""

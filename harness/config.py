@@ -189,10 +189,12 @@ class MeasureConfig:
     """memory_map: keep the pool's history page by page, sampled every memory_map_period_s.
     slo_*: bounds that a request must keep to count for goodput; None for no bound.
     slo_normalised_ms is also what the mean may be at a rate that is called sustained, where a
-    search names no bound of its own.
+    search names no bound of its own. step_work: each step's record says what it had to do, for a
+    calibration.
     """
 
     memory_map: bool = False
+    step_work: bool = False
     memory_map_period_s: float = 0.0
     slo_ttft_ms: float | None = None
     slo_tpot_ms: float | None = None

@@ -55,6 +55,11 @@ class SimulatedExecutor:
                 return index
         return chunk.num_drafts
 
+    @property
+    def extrapolated_share(self) -> float:
+        """Of the steps so far, those unlike any that the cost model was fitted to."""
+        return self._cost.extrapolated_share
+
     def close(self) -> None:
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -10,6 +11,8 @@ import pandas as pd
 
 from harness.measure.backlog import backlog
 from harness.measure.ledger import CLASSES
+from harness.measure.pooled import Pooled
+from harness.measure.record_files import Columns, TokenTimes, token_times, without_tokens
 from harness.measure.statistics import Floats, weighted_mean
 
 MEMORY_BOUND_SHARE = 0.5
@@ -156,9 +159,11 @@ METRIC_NAMES = tuple(field.name for field in fields(Metrics))
 
 
 def compute_metrics(
-    steps: pd.DataFrame, requests: pd.DataFrame, pool: PoolFacts, slo: ServiceLevel
+    steps: Columns, requests: Columns, pool: PoolFacts, slo: ServiceLevel
 ) -> Metrics:
     """All metrics of one run. A run without a finished request has NaN where a mean would be."""
+    tokens = token_times(requests)
+    requests = without_tokens(requests)
     done = requests[requests["status"] == "finished"]
     values: dict[str, float] = {
         "num_requests": len(requests),
@@ -170,13 +175,14 @@ def compute_metrics(
     }
     values |= _throughput(steps, requests, done, pool)
     values |= _latency(done, slo, values["duration_s"])
+    values |= _of_tokens(steps, tokens)
     values |= _memory(steps, pool, values["output_tokens"])
     values |= _strategy(steps, done, pool)
     return Metrics(**values)  # type: ignore[arg-type]
 
 
 def _throughput(
-    steps: pd.DataFrame, requests: pd.DataFrame, done: pd.DataFrame, pool: PoolFacts
+    steps: Columns, requests: pd.DataFrame, done: pd.DataFrame, pool: PoolFacts
 ) -> dict[str, float]:
     begin = float(requests["arrival_s"].min()) if len(requests) else 0.0
     end = float(done["finish_s"].max()) if len(done) else math.nan
@@ -184,7 +190,6 @@ def _throughput(
     last_arrival = float(requests["arrival_s"].max()) - begin if len(requests) else math.nan
     tokens = int(done["num_output_tokens"].sum())
     rate = _ratio(tokens, duration)
-    steady_from, steady_to, steady_rate = _steady_window(steps, done)
     queue = backlog(_column(done, "arrival_s"), _column(done, "finish_s"))
     return {
         "duration_s": duration,
@@ -194,9 +199,6 @@ def _throughput(
         "requests_per_s": _ratio(len(done), duration),
         "output_tokens_per_s": rate,
         "output_tokens_per_s_per_gib": _ratio(rate, pool.gib),
-        "steady_output_tokens_per_s": steady_rate,
-        "steady_from_s": steady_from,
-        "steady_to_s": steady_to,
         "batched_requests": weighted_mean(
             _column(steps, "num_running"), _column(steps, "duration_s")
         ),
@@ -205,13 +207,32 @@ def _throughput(
     }
 
 
-def _steady_window(steps: pd.DataFrame, done: pd.DataFrame) -> tuple[float, float, float]:
-    """Longest stretch with at least 0.8 of the peak number of running requests, and its rate.
+def _of_tokens(steps: Columns, tokens: Iterable[TokenTimes]) -> dict[str, float]:
+    """What takes a look at each token: gaps between them, and how many came while it was busy.
 
-    Tokens are counted by the step that produced them.
+    A token is counted by the step that produced it.
     """
+    steady_from, steady_to = _steady_window(steps)
+    itl, num_steady = Pooled(), 0
+    for some in tokens:
+        itl.add(some.gaps_ms)
+        times = some.times_s() - _ROUNDING_S
+        num_steady += int(((times > steady_from) & (times <= steady_to)).sum())
+    percents = (50, 90, 95, 99)
+    percentiles = zip(percents, itl.percentiles(percents), strict=True)
+    return {
+        "itl_ms": itl.mean,
+        **{f"itl_p{percent}_ms": value for percent, value in percentiles},
+        "steady_output_tokens_per_s": _ratio(num_steady, steady_to - steady_from),
+        "steady_from_s": steady_from,
+        "steady_to_s": steady_to,
+    }
+
+
+def _steady_window(steps: Columns) -> tuple[float, float]:
+    """Longest stretch with at least 0.8 of the peak number of running requests."""
     if not len(steps):
-        return math.nan, math.nan, math.nan
+        return math.nan, math.nan
     running = _column(steps, "num_running")
     start = _column(steps, "start_s")
     end = start + _column(steps, "duration_s")
@@ -219,19 +240,7 @@ def _steady_window(steps: pd.DataFrame, done: pd.DataFrame) -> tuple[float, floa
     edges = np.flatnonzero(np.diff(in_window.astype(np.int8)))
     begins, ends = edges[::2], edges[1::2] - 1
     longest = int(np.argmax(end[ends] - start[begins]))
-    first, last = begins[longest], ends[longest]
-    window_s = float(end[last] - start[first])
-    token_times = _token_times(done) - _ROUNDING_S
-    tokens = int(((token_times > start[first]) & (token_times <= end[last])).sum())
-    return float(start[first]), float(end[last]), _ratio(tokens, window_s)
-
-
-def _token_times(done: pd.DataFrame) -> Floats:
-    """When each output token of each finished request appeared."""
-    times = [np.zeros(0)]
-    for first_s, gaps_ms in zip(done["first_token_s"], done["itl_ms"], strict=True):
-        times.append(first_s + np.concatenate(([0.0], np.cumsum(gaps_ms) / 1e3)))
-    return np.concatenate(times)
+    return float(start[begins[longest]]), float(end[ends[longest]])
 
 
 def _latency(done: pd.DataFrame, slo: ServiceLevel, duration_s: float) -> dict[str, float]:
@@ -243,7 +252,6 @@ def _latency(done: pd.DataFrame, slo: ServiceLevel, duration_s: float) -> dict[s
     several = tokens > 1
     tpot_each = np.full(len(tokens), 0.0)
     tpot_each[several] = (e2e - ttft)[several] / (tokens[several] - 1)
-    itl = np.concatenate([np.zeros(0), *map(np.asarray, done["itl_ms"])])
     normalised = e2e / tokens
     good = (ttft <= slo.ttft_ms) & (tpot_each <= slo.tpot_ms) & (normalised <= slo.normalised_ms)
     return {
@@ -253,7 +261,6 @@ def _latency(done: pd.DataFrame, slo: ServiceLevel, duration_s: float) -> dict[s
         "normalised_latency_token_weighted_ms": _ratio(float(e2e.sum()), float(tokens.sum())),
         **_distribution("ttft", ttft),
         **_distribution("tpot", tpot_each[several]),
-        **_distribution("itl", itl),
         **_distribution("e2e", e2e),
         "queue_delay_ms": _mean(queue),
         "queue_delay_p99_ms": _percentile(queue, 99),
@@ -261,7 +268,7 @@ def _latency(done: pd.DataFrame, slo: ServiceLevel, duration_s: float) -> dict[s
     }
 
 
-def _memory(steps: pd.DataFrame, pool: PoolFacts, output_tokens: float) -> dict[str, float]:
+def _memory(steps: Columns, pool: PoolFacts, output_tokens: float) -> dict[str, float]:
     weights = _column(steps, "duration_s")
     slots = pool.num_slots
     share = {name: weighted_mean(_column(steps, name), weights) / slots for name in CLASSES}
@@ -293,7 +300,7 @@ def _memory(steps: pd.DataFrame, pool: PoolFacts, output_tokens: float) -> dict[
     }
 
 
-def _strategy(steps: pd.DataFrame, done: pd.DataFrame, pool: PoolFacts) -> dict[str, float]:
+def _strategy(steps: Columns, done: pd.DataFrame, pool: PoolFacts) -> dict[str, float]:
     copied_pages = int(steps["copied_pages"].sum())
     cached_tokens = int(done["num_cached_tokens"].sum())
     swapped_pages = int(steps["saved_pages"].sum() + steps["restored_pages"].sum())
@@ -332,7 +339,7 @@ def _distribution(name: str, values: Floats) -> dict[str, float]:
     }
 
 
-def _column(frame: pd.DataFrame, name: str) -> Floats:
+def _column(frame: Columns, name: str) -> Floats:
     return frame[name].to_numpy(dtype=np.float64)
 
 

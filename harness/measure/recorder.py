@@ -16,6 +16,7 @@ from harness.engine.scheduling.step_builder import DraftEvents, ScheduledStep
 from harness.measure.ledger import Ledger, LedgerEntry
 from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
+from harness.measure.record_files import RecordSink
 from harness.measure.records import RequestRecord, StepRecord, refused_record
 
 
@@ -38,32 +39,34 @@ class _MemoryEvents(NamedTuple):
 
 
 class RunRecorder:
-    """Records a run; `deferred` when output lengths are known only at its end.
+    """Records a run into `sink`; `deferred` when output lengths are known only at its end.
 
     The ledger tells reserved slots from over-reserved ones by a sequence's final length, so a
-    deferred one is worked out by `close`, from the logged events.
+    deferred one is worked out by `close`, from the logged events. keeps_tokens: with each request
+    the executor's own choices and their margins.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         allocator: MeteredAllocator,
+        sink: RecordSink,
         *,
         deferred: bool = False,
+        keeps_tokens: bool = True,
         memory_map: MemoryMap | None = None,
         draft_ledger: Ledger | None = None,
     ) -> None:
         self._ledger = ledger
         self._allocator = allocator
-        self._log: list[_MemoryEvents] | None = [] if deferred else None
+        self.sink = sink
+        self._keeps_tokens = keeps_tokens
+        self._num_steps = 0
+        self._log: list[tuple[StepRecord, _MemoryEvents]] | None = [] if deferred else None
         self._memory_map = memory_map
         self._draft_ledger = draft_ledger
-        self.draft_entries: list[LedgerEntry] = []
         self._final_len: dict[int, int] = {}
         self._host_ns_before = allocator.host_ns
-        self.steps: list[StepRecord] = []
-        self.entries: list[LedgerEntry] = []
-        self.requests: list[RequestRecord] = []
 
     def step(
         self,
@@ -88,24 +91,23 @@ class RunRecorder:
             self._allocator.host_ns - self._host_ns_before,
             self._allocator.host_ns,
         )
-        self.steps.append(
-            StepRecord(
-                step=len(self.steps),
-                start_s=start_s,
-                duration_s=now_s - start_s,
-                num_prefill_tokens=num_tokens - num_decode,
-                num_decode_tokens=num_decode,
-                num_draft_tokens=num_drafts,
-                num_running=step.num_running,
-                num_waiting=step.num_waiting,
-                num_preempted=len(step.preempted),
-                copied_pages=len(plan.copies),
-                saved_pages=len(plan.saves),
-                restored_pages=len(plan.restores),
-                allocator_us=host_ns / 1e3,
-                refusal=step.refusal.kind if step.refusal else "",
-            )
+        record = StepRecord(
+            step=self._num_steps,
+            start_s=start_s,
+            duration_s=now_s - start_s,
+            num_prefill_tokens=num_tokens - num_decode,
+            num_decode_tokens=num_decode,
+            num_draft_tokens=num_drafts,
+            num_running=step.num_running,
+            num_waiting=step.num_waiting,
+            num_preempted=len(step.preempted),
+            copied_pages=len(plan.copies),
+            saved_pages=len(plan.saves),
+            restored_pages=len(plan.restores),
+            allocator_us=host_ns / 1e3,
+            refusal=step.refusal.kind if step.refusal else "",
         )
+        self._num_steps += 1
         events = _MemoryEvents(
             plan.freed_seq_ids,
             step.admitted,
@@ -122,17 +124,19 @@ class RunRecorder:
             step.draft,
         )
         if self._log is None:
-            self._enter(events)
+            self._enter(record, events)
         else:
-            self._log.append(events)
+            self._log.append((record, events))
 
     def finished(self, group: SequenceGroup) -> None:
         """A group has its last token."""
         request = group.request
-        for sequence in group.sequences:
-            self._final_len[sequence.seq_id] = sequence.furthest_computed
+        if self._log is not None:
+            for sequence in group.sequences:
+                self._final_len[sequence.seq_id] = sequence.furthest_computed
         longest = max(group.sequences, key=lambda sequence: sequence.num_output_tokens)
-        self.requests.append(
+        kept = group.sequences if self._keeps_tokens else ()
+        self.sink.request(
             RequestRecord(
                 request_id=request.request_id,
                 session_id=request.session_id,
@@ -155,14 +159,14 @@ class RunRecorder:
                 waited_for_room=group.waits_for_room,
                 itl_ms=[1e3 * (after - before) for before, after in pairwise(longest.token_s)],
                 sequence_lens=[len(s.chosen_ids) for s in group.sequences],
-                chosen_ids=list(chain.from_iterable(s.chosen_ids for s in group.sequences)),
-                margins=list(chain.from_iterable(s.margins for s in group.sequences)),
+                chosen_ids=list(chain.from_iterable(s.chosen_ids for s in kept)),
+                margins=list(chain.from_iterable(s.margins for s in kept)),
             )
         )
 
     def refused(self, request: Request, released_s: float, reason: str) -> None:
         """A request will never be served."""
-        self.requests.append(
+        self.sink.request(
             refused_record(
                 request.request_id,
                 request.session_id,
@@ -175,8 +179,8 @@ class RunRecorder:
     def close(self) -> None:
         """Work out what had to wait for the end of the run."""
         log, self._log = self._log or [], None
-        for events in log:
-            self._enter(events._replace(admitted=self._resolved(events.admitted)))
+        for record, events in log:
+            self._enter(record, events._replace(admitted=self._resolved(events.admitted)))
 
     def _resolved(self, extents: Iterable[Extent]) -> list[Extent]:
         """With the final lengths that are known by now."""
@@ -185,7 +189,7 @@ class RunRecorder:
             for extent in extents
         ]
 
-    def _enter(self, events: _MemoryEvents) -> None:
+    def _enter(self, record: StepRecord, events: _MemoryEvents) -> None:
         ledger = self._ledger
         for extent, tables in events.held:
             ledger.admit(extent)
@@ -201,13 +205,17 @@ class RunRecorder:
         ledger.advance(events.computed)
         for update in events.shrunk:
             ledger.map(update)
-        self.entries.append(ledger.entry(events.usage, events.refusal))
+        entry = ledger.entry(events.usage, events.refusal)
+        draft: LedgerEntry | None = None
         if self._draft_ledger is not None and events.draft is not None:
-            self._enter_draft(self._draft_ledger, events.draft_plan, events.draft)
+            draft = self._draft_entry(self._draft_ledger, events.draft_plan, events.draft)
+        self.sink.step(record, entry, draft)
         if self._memory_map is not None:
             self._memory_map.sample(ledger, events.start_s, events.end_s)
 
-    def _enter_draft(self, ledger: Ledger, plan: DraftPlan | None, events: DraftEvents) -> None:
+    def _draft_entry(
+        self, ledger: Ledger, plan: DraftPlan | None, events: DraftEvents
+    ) -> LedgerEntry:
         if plan is not None:
             for seq_id in plan.freed_seq_ids:
                 ledger.unmap(seq_id)
@@ -218,4 +226,4 @@ class RunRecorder:
         ledger.advance(events.computed)
         for update in events.shrunk:
             ledger.map(update)
-        self.draft_entries.append(ledger.entry(events.usage, None))
+        return ledger.entry(events.usage, None)

@@ -102,6 +102,11 @@ def refused_record(
     )
 
 
+def draft_columns() -> list[str]:
+    """Names of the classes of a draft model's pool."""
+    return [f"draft_{name}" for name in LedgerEntry._fields]
+
+
 def steps_frame(
     steps: Iterable[StepRecord],
     entries: Iterable[LedgerEntry],
@@ -113,12 +118,10 @@ def steps_frame(
     right = pd.DataFrame(entries, columns=list(LedgerEntry._fields))
     frames = [left, right]
     if draft_entries:
-        names = [f"draft_{name}" for name in LedgerEntry._fields]
-        frames.append(pd.DataFrame(draft_entries, columns=names))
+        frames.append(pd.DataFrame(draft_entries, columns=draft_columns()))
     return pd.concat(frames, axis=1)
 
 
 def requests_frame(requests: Iterable[RequestRecord]) -> pd.DataFrame:
-    """Request records by request_id."""
-    frame = pd.DataFrame(requests, columns=list(RequestRecord._fields))
-    return frame.sort_values("request_id", ignore_index=True)
+    """Request records, one row each."""
+    return pd.DataFrame(requests, columns=list(RequestRecord._fields))

@@ -13,6 +13,7 @@ from allocators.layer_groups import LayerGroups, can_share_pool
 from allocators.page_pool import PagePool
 from harness.config import ConfigError, RunConfig, convert
 from harness.engine.clock import Clock, VirtualClock, WallClock
+from harness.engine.cost.work_log import WorkLog
 from harness.engine.device.model_shape import LayerGroup, ModelShape
 from harness.engine.engine import Engine, Limits
 from harness.engine.executor import Executor
@@ -23,9 +24,10 @@ from harness.engine.simulated_executor import SimulatedExecutor
 from harness.measure.ledger import Ledger
 from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
+from harness.measure.record_files import RecordSink
 from harness.measure.recorder import RunRecorder
 from harness.runs.pool_size import host_pages
-from harness.runs.step_cost import cost_model
+from harness.runs.step_cost import cost_model, work_counter
 
 
 class Device(Protocol):
@@ -58,6 +60,7 @@ class PreparedRun:
     memory_map: MemoryMap | None
     allocator: MeteredAllocator
     num_layer_groups: int
+    work_log: WorkLog | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +83,16 @@ class SimulatedDevice:
 
 
 def prepare(
-    config: RunConfig, workload: Workload, num_pages: int, device: Device, seed: int
+    config: RunConfig,
+    workload: Workload,
+    num_pages: int,
+    device: Device,
+    seed: int,
+    sink: RecordSink,
 ) -> PreparedRun:
-    """Fresh allocator, scheduler, ledger, clock and executor for one repetition. num_pages: of
-    all layers; where groups of layers have pages of their own, the pool has so many for each."""
+    """Fresh allocator, scheduler, ledger, clock and executor for one repetition, whose records
+    go to `sink`. num_pages: of all layers; where groups of layers have pages of their own, the
+    pool has so many for each."""
     page_size, pool_tokens = config.kv.page_size, num_pages * config.kv.page_size
     groups = layer_groups(config, device.shape)
     windows = tuple(group.window for group in groups)
@@ -118,15 +127,18 @@ def prepare(
     max_len = max((outline.max_len for outline in workload.outlines()), default=1)
     max_len = min(max_len, pool_tokens)
     executor = device.executor(config, pool.num_pages, max_len, groups)
+    work_log = WorkLog(executor, work_counter(config, groups)) if config.measure.step_work else None
     memory_map = (
         MemoryMap(config.measure.memory_map_period_s) if config.measure.memory_map else None
     )
     recorder = RunRecorder(
         Ledger(pool.num_pages, page_size, windows),
         allocator,
+        sink,
         # a timed run keeps the ledger's work out of the time between its steps
         deferred=config.executor.kind != "simulated"
         or any(outline.true_output_len is None for outline in workload.outlines()),
+        keeps_tokens=config.executor.kind != "simulated",
         memory_map=memory_map,
         draft_ledger=None if draft_allocator is None else Ledger(num_pages, page_size),
     )
@@ -138,8 +150,8 @@ def prepare(
         engine_config.token_budget,
     )
     clock: Clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
-    engine = Engine(scheduler, executor, clock, recorder, limits, allocator)
-    return PreparedRun(engine, executor, recorder, memory_map, allocator, len(groups))
+    engine = Engine(scheduler, work_log or executor, clock, recorder, limits, allocator)
+    return PreparedRun(engine, executor, recorder, memory_map, allocator, len(groups), work_log)
 
 
 def layer_groups(config: RunConfig, shape: ModelShape) -> tuple[LayerGroup, ...]:

@@ -37,6 +37,7 @@ def make_job(config: RunConfig, part: str, root: Path, device_name: str, hashes:
     is_simulated = config.executor.kind == "simulated"
     name = config.allocator.name
     code = hashes.code(name, not is_simulated) + hashes.data(config.workload.path)
+    code += hashes.data(config.executor.calibration)
     if config.model.path is not None and Path(config.model.path).is_dir():
         code += hashes.data(config.model.path)
     draft = config.engine.speculation.draft

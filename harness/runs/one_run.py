@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,7 @@ from harness.engine.device.model_shape import model_shape
 from harness.engine.request import Workload
 from harness.measure.environment import Environment, capture_environment
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics
-from harness.measure.records import requests_frame, steps_frame
+from harness.measure.record_files import RecordFiles, RecordSink
 from harness.runs.build import Device, SimulatedDevice, prepare
 from harness.runs.gpu_memory import simulated_memory_bytes
 from harness.runs.pool_size import (
@@ -47,22 +48,29 @@ def simulated_device(config: RunConfig) -> SimulatedDevice:
 
 
 def execute_run(
-    config: RunConfig, run_id: str, label: str, device: Device, environment: Environment
+    config: RunConfig,
+    run_id: str,
+    label: str,
+    device: Device,
+    environment: Environment,
+    folder: Path,
 ) -> RunRecord:
-    """Run every repetition on `device` and collect records and metrics."""
+    """Run every repetition on `device`; records go to files in `folder`, where what is returned
+    says they are."""
     begin = time.perf_counter()
-    summaries: list[Mapping[str, Any]] = []
-    steps: list[pd.DataFrame] = []
-    requests: list[pd.DataFrame] = []
-    maps: list[pd.DataFrame] = []
-    for repetition in range(config.repetitions):
-        seed = config.seed + repetition
-        run = _run_repetition(config, device, seed)
-        summaries.append({"repetition": repetition, "seed": seed, **run.summary})
-        for frame, frames in ((run.steps, steps), (run.requests, requests), (run.memory_map, maps)):
-            if frame is not None:
-                frame.insert(0, "repetition", repetition)
-                frames.append(frame)
+    outcomes: list[_Outcome] = []
+    with RecordFiles(folder) as files:
+        for repetition in range(config.repetitions):
+            files.begin_repetition()
+            outcomes.append(_run_repetition(config, device, config.seed + repetition, files))
+    summaries = tuple(
+        {
+            "repetition": repetition,
+            "seed": config.seed + repetition,
+            **_summary(config, outcome, files, repetition),
+        }
+        for repetition, outcome in enumerate(outcomes)
+    )
     return RunRecord(
         run_id=run_id,
         label=label,
@@ -71,35 +79,46 @@ def execute_run(
         status="complete",
         error="",
         wall_s=time.perf_counter() - begin,
-        summary=tuple(summaries),
-        steps=pd.concat(steps, ignore_index=True),
-        requests=pd.concat(requests, ignore_index=True),
-        memory_map=pd.concat(maps, ignore_index=True) if maps else None,
+        summary=summaries,
+        steps=folder / "steps.parquet",
+        requests=folder / "requests.parquet",
+        memory_map=_joined([outcome.memory_map for outcome in outcomes]),
+        step_work=_joined([outcome.step_work for outcome in outcomes]),
     )
 
 
+def _joined(frames: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
+    """Those of all repetitions, with a column `repetition`; None where there are none."""
+    numbered = [
+        frame.assign(repetition=repetition)
+        for repetition, frame in enumerate(frames)
+        if frame is not None
+    ]
+    return pd.concat(numbered, ignore_index=True) if numbered else None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Repetition:
-    summary: dict[str, Any]
-    steps: pd.DataFrame
-    requests: pd.DataFrame
+class _Outcome:
+    """What a repetition leaves beside its records."""
+
+    pool: PoolFacts
+    peak_bytes: int | None
+    extrapolated_share: float
+    description: str
     memory_map: pd.DataFrame | None
+    step_work: pd.DataFrame | None
 
 
-def _run_repetition(config: RunConfig, device: Device, seed: int) -> _Repetition:
+def _run_repetition(config: RunConfig, device: Device, seed: int, sink: RecordSink) -> _Outcome:
     workload = make_workload(config, device, seed)
     num_pages = pool_pages(config, device.shape, workload, device.memory_bytes)
-    prepared = prepare(config, workload, num_pages, device, seed)
+    prepared = prepare(config, workload, num_pages, device, seed, sink)
     try:
         prepared.engine.run(workload)
         prepared.recorder.close()
         peak_bytes = _peak_bytes(device)
     finally:
         prepared.executor.close()
-    recorder = prepared.recorder
-    steps = steps_frame(recorder.steps, recorder.entries, recorder.draft_entries)
-    requests = requests_frame(recorder.requests)
-    _check_served(requests)
     pool = PoolFacts(
         num_pages,
         config.kv.page_size,
@@ -107,19 +126,34 @@ def _run_repetition(config: RunConfig, device: Device, seed: int) -> _Repetition
         draft_bytes_per_token(config),
         prepared.num_layer_groups,
     )
+    return _Outcome(
+        pool,
+        peak_bytes,
+        getattr(prepared.executor, "extrapolated_share", math.nan),
+        workload.description,
+        prepared.memory_map.frame() if prepared.memory_map else None,
+        prepared.work_log.frame() if prepared.work_log else None,
+    )
+
+
+def _summary(
+    config: RunConfig, outcome: _Outcome, files: RecordFiles, repetition: int
+) -> dict[str, Any]:
+    """The metrics of a repetition, from its records."""
     slo = ServiceLevel(
         config.measure.slo_ttft_ms or math.inf,
         config.measure.slo_tpot_ms or math.inf,
         config.measure.slo_normalised_ms or math.inf,
     )
-    metrics = compute_metrics(steps, requests, pool, slo)
-    summary = {
+    requests = files.requests_of(repetition)
+    _check_served(requests.frame(["status", "reason"]))
+    metrics = compute_metrics(files.steps_of(repetition), requests, outcome.pool, slo)
+    return {
         **{f.name: getattr(metrics, f.name) for f in dataclasses.fields(metrics)},
-        "peak_memory_bytes": peak_bytes,
-        "workload_description": workload.description,
+        "peak_memory_bytes": outcome.peak_bytes,
+        "extrapolated_share": outcome.extrapolated_share,
+        "workload_description": outcome.description,
     }
-    memory_map = prepared.memory_map.frame() if prepared.memory_map else None
-    return _Repetition(summary, steps, requests, memory_map)
 
 
 def _check_served(requests: pd.DataFrame) -> None:

@@ -41,8 +41,7 @@ def pool_pages(
     else:
         assert device_bytes is not None  # `needs_device_memory` was checked before
         fraction = kv.memory_fraction or DEFAULT_MEMORY_FRACTION
-        activations = config.engine.tensor_parallel * activation_bytes(config, shape)
-        left = fraction * device_bytes - shape.weight_bytes - activations
+        left = fraction * device_bytes - bytes_beside_pool(config, shape)
         tokens = int(left // kv_bytes_per_token(config, shape))
         source = (
             f"kv.memory_fraction={fraction} of {device_bytes / 2**30:.2f} GiB less "
@@ -127,6 +126,11 @@ def mean_final_len(workload: Workload) -> float:
         total += outline.num_sequences * (outline.num_prompt_tokens + output_len - 1)
         count += 1
     return total / max(1, count)
+
+
+def bytes_beside_pool(config: RunConfig, shape: ModelShape) -> float:
+    """Weights and activations, on all GPUs."""
+    return shape.weight_bytes + config.engine.tensor_parallel * activation_bytes(config, shape)
 
 
 def activation_bytes(config: RunConfig, shape: ModelShape) -> int:

@@ -19,6 +19,7 @@ from harness.engine.device.model_shape import (
 from harness.runs.build import build_allocator
 from harness.runs.gpu_memory import check_fits, simulated_memory_bytes
 from harness.runs.pool_size import draft_model, longest_request_len, needs_device_memory
+from harness.runs.step_cost import load_calibration
 from harness.workloads.generate import generate
 
 
@@ -42,6 +43,8 @@ class Preflight:
                 "and executor.gpu), or size the pool by kv.pool_tokens or kv.pool_demand"
             )
         check_fits(config, shape)
+        if config.executor.cost == "calibrated":
+            load_calibration(config)
         if not is_simulated:
             self._check_kernels(config, shape)
         self._check_draft(config, shape)

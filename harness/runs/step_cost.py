@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from harness.config import RunConfig
+from harness.config import ConfigError, RunConfig, to_mapping
+from harness.engine.cost.calibrated import CalibratedCost, Calibration
 from harness.engine.cost.gpu import GPUS
 from harness.engine.cost.model import ConstantCost, CostModel, WorkCost
 from harness.engine.cost.roofline import Efficiency, Overheads, Roofline
@@ -18,12 +20,36 @@ def cost_model(config: RunConfig, shape: ModelShape, groups: Sequence[LayerGroup
     if config.executor.cost == "constant":
         return ConstantCost(config.executor.step_ms / 1e3)
     counter = work_counter(config, groups)
+    if config.executor.cost == "calibrated":
+        return CalibratedCost(load_calibration(config), counter, config.kv.page_size)
     draft = draft_shape(config)
     return WorkCost(
         counter,
         _roofline(config, shape, groups).work_s,
         None if draft is None else _roofline(config, draft, _all_layers(draft)).work_s,
     )
+
+
+def load_calibration(config: RunConfig) -> Calibration:
+    """The file of executor.calibration. Raises ConfigError for one that cannot be read, or that
+    was fitted to another model."""
+    path = config.executor.calibration
+    assert path is not None
+    key = f"executor.calibration={path}"
+    try:
+        calibration = Calibration.load(Path(path).expanduser())
+    except ValueError as error:
+        raise ConfigError(f"{key} {error}: `python -m experiments calibrate` writes one") from error
+    model = to_mapping(config.model)
+    if calibration.model != model or calibration.kv_dtype != config.kv.dtype:
+        differing = [k for k, v in model.items() if calibration.model.get(k) != v] or ["kv.dtype"]
+        raise ConfigError(
+            f"{key} was fitted to model={calibration.model.get('name')} and kv.dtype="
+            f"{calibration.kv_dtype}, not to model={config.model.name} and kv.dtype="
+            f"{config.kv.dtype} (they differ in {', '.join(differing)}): calibrate that one with "
+            f"`python -m experiments calibrate model={config.model.name}`"
+        )
+    return calibration
 
 
 def work_counter(config: RunConfig, groups: Sequence[LayerGroup]) -> WorkCounter:

@@ -12,7 +12,8 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +25,14 @@ from harness.measure.environment import Environment
 
 RunStatus = Literal["complete", "failed"]
 
-_FRAMES = ("steps", "requests", "memory_map")
+_FRAMES = ("steps", "requests", "memory_map", "step_work")
 _NEEDED = ("steps", "requests")
 
 _ABANDONED_AFTER_S = 3600.0
 """A half-written run of another machine is left alone for so long."""
+
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class NotStoredError(OSError):
@@ -37,7 +41,8 @@ class NotStoredError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """Everything a run leaves. summary: one mapping of metric to value for each repetition."""
+    """Everything a run leaves. summary: one mapping of metric to value for each repetition.
+    steps, requests: rows, or the file that holds them, which the store takes to itself."""
 
     run_id: str
     label: str
@@ -47,9 +52,10 @@ class RunRecord:
     error: str
     wall_s: float
     summary: tuple[Mapping[str, Any], ...] = ()
-    steps: pd.DataFrame | None = None
-    requests: pd.DataFrame | None = None
+    steps: pd.DataFrame | Path | None = None
+    requests: pd.DataFrame | Path | None = None
     memory_map: pd.DataFrame | None = None
+    step_work: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +72,15 @@ class StoredRun:
     summary: list[dict[str, Any]]
 
     def frame(self, name: Literal["steps", "requests", "memory_map"]) -> pd.DataFrame:
-        """The rows of one kind, with a column `repetition`."""
-        return pd.read_parquet(self.path / f"{name}.parquet")
+        """The rows of one kind, with a column `repetition`; requests by `request_id`, steps with
+        their work where it was recorded."""
+        frame = pd.read_parquet(self.path / f"{name}.parquet")
+        work = self.path / "step_work.parquet"
+        if name == "steps" and work.is_file():
+            frame = frame.join(pd.read_parquet(work).drop(columns="repetition"))
+        if "request_id" in frame:
+            frame = frame.sort_values(["repetition", "request_id"], ignore_index=True)
+        return frame
 
 
 def make_run_id(config: Mapping[str, Any], code: str, device: str) -> str:
@@ -122,15 +135,38 @@ class RunStore:
             self._write_files(partial, record)
             self._move(partial, target)
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise NotStoredError(
-                f"run {record.run_id} was not saved ({reason}): free space under "
-                f"{self.root.parent} or choose another results_dir, then repeat the command; "
-                "what is stored already is kept"
-            ) from error
+            raise self._not_stored(record.run_id, error) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return target
+
+    @contextmanager
+    def scratch(self, run_id: str) -> Iterator[Path]:
+        """A folder for what a run writes while it goes on; gone afterwards. Raises
+        NotStoredError where none can be made, or the disk is full."""
+        folder = self.root / _partial_name(f"{run_id}.rows")
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise self._not_stored(run_id, error) from error
+        try:
+            yield folder
+        except OSError as error:
+            if error.errno in _CANNOT_WRITE:
+                raise self._not_stored(run_id, error) from error
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _not_stored(self, run_id: str, error: OSError) -> NotStoredError:
+        if isinstance(error, NotStoredError):
+            return error
+        return NotStoredError(
+            f"run {run_id} was not saved ({error.strerror or error}): free space under "
+            f"{self.root.parent} or choose another results_dir, then repeat the command; "
+            "what is stored already is kept"
+        )
 
     def remove_partial(self) -> None:
         """Delete what writers that are gone left half-written; living ones are let be."""
@@ -158,7 +194,9 @@ class RunStore:
     def _write_files(self, folder: Path, record: RunRecord) -> None:
         for name in _FRAMES:
             frame = getattr(record, name)
-            if frame is not None:
+            if isinstance(frame, Path):
+                frame.rename(folder / f"{name}.parquet")
+            elif frame is not None:
                 frame.to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)
         _write_json(folder / "config.json", record.config)
         _write_json(folder / "environment.json", dataclasses.asdict(record.environment))
@@ -183,10 +221,18 @@ def _partial_name(run_id: str) -> str:
 def _is_abandoned(folder: Path) -> bool:
     here = re.fullmatch(rf".*\.{re.escape(platform.node())}\.(\d+)\.partial", folder.name)
     if here:
-        return not psutil.pid_exists(int(here[1]))
+        return not _is_alive(int(here[1]))
     try:
         return time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_S
     except FileNotFoundError:
+        return False
+
+
+def _is_alive(pid: int) -> bool:
+    """A process that nobody has buried yet writes no more."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
 
 

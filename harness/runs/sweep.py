@@ -37,19 +37,18 @@ def run_jobs(jobs: Sequence[Job], environment: Environment, on_finished: OnFinis
     """
     simulated = [job for job in jobs if not job.is_timed]
     timed = [job for job in jobs if job.is_timed]
-    _drain(simulated, min(usable_cores(), len(simulated)), environment, on_finished)
-    _drain(timed, min(1, len(timed)), environment, on_finished)
+    _drain(simulated, usable_cores(), environment, on_finished)
+    _drain(timed, 1, environment, on_finished)
 
 
 def _drain(
-    jobs: Sequence[Job], num_workers: int, environment: Environment, on_finished: OnFinished
+    jobs: Sequence[Job], most_workers: int, environment: Environment, on_finished: OnFinished
 ) -> None:
     queue = deque(jobs)
-    workers = [Worker() for _ in range(num_workers)]
+    workers: list[Worker] = []
     started: dict[str, float] = {}
     try:
-        for worker in workers:
-            _give(worker, queue, started)
+        _give_out(queue, workers, most_workers, started)
         while busy := {worker.connection: worker for worker in workers if worker.job}:
             for connection in wait(list(busy)):
                 worker = busy[connection]  # type: ignore[index]
@@ -64,18 +63,24 @@ def _drain(
                     save_failure(job, error, wall_s, environment)
                     worker.stop()
                     workers.remove(worker)
-                    worker = Worker()
-                    workers.append(worker)
                 queue.extend(on_finished(job, RunStore(job.root).find(job.run_id)))
-                for idle in (w for w in workers if w.job is None):
-                    _give(idle, queue, started)
+                _give_out(queue, workers, most_workers, started)
     finally:
         for worker in workers:
             worker.stop()
 
 
-def _give(worker: Worker, queue: deque[Job], started: dict[str, float]) -> None:
-    if queue:
+def _give_out(
+    queue: deque[Job], workers: list[Worker], most_workers: int, started: dict[str, float]
+) -> None:
+    """A job for each worker that has none; more workers while there are more jobs."""
+    while queue:
+        idle = next((worker for worker in workers if worker.job is None), None)
+        if idle is None:
+            if len(workers) == most_workers:
+                return
+            idle = Worker()
+            workers.append(idle)
         job = queue.popleft()
         started[job.run_id] = time.perf_counter()
-        worker.submit(job)
+        idle.submit(job)

@@ -122,8 +122,10 @@ def _try_job(job: Job, devices: DeviceCache) -> str:
         check_unchanged(job)
         device = devices.get(job.config)
         environment = environment_of(device)
-        record = execute_run(job.config, job.run_id, job.label, device, environment)
-        RunStore(job.root).write(record)
+        store = RunStore(job.root)
+        with store.scratch(job.run_id) as folder:
+            record = execute_run(job.config, job.run_id, job.label, device, environment, folder)
+            store.write(record)
     except NotStoredError:
         raise
     except MemoryError as failure:

@@ -23,6 +23,7 @@ from harness.engine.scheduling.speculation import SpeculationConfig
 from harness.engine.simulated_executor import SimulatedExecutor
 from harness.measure.ledger import Ledger
 from harness.measure.metered_allocator import MeteredAllocator
+from harness.measure.record_files import KeptRecords
 from harness.measure.recorder import RunRecorder
 from harness.measure.records import RequestRecord
 
@@ -94,6 +95,7 @@ class SimulatedRun:
         self.recorder = RunRecorder(
             Ledger(setup.num_pages, setup.page_size, setup.windows),
             self.allocator,
+            KeptRecords(),
             deferred=setup.deferred,
         )
         self.executor = executor or SimulatedExecutor(setup.step_s, vocab_size=50)
@@ -125,7 +127,7 @@ class SimulatedRun:
     @property
     def records(self) -> dict[int, RequestRecord]:
         """Request records by id."""
-        return {record.request_id: record for record in self.recorder.requests}
+        return {record.request_id: record for record in self.recorder.sink.requests}
 
 
 class RecordingExecutor:

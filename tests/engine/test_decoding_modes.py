@@ -20,6 +20,7 @@ from harness.engine.device.model_shape import ModelConfig
 from harness.engine.request import Request, SamplingParams, Workload
 from harness.engine.scheduling.beam_search import BeamParams
 from harness.engine.scheduling.speculation import SpeculationConfig
+from harness.measure.record_files import KeptRecords
 from harness.runs.build import prepare
 from harness.runs.torch_device import TorchDevice
 
@@ -78,13 +79,13 @@ def serve(
         device=CPU,
     )
     workload = Workload("test", tuple(requests), "")
-    prepared = prepare(run, workload, pool_tokens // PAGE_SIZE, device, seed=0)
+    prepared = prepare(run, workload, pool_tokens // PAGE_SIZE, device, 0, KeptRecords())
     prepared.engine.run(workload)
     prepared.recorder.close()
-    for entry in prepared.recorder.entries:
+    for entry in prepared.recorder.sink.entries:
         assert sum(entry[:9]) == pool_tokens * prepared.num_layer_groups
     outputs = {}
-    for record in prepared.recorder.requests:
+    for record in prepared.recorder.sink.requests:
         assert record.status == "finished", record.reason
         ends = np.cumsum(record.sequence_lens)
         cut = np.split(np.array(record.chosen_ids), ends[:-1])
@@ -248,8 +249,8 @@ def test_preemption_changes_no_token(
     else:
         roomy, _ = serve(devices["llama"], FAMILIES["llama"], requests, strategy, pool_tokens=800)
         assert outputs == roomy
-    preempted = sum(record.num_preemptions for record in prepared.recorder.requests)
-    swaps = sum(record.num_swaps for record in prepared.recorder.requests)
+    preempted = sum(record.num_preemptions for record in prepared.recorder.sink.requests)
+    swaps = sum(record.num_swaps for record in prepared.recorder.sink.requests)
     if strategy.name == "paged":
         assert preempted
         assert (swaps > 0) == (preemption == "swap")
@@ -309,8 +310,8 @@ def test_groups_of_layers_change_no_token(
     )  # fmt: skip
     assert prepared.num_layer_groups == 2
     assert outputs == windowed[kind]
-    assert sum(record.num_preemptions for record in prepared.recorder.requests)
-    swaps = sum(record.num_swaps for record in prepared.recorder.requests)
+    assert sum(record.num_preemptions for record in prepared.recorder.sink.requests)
+    swaps = sum(record.num_swaps for record in prepared.recorder.sink.requests)
     assert (swaps > 0) == (preemption == "swap")
     prepared.allocator.check_integrity()
 
@@ -326,7 +327,7 @@ def test_pages_that_windows_left_behind_serve_the_full_layers(devices: Any, prom
             AllocatorConfig(name, options={"fit": "first_fit"} if name == "contiguous" else {}),
             pool_tokens=40, watermark=0.0,
         )  # fmt: skip
-        steps[name] = prepared.recorder
+        steps[name] = prepared.recorder.sink
     entries = steps["paged"].entries
     assert max(entry.mapped_pages for entry in entries) > 40 // PAGE_SIZE
     assert max(entry.dead_window for entry in entries) < PAGE_SIZE * len(prompts)
@@ -345,7 +346,7 @@ def test_without_host_pages_it_recomputes(
         pool_tokens=56, preemption="swap", swap_tokens=swap_tokens, watermark=0.0,
     )  # fmt: skip
     assert outputs == roomy
-    records = prepared.recorder.requests
+    records = prepared.recorder.sink.requests
     preemptions = sum(record.num_preemptions for record in records)
     assert preemptions
     assert sum(record.num_swaps for record in records) == (preemptions if swaps_all else 0)
@@ -391,16 +392,16 @@ def test_speculation_is_lossless(
         pool_tokens=pool_tokens, speculation=speculation, watermark=0.0,
     )  # fmt: skip
     assert outputs == plain
-    records = prepared.recorder.requests
+    records = prepared.recorder.sink.requests
     drafted = sum(record.num_drafted_tokens for record in records)
     accepted = sum(record.num_accepted_tokens for record in records)
     if method == "same":
         assert drafted == accepted > 0
     elif method == "near":
         assert 0 < accepted < drafted
-    for entry in prepared.recorder.draft_entries:
+    for entry in prepared.recorder.sink.draft_entries:
         assert sum(entry[:9]) == pool_tokens
-    assert bool(prepared.recorder.draft_entries) == (method != "ngram")
+    assert bool(prepared.recorder.sink.draft_entries) == (method != "ngram")
     prepared.allocator.check_integrity()
 
 

@@ -52,7 +52,7 @@ def test_every_request_is_answered_in_full_or_refused(
     run = SimulatedRun(Setup(allocator, options, **setup), executor)
     run.run(requests, closed_loop)
     assert sorted(run.records) == [request.request_id for request in requests]
-    assert len(run.recorder.requests) == len(requests)
+    assert len(run.recorder.sink.requests) == len(requests)
     for asked in requests:
         record = run.records[asked.request_id]
         if record.status == "finished":
@@ -78,8 +78,8 @@ def check_tokens_computed(run: SimulatedRun, plans: list[StepPlan]) -> None:
     """Tokens computed are those needed and those lost to preemption, less those found cached."""
     chunks = [chunk for plan in plans for chunk in plan.chunks]
     total = sum(len(chunk.token_ids) for chunk in chunks)
-    records = run.recorder.requests
-    steps = run.recorder.steps
+    records = run.recorder.sink.requests
+    steps = run.recorder.sink.steps
     assert total == sum(step.num_prefill_tokens + step.num_decode_tokens for step in steps)
     if any(record.status == "refused" for record in records):
         return  # what a sequence refused on the way had computed is in no record

@@ -56,7 +56,7 @@ def decisions(setup: Setup, executor: Executor, seed: int) -> tuple[list[Any], l
     run = SimulatedRun(setup, log)
     calls = log_calls(run.inner)
     run.run(random_requests(seed, shared_len=13, num_requests=25, max_output=40))
-    assert sum(step.num_preempted for step in run.recorder.steps) or setup.expected != "none"
+    assert sum(step.num_preempted for step in run.recorder.sink.steps) or setup.expected != "none"
     return calls, log.plans
 
 
@@ -77,7 +77,7 @@ def test_a_run_can_be_repeated() -> None:
     first, again = (
         SimulatedRun(setup).run(random_requests(5, shared_len=9, spread_s=20)) for _ in range(2)
     )
-    assert first.recorder.entries == again.recorder.entries
-    assert [step._replace(allocator_us=0) for step in first.recorder.steps] == [
-        step._replace(allocator_us=0) for step in again.recorder.steps
+    assert first.recorder.sink.entries == again.recorder.sink.entries
+    assert [step._replace(allocator_us=0) for step in first.recorder.sink.steps] == [
+        step._replace(allocator_us=0) for step in again.recorder.sink.steps
     ]

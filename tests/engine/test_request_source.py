@@ -83,13 +83,13 @@ def test_latency_counts_from_the_scheduled_arrival_within_a_step() -> None:
 
 def test_engine_sleeps_until_the_next_arrival() -> None:
     finished = run([request(0, 4, 1, arrival_s=10.0), request(1, 4, 1, arrival_s=20.0)])
-    assert [step.start_s for step in finished.recorder.steps] == [10.0, 20.0]
+    assert [step.start_s for step in finished.recorder.sink.steps] == [10.0, 20.0]
 
 
 def test_closed_loop_arrivals_are_the_releases() -> None:
     finished = run([request(i, 4, 2, arrival_s=99.0) for i in range(4)], closed_loop=2)
     assert [finished.records[i].arrival_s for i in range(4)] == [0.0, 0.0, 2.0, 2.0]
-    assert max(step.num_running for step in finished.recorder.steps) == 2
+    assert max(step.num_running for step in finished.recorder.sink.steps) == 2
 
 
 def test_a_refused_request_lets_its_successor_and_the_loop_go_on() -> None:

@@ -104,7 +104,7 @@ def test_drafts_leave_a_token_of_the_budget_to_every_other_branch(token_budget: 
 def test_no_more_sequences_run_than_allowed() -> None:
     finished, plans = run([request(i) for i in range(10)], max_num_seqs=3)
     assert max(len(plan.chunks) for plan in plans) == 3
-    assert all(step.refusal == "" for step in finished.recorder.steps)
+    assert all(step.refusal == "" for step in finished.recorder.sink.steps)
 
 
 def test_head_that_is_held_back_by_the_watermark_alone_is_withheld() -> None:
@@ -112,11 +112,11 @@ def test_head_that_is_held_back_by_the_watermark_alone_is_withheld() -> None:
     # many, without the watermark it fits
     requests = [request(0, 12, 4), request(1, 64, 1)]
     finished, _ = run(requests, num_pages=20, watermark=0.2, token_budget=100)
-    first = finished.recorder.entries[0]
-    assert finished.recorder.steps[0].refusal == "withheld"
+    first = finished.recorder.sink.entries[0]
+    assert finished.recorder.sink.steps[0].refusal == "withheld"
     assert first.withheld == 17 * 4 and first.stranded == first.free == 0
     without, _ = run(requests, num_pages=20, token_budget=100)
-    assert without.recorder.steps[0].refusal == ""
+    assert without.recorder.sink.steps[0].refusal == ""
 
 
 def test_watermark_holds_nobody_back_in_an_idle_pool_nor_reservations() -> None:
@@ -130,13 +130,13 @@ def test_watermark_holds_nobody_back_in_an_idle_pool_nor_reservations() -> None:
         watermark=0.5,
         expected="max",
     )
-    assert reserved.recorder.steps[0].refusal == ""
+    assert reserved.recorder.sink.steps[0].refusal == ""
 
 
 def test_head_larger_than_what_is_free_is_refused_as_full() -> None:
     finished, _ = run([request(0, 40, 4), request(1, 64, 1)], num_pages=20, token_budget=200)
-    entry = finished.recorder.entries[0]
-    assert finished.recorder.steps[0].refusal == "full"
+    entry = finished.recorder.sink.entries[0]
+    assert finished.recorder.sink.steps[0].refusal == "full"
     assert entry.free == 10 * 4 and entry.stranded == entry.withheld == 0
 
 
@@ -153,13 +153,13 @@ def test_free_pages_that_lie_apart_are_stranded(fit: str) -> None:
         expected="oracle",
         token_budget=200,
     )
-    assert [step.refusal for step in finished.recorder.steps[:3]] == [
+    assert [step.refusal for step in finished.recorder.sink.steps[:3]] == [
         "full",
         "stranded",
         "stranded",
     ]
-    assert finished.recorder.entries[1].stranded == 8 * 4
-    assert finished.recorder.entries[1].free == 0
+    assert finished.recorder.sink.entries[1].stranded == 8 * 4
+    assert finished.recorder.sink.entries[1].free == 0
 
 
 def test_the_latest_goes_first_and_loses_no_output() -> None:
@@ -177,7 +177,7 @@ def test_the_latest_goes_first_and_loses_no_output() -> None:
 
 def test_a_step_that_preempts_is_saturated() -> None:
     finished, _ = run([request(i, 12, 5) for i in range(3)], num_pages=10)
-    steps = finished.recorder.steps
+    steps = finished.recorder.sink.steps
     assert [step.refusal for step in steps if step.num_preempted] == ["full"]
 
 
@@ -199,7 +199,7 @@ def test_sequence_that_preempts_itself_alone_is_placed_again_at_once() -> None:
     )
     records = finished.records
     assert records[1].num_output_tokens == 40
-    assert sum(step.num_preempted for step in finished.recorder.steps) == sum(
+    assert sum(step.num_preempted for step in finished.recorder.sink.steps) == sum(
         record.num_preemptions for record in records.values()
     )
     assert all(plan.chunks for plan in plans)
@@ -270,7 +270,7 @@ def test_requests_that_make_no_sense_are_refused(bad: Any, reason: str) -> None:
 
 def test_no_requests_no_steps() -> None:
     finished, plans = run([])
-    assert not plans and not finished.recorder.steps and not finished.recorder.requests
+    assert not plans and not finished.recorder.sink.steps and not finished.recorder.sink.requests
 
 
 def shared(request_id: int, prefix_id: int, tail: int, output: int, **fields: Any) -> Any:
@@ -362,7 +362,7 @@ def test_a_fork_of_a_prefix_respects_the_watermark() -> None:
     # of 20 pages 4 are to stay free: the prefix's user fits beside the other but for that
     requests = [shared(0, 0, 2, 60), shared(1, 0, 40, 1, arrival_s=1.5)]
     finished, _ = run(requests, allocator="paged_cow", num_pages=20, watermark=0.4)
-    assert "withheld" in {step.refusal for step in finished.recorder.steps}
+    assert "withheld" in {step.refusal for step in finished.recorder.sink.steps}
     freely, _ = run(requests, allocator="paged_cow", num_pages=20)
     assert freely.records[1].first_scheduled_s < finished.records[1].first_scheduled_s
 
@@ -372,8 +372,8 @@ def test_pages_that_branches_will_write_to_first_are_not_given_to_the_next_group
     requests = [request(i, 6, 2, num_samples=4, forced_ids=None, forced_len=2) for i in range(2)]
     too_few, plans = run(requests, allocator="paged_cow", num_pages=9)
     assert shape(plans[0]) == [(0, 0, 6)]
-    assert too_few.recorder.steps[0].refusal == "full"
-    assert sum(record.num_preemptions for record in too_few.recorder.requests) == 0
+    assert too_few.recorder.sink.steps[0].refusal == "full"
+    assert sum(record.num_preemptions for record in too_few.recorder.sink.requests) == 0
     _, plans = run(requests, allocator="paged_cow", num_pages=10)
     assert shape(plans[0]) == [(0, 0, 6), (4, 0, 6)]
 
@@ -382,12 +382,14 @@ def test_swaps_as_far_as_the_host_pool_goes() -> None:
     requests = random_requests(3, num_requests=30)
     setup = Setup("paged", num_pages=24, page_size=4, preemption="swap", host_pages=8)
     swapped = SimulatedRun(setup).run(requests)
-    swaps = sum(record.num_swaps for record in swapped.recorder.requests)
-    preemptions = sum(record.num_preemptions for record in swapped.recorder.requests)
+    swaps = sum(record.num_swaps for record in swapped.recorder.sink.requests)
+    preemptions = sum(record.num_preemptions for record in swapped.recorder.sink.requests)
     assert 0 < swaps < preemptions
-    saved = sum(step.saved_pages for step in swapped.recorder.steps)
-    assert saved == sum(step.restored_pages for step in swapped.recorder.steps) >= swaps
-    assert all(record.stalled_s > 0 for record in swapped.recorder.requests if record.num_swaps)
+    saved = sum(step.saved_pages for step in swapped.recorder.sink.steps)
+    assert saved == sum(step.restored_pages for step in swapped.recorder.sink.steps) >= swaps
+    assert all(
+        record.stalled_s > 0 for record in swapped.recorder.sink.requests if record.num_swaps
+    )
     assert swapped.scheduler._memory.host.num_used == 0
 
 
@@ -445,5 +447,5 @@ def test_every_victim_policy_serves_everybody(
         allocator, options, num_pages=24, preemption=preemption, host_pages=12, victim=victim
     )
     run = SimulatedRun(setup).run(requests)
-    assert all(record.status == "finished" for record in run.recorder.requests)
+    assert all(record.status == "finished" for record in run.recorder.sink.requests)
     run.inner.check_integrity()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -139,7 +141,9 @@ def run(*overrides: str) -> dict[str, Any]:
     with hydra_session():
         config = Composer().run(arguments)
     device = simulated_device(config)
-    record = execute_run(config, "id", "label", device, environment_of(device))
+    with TemporaryDirectory() as folder:
+        environment = environment_of(device)
+        record = execute_run(config, "id", "label", device, environment, Path(folder))
     return dict(record.summary[0])
 
 

@@ -18,6 +18,7 @@ from harness.config import (
 from harness.engine.device.model_shape import model_preset
 from harness.engine.device.models import load_model
 from harness.engine.request import Request, SamplingParams, Workload
+from harness.measure.record_files import KeptRecords
 from harness.runs.build import prepare
 from harness.runs.torch_device import TorchDevice
 
@@ -113,11 +114,11 @@ def run(
         for k, prompt in enumerate(prompts)
     )
     workload = Workload("test", requests, "")
-    prepared = prepare(config, workload, pool_tokens // page_size, device, seed=0)
+    prepared = prepare(config, workload, pool_tokens // page_size, device, 0, KeptRecords())
     if spoil:
         spoil_tables(prepared.executor)
     prepared.engine.run(workload)
-    records = sorted(prepared.recorder.requests, key=lambda record: record.request_id)
+    records = sorted(prepared.recorder.sink.requests, key=lambda record: record.request_id)
     return records, prepared
 
 
@@ -190,12 +191,12 @@ def test_a_free_output_ends_at_the_models_own_end_of_sequence(device, prompts, e
     request = Request(0, 0.0, prompts[3], max_tokens=21, eos_ids=stops)
     config = RunConfig(kv=KVConfig(page_size=4), model=model_preset("tiny"))
     workload = Workload("free", (request,), "")
-    prepared = prepare(config, workload, 40, device, seed=0)
+    prepared = prepare(config, workload, 40, device, 0, KeptRecords())
     prepared.engine.run(workload)
     prepared.recorder.close()
-    (record,) = prepared.recorder.requests
+    (record,) = prepared.recorder.sink.requests
     assert record.chosen_ids == expected[3][: expected[3].index(third) + 1]
-    assert len(prepared.recorder.entries) == len(prepared.recorder.steps)
+    assert len(prepared.recorder.sink.entries) == len(prepared.recorder.sink.steps)
 
 
 def test_one_sequence_at_a_time_runs_on_a_cold_device(prompts, expected):

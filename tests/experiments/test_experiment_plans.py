@@ -201,7 +201,7 @@ def test_a_trace_needs_no_other_key(tmp_path: Path) -> None:
         )
         simulated = replace(config, executor=ExecutorConfig("simulated"), repetitions=2)
         device = simulated_device(simulated)
-        record = execute_run(simulated, "run", "trace", device, environment_of(device))
+        record = execute_run(simulated, "run", "trace", device, environment_of(device), tmp_path)
         first, second = record.summary
         assert first["num_refused"] == second["num_refused"] == 0
         assert first["memory_bound"] and second["memory_bound"]

@@ -140,7 +140,7 @@ class Auditor:
 
     def check(self) -> None:
         """Every entry of the ledger is what was counted, and its classes make up the pool."""
-        setup, entries = self._run.setup, self._run.recorder.entries
+        setup, entries = self._run.setup, self._run.recorder.sink.entries
         assert len(entries) == len(self.counts)
         for index, (entry, counts) in enumerate(zip(entries, self.counts, strict=True)):
             found = {name: value for name, value in entry._asdict().items() if value}

@@ -258,9 +258,9 @@ def test_metrics_of_a_random_run_are_finite_and_within_bounds() -> None:
 
 
 def measure(run: SimulatedRun) -> Metrics:
-    steps = steps_frame(run.recorder.steps, run.recorder.entries)
+    steps = steps_frame(run.recorder.sink.steps, run.recorder.sink.entries)
     pool = PoolFacts(run.setup.num_pages, run.setup.page_size, 2**20)
-    return compute_metrics(steps, requests_frame(run.recorder.requests), pool, ServiceLevel())
+    return compute_metrics(steps, requests_frame(run.recorder.sink.requests), pool, ServiceLevel())
 
 
 def test_weighted_mean_of_nothing_is_not_a_number() -> None:

@@ -58,7 +58,7 @@ def test_free_outputs_give_the_ledger_of_forced_ones(
     auditor = Auditor(run, {i: prompts[i] + lengths[i] - 1 for i in range(12)})
     run.run(free, recorder=auditor)
     auditor.check()
-    assert run.recorder.entries == known.recorder.entries
+    assert run.recorder.sink.entries == known.recorder.sink.entries
     assert [record.num_output_tokens for record in run.records.values()] == [
         record.num_output_tokens for record in known.records.values()
     ]
@@ -66,12 +66,12 @@ def test_free_outputs_give_the_ledger_of_forced_ones(
 
 def test_a_preemption_is_recorded_in_the_step_that_follows_it() -> None:
     run = SimulatedRun(Setup(num_pages=10)).run([request(i, 12, 5) for i in range(3)])
-    assert sum(step.num_preempted for step in run.recorder.steps) == 1
+    assert sum(step.num_preempted for step in run.recorder.sink.steps) == 1
 
 
 def test_steps_count_prefill_and_decode_tokens() -> None:
     run = SimulatedRun(Setup(token_budget=8)).run([request(0, 5, 3), request(1, 10, 2)])
-    counts = [(s.num_prefill_tokens, s.num_decode_tokens) for s in run.recorder.steps]
+    counts = [(s.num_prefill_tokens, s.num_decode_tokens) for s in run.recorder.sink.steps]
     assert counts == [(8, 0), (7, 1), (0, 2)]
 
 
@@ -131,7 +131,7 @@ def test_memory_map_adds_up_to_the_ledger(allocator: str, options: dict[str, Any
     requests: list[Request] = random_requests(3, shared_len=9, spread_s=20)
     run.run(requests)
     frame = memory_map.frame()
-    for step, entry in zip(run.recorder.steps, run.recorder.entries, strict=True):
+    for step, entry in zip(run.recorder.sink.steps, run.recorder.sink.entries, strict=True):
         now = frame[(frame.from_s <= step.start_s) & (frame.to_s > step.start_s)]
         for name in ("token", "reserved", "over_reserved", "size_class", "tail"):
             assert now[name].sum() == getattr(entry, name)

@@ -22,25 +22,25 @@ def classes(entry: LedgerEntry) -> dict[str, int]:
 def test_prompt_of_7_with_pages_of_4() -> None:
     # PagedAttention, figure 6: two pages, the eighth slot is for the first output token's KV
     run = SimulatedRun(Setup(num_pages=4, page_size=4)).run([request(0, 7, 4)])
-    assert [classes(entry) for entry in run.recorder.entries] == [
+    assert [classes(entry) for entry in run.recorder.sink.entries] == [
         {"token": 7, "reserved": 1},
         {"token": 8},
         {"token": 9, "reserved": 1, "tail": 2},
         {"token": 10, "tail": 2},
     ]
-    assert [entry.free for entry in run.recorder.entries] == [8, 8, 4, 4]
+    assert [entry.free for entry in run.recorder.sink.entries] == [8, 8, 4, 4]
 
 
 def test_prompt_of_7_with_one_output_leaves_a_tail_from_the_start() -> None:
     run = SimulatedRun(Setup(num_pages=4, page_size=4)).run([request(0, 7, 1)])
-    assert [classes(entry) for entry in run.recorder.entries] == [{"token": 7, "tail": 1}]
+    assert [classes(entry) for entry in run.recorder.sink.entries] == [{"token": 7, "tail": 1}]
 
 
 def test_pow2_estimate_on_a_buddy_allocator() -> None:
     # prompt 40 + 32, the power of two above 25 outputs: 72 asked; 5 pages become 8: 128 granted
     setup = Setup("contiguous", {"fit": "buddy"}, num_pages=16, page_size=16, expected="pow2")
     run = SimulatedRun(setup).run([request(0, 40, 25, max_tokens=100)])
-    entry = next(entry for entry in run.recorder.entries if entry.token == 50)
+    entry = next(entry for entry in run.recorder.sink.entries if entry.token == 50)
     assert classes(entry) == {"token": 50, "reserved": 14, "over_reserved": 8, "size_class": 56}
     assert entry.free == 128
 
@@ -56,7 +56,7 @@ def test_a_hundred_reservations_of_which_a_quarter_is_used() -> None:
         token_budget=100 * 500,
     )
     requests = [request(i, 500, 13, max_tokens=2048 - 500 + 1) for i in range(100)]
-    last = SimulatedRun(setup).run(requests).recorder.entries[-1]
+    last = SimulatedRun(setup).run(requests).recorder.sink.entries[-1]
     each = {name: slots * bytes_per_token // 100 for name, slots in classes(last).items()}
     assert sum(each.values()) == GIB
     assert each["token"] == 256 * MIB

@@ -16,9 +16,16 @@ class CostModel(Protocol):
         """Seconds from one step's begin to the next one's."""
         ...
 
+    @property
+    def extrapolated_share(self) -> float:
+        """Of the steps so far, those unlike any that the model was fitted to."""
+        ...
+
 
 class ConstantCost:
     """Every step takes the same time."""
+
+    extrapolated_share = 0.0
 
     def __init__(self, step_s: float) -> None:
         self._step_s = step_s
@@ -30,6 +37,8 @@ class ConstantCost:
 class WorkCost:
     """A step takes what `work_s` says of its work, and `draft_work_s` of each pass of the draft
     model."""
+
+    extrapolated_share = 0.0
 
     def __init__(
         self,

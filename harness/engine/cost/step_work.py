@@ -36,6 +36,36 @@ class StepWork(NamedTuple):
     draft: tuple[StepWork, ...] = ()
 
 
+class WorkCounts(NamedTuple):
+    """`StepWork` as one row of numbers: a draft model's passes are added up."""
+
+    num_tokens: int = 0
+    num_sequences: int = 0
+    num_prompts: int = 0
+    decode_pages: int = 0
+    decode_pairs: int = 0
+    prompt_pages: int = 0
+    prompt_pairs: int = 0
+    num_logits: int = 0
+    num_copied: int = 0
+    num_moved: int = 0
+    num_updates: int = 0
+    num_freed: int = 0
+    draft_passes: int = 0
+    draft_tokens: int = 0
+    draft_pairs: int = 0
+
+    @classmethod
+    def of(cls, work: StepWork) -> WorkCounts:
+        """The row of `work`."""
+        draft = work.draft
+        if not draft:
+            return cls(*work[:12])
+        tokens = sum([each.num_tokens for each in draft])
+        pairs = sum([each.decode_pairs + each.prompt_pairs for each in draft])
+        return cls(*work[:12], len(draft), tokens, pairs)
+
+
 class WorkCounter:
     """Counts the work of plans for one model. groups: the layers that have pages of their own.
     draft: counts for the draft model, whose pages are as large."""

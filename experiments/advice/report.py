@@ -1,0 +1,223 @@
+"""The answer in words and tables."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments.advice.points import SHARES, pareto
+from experiments.advice.question import Question
+from experiments.advice.runs import AdviceRuns
+from experiments.advice.search import FOLK_FRACTIONS, Advice, around
+from experiments.advice.setting import KNOBS, Setting
+from experiments.advice.window import Window
+from experiments.simulator_error import GOALS
+from harness.config import ConfigError
+
+NOT_MEASURED = (
+    "The simulator's error: roofline, not measured on this machine; see docs/simulator.md "
+    "(error=FILE shows a measured one)."
+)
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """A paragraph, wrapped at words."""
+    console.print(Text(text, style=style or ""))
+
+
+def trace_in_words(question: Question, window: Window) -> str:
+    """What is simulated, and what was left out."""
+    too_long = (
+        f" {window.num_too_long:,} of its {window.num_rows:,} requests are left out: "
+        f"model={question.model} cannot read them."
+        if window.num_too_long
+        else ""
+    )
+    load = f", at {question.load:g} times the trace's rate" if question.load != 1 else ""
+    kind = "bursty" if window.is_bursty else "steady"
+    return (
+        f"{question.trace.name}: the busiest {window.num_requests:,} consecutive requests, from "
+        f"{window.start_s:,.0f} s on, {window.requests_per_s:.3g}/s and "
+        f"{window.tokens_per_s:,.0f} tokens/s (the whole trace: {window.trace_requests_per_s:.3g}/s"
+        f" and {window.trace_tokens_per_s:,.0f}){load}. Gaps between arrivals have a coefficient "
+        f"of variation of {window.gap_cv:.2f} (Poisson: 1): {kind}.{too_long}"
+    )
+
+
+def answer_in_words(question: Question, advice: Advice, point: pd.Series) -> str:
+    """The answer, in a sentence or two."""
+    answer = advice.answer
+    at = (
+        f"{point['pool_gib']:.3g} GiB of KV ({point['pool_tokens']:,.0f} tokens, "
+        f"kv.memory_fraction={answer.memory_fraction:g} of {question.gpu})"
+    )
+    knobs = " ".join(f"{key}={getattr(answer, name)}" for name, (key, _) in KNOBS.items())
+    if advice.is_met:
+        return (
+            f"{at} with {knobs} is the smallest pool found that serves "
+            f"{question.attainment:.0%} of the requests with {question.slo_in_words}: "
+            f"{point['attainment']:.1%} of them, {point['goodput_requests_per_s']:.3g}/s."
+        )
+    reached = advice.reached_load or 0.0
+    way_out = (
+        f"At {reached / question.load:.0%} of this load it does: a replica that gets so much of "
+        f"the requests (load={reached:g})."
+        if reached
+        else "Not even a twentieth of this load is: allow more time, or choose another gpu."
+    )
+    return (
+        f"No pool of {question.gpu} serves {question.attainment:.0%} of the requests with "
+        f"{question.slo_in_words}. The best found is {point['attainment']:.1%} of them, "
+        f"{point['goodput_requests_per_s']:.3g}/s, with {at}, {knobs}. {way_out}"
+    )
+
+
+def waste_in_words(point: pd.Series) -> str:
+    """Where the pool's slots are, at the answer."""
+    shares = [(name.removesuffix("_share").replace("_", "-"), point[name]) for name in SHARES]
+    shown = [f"{name} {share:.1%}" for name, share in shares if share >= 5e-4]
+    return "The pool's slots over time: " + ", ".join(shown) + "."
+
+
+def folk_in_words(window: Window, advice: Advice, table: pd.DataFrame) -> str:
+    """What the rule of thumb for such a load gives here."""
+    advised = 0.8 if window.is_bursty else 0.95
+    by_fraction = {
+        fraction: _find(table, advice.answer.at(fraction), "attainment")
+        for fraction in FOLK_FRACTIONS
+    }
+    known = {fraction: share for fraction, share in by_fraction.items() if share is not None}
+    shown = ", ".join(f"{share:.1%} at {fraction:g}" for fraction, share in known.items())
+    kind = "bursty" if window.is_bursty else "steady"
+    if advised in known and 0.9 in known:
+        change = 100 * (known[advised] - known[0.9])
+        verdict = f"the advised {advised:g} changes attainment by {change:+.1f} points against 0.9"
+    else:
+        verdict = f"at the advised {advised:g} the longest request does not fit"
+    return (
+        f"Folk advice is a memory fraction of 0.9, 0.95 for steady and 0.8 for bursty load. This "
+        f"load is {kind}: {verdict} ({shown}). What a lower fraction leaves free (room for the "
+        "spikes of activations) is not simulated."
+    )
+
+
+def error_in_words(question: Question) -> str:
+    """The simulator's error as measured, or that it was not."""
+    if question.error is None:
+        return NOT_MEASURED
+    try:
+        found = pd.read_csv(question.error)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"error={question.error}: cannot be read as CSV: {error}") from error
+    worst = {
+        goal.label: found[f"{goal.metric}_error"].abs().max()
+        for goal in GOALS
+        if f"{goal.metric}_error" in found
+    }
+    if not worst:
+        raise ConfigError(
+            f"error={question.error}: no column METRIC_error: give the simulator_error.csv that "
+            "`python -m experiments calibrate` writes"
+        )
+    shown = ", ".join(f"{label} {percent:.1f} %" for label, percent in worst.items())
+    return f"The simulator's error, the largest of those measured ({question.error}): {shown}."
+
+
+def command_in_words(setting: Setting, runs: AdviceRuns) -> str:
+    """The command that repeats a setting's run."""
+    return shlex.join(["python", "-m", "harness", *runs.words(setting)])
+
+
+def print_sensitivity(
+    console: Console, advice: Advice, table: pd.DataFrame, fixed: Sequence[str], lowest: float
+) -> None:
+    """The answer, and each of its settings one step away."""
+    title = "How sensitive the answer is: one setting changed at a time"
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for head in ("changed", "KV pool\nGiB", "within\nSLO %", "goodput\nrequests/s", "change\n%",
+                 "TTFT\np99 ms", "TPOT\np99 ms", "pre-\nempt.", "hit\n%"):  # fmt: skip
+        shown.add_column(head, justify="left" if head == "changed" else "right", no_wrap=True)
+    base = _find(table, advice.answer, "goodput_requests_per_s")
+    for words, setting in changes(advice.answer, fixed, lowest):
+        found = table[_same(table, setting)]
+        if len(found):
+            point = found.iloc[0]
+            goodput = float(point["goodput_requests_per_s"])
+            change = "" if setting == advice.answer or not base else f"{goodput / base - 1:+.1%}"
+            shown.add_row(
+                Text(words), f"{point['pool_gib']:.3g}", f"{100 * point['attainment']:.1f}",
+                f"{goodput:.3g}", change.removesuffix("%"), f"{point['ttft_p99_ms']:,.0f}",
+                f"{point['tpot_p99_ms']:,.0f}", f"{point['preemptions']:,.0f}",
+                f"{100 * point['prefix_hit_rate']:.1f}",
+                style="bold" if setting == advice.answer else None,
+            )  # fmt: skip
+    console.print()
+    console.print(Text(title, style="bold"))
+    console.print(shown)
+
+
+def changes(answer: Setting, fixed: Sequence[str], lowest: float) -> list[tuple[str, Setting]]:
+    """The answer and its neighbours, with what was changed in words."""
+    found = [("(the answer)", answer)]
+    for setting in around(answer, fixed, lowest):
+        if setting != answer:
+            names = ("memory_fraction", "host_us", *KNOBS)
+            name = next(n for n in names if getattr(setting, n) != getattr(answer, n))
+            key = {"memory_fraction": "kv.memory_fraction", "host_us": "executor.host_us"}.get(
+                name
+            ) or KNOBS[name][0]
+            value = getattr(setting, name)
+            found.append(
+                (f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}", setting)
+            )
+    return found
+
+
+def print_front(console: Console, table: pd.DataFrame) -> None:
+    """The Pareto front as a table, by pool."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    heads = ("KV pool\nGiB", "memory\nfraction", "within\nSLO %", "goodput\nrequests/s", *KNOBS)
+    for head in heads:
+        shown.add_column(head.replace("_", "\n"), justify="right", no_wrap=True)
+    for _, point in _thinned(pareto(table)).iterrows():
+        shown.add_row(
+            f"{point['pool_gib']:.3g}",
+            f"{point['memory_fraction']:g}",
+            f"{100 * point['attainment']:.1f}",
+            f"{point['goodput_requests_per_s']:.3g}",
+            *(str(point[name]) for name in KNOBS),
+        )
+    console.print()
+    console.print(Text("Memory against goodput: what nothing smaller reaches", style="bold"))
+    console.print(shown)
+
+
+def _thinned(front: pd.DataFrame) -> pd.DataFrame:
+    """Without points that serve hardly more than the one before."""
+    step = _FRONT_STEP * front["goodput_requests_per_s"].max()
+    kept, last = [], 0.0
+    for index, goodput in front["goodput_requests_per_s"].items():
+        if goodput >= last + step or index == front.index[-1]:
+            kept.append(index)
+            last = goodput
+    return front.loc[kept]
+
+
+_FRONT_STEP = 0.05
+
+
+def _same(table: pd.DataFrame, setting: Setting) -> pd.Series:
+    same = pd.Series(True, index=table.index)
+    for name in Setting.__dataclass_fields__:
+        same &= table[name] == getattr(setting, name)
+    return same
+
+
+def _find(table: pd.DataFrame, setting: Setting, column: str) -> float | None:
+    found = table[_same(table, setting)]
+    return float(found.iloc[0][column]) if len(found) else None

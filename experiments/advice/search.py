@@ -1,0 +1,227 @@
+"""The search for the smallest pool: which settings to try next, given what those before did.
+
+A generator: it yields settings and is sent their attainments (share of requests within the SLO),
+so that it can be tested on made-up systems, and runs side by side what it asks for together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from experiments.advice.setting import Setting, moves
+from harness.runs.bisection import Probe, Search, bracket, next_value
+
+Attainments = dict[Setting, float]
+Asking = Generator[Sequence[Setting], Mapping[Setting, float], None]
+
+FOLK_FRACTIONS = (0.8, 0.9, 0.95)
+HIGHEST_FRACTION = 0.95
+
+LADDER = 6
+"""Pools tried between the smallest and the largest, evenly in the logarithm."""
+
+POOL_TOLERANCE = 0.05
+SAVING = 1.1
+"""A knob leaves its value for a pool smaller by this factor, or for more attainment than chance
+gives: what is less is not worth leaving a common value for."""
+
+MOST_ROUNDS = 3
+
+_LOAD_LOW, _LOAD_TOLERANCE = 0.05, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """target: attainment that is asked for. gain: a difference in attainment that is not chance.
+    lowest_fraction: at which the pool holds the longest request. fraction_of: at which a setting's
+    pool has so many tokens; pool_tokens: of a setting. fixed: knobs that are not to be moved.
+    """
+
+    start: Setting
+    target: float
+    gain: float
+    lowest_fraction: float
+    fraction_of: Callable[[Setting, float], float]
+    pool_tokens: Callable[[Setting], int]
+    fixed: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """answer: the setting, at the smallest pool that attains the target; where none does, the one
+    that attains most. reached_load: the highest share of the load that is attained where the
+    whole is not; 0 where even a twentieth is not. tried: attainments of everything.
+    """
+
+    answer: Setting
+    is_met: bool
+    tried: Attainments = field(default_factory=dict)
+    reached_load: float | None = None
+
+
+def advise(problem: Problem) -> Generator[Sequence[Setting], Mapping[Setting, float], Advice]:
+    """Search; returns the advice. Settings that are sent no attainment count as none."""
+    tried: Attainments = {}
+    top = problem.start.at(HIGHEST_FRACTION)
+    yield from _ask(tried, [problem.start.at(fraction) for fraction in FOLK_FRACTIONS])
+    if tried[top] < problem.target:
+        top = yield from _climb(problem, tried, top)
+    if tried[top] < problem.target:
+        load = yield from _reachable_load(problem, tried, top)
+        yield from _ask(tried, around(top, problem.fixed, problem.lowest_fraction))
+        return Advice(top, False, tried, load)
+    yield from _ask(tried, _ladder(problem, top))
+    answer = yield from _shrink(problem, tried, top)
+    for _ in range(MOST_ROUNDS):
+        better = yield from _move(problem, tried, answer)
+        if better is None:
+            break
+        answer = yield from _shrink(problem, tried, better)
+    answer = yield from _polish(problem, tried, answer)
+    yield from _ask(tried, around(answer, problem.fixed, problem.lowest_fraction))
+    return Advice(answer, True, tried)
+
+
+def around(answer: Setting, fixed: Sequence[str], lowest_fraction: float) -> list[Setting]:
+    """What the sensitivity of an answer is read from: each knob not `fixed` one step away, other
+    memory fractions, another host."""
+    fractions = {*FOLK_FRACTIONS, *(round(answer.memory_fraction + d, 4) for d in (-0.05, 0.05))}
+    inside = [f for f in sorted(fractions) if lowest_fraction <= f <= HIGHEST_FRACTION]
+    hosts = [replace(answer, host_us=host_us) for host_us in host_axis(answer)]
+    return [*moves(answer, fixed, 1), *map(answer.at, inside), *hosts]
+
+
+def host_axis(answer: Setting) -> list[float]:
+    """Host times to look at: none, and twice what was assumed."""
+    return [0.0, 2 * answer.host_us] if answer.host_us else []
+
+
+def _ask(tried: Attainments, settings: Sequence[Setting]) -> Asking:
+    new = [setting for setting in dict.fromkeys(settings) if setting not in tried]
+    if new:
+        found = yield new
+        tried.update({setting: found.get(setting, 0.0) for setting in new})
+
+
+def _climb(
+    problem: Problem, tried: Attainments, top: Setting
+) -> Generator[Sequence[Setting], Mapping[Setting, float], Setting]:
+    """The knobs that attain most with all the memory, one move after the other."""
+    for _ in range(MOST_ROUNDS):
+        others = moves(top, problem.fixed)
+        yield from _ask(tried, others)
+        best = max([top, *others], key=tried.__getitem__)
+        if tried[best] >= problem.target or tried[best] < tried[top] + problem.gain:
+            return best
+        top = best
+    return top
+
+
+def _reachable_load(
+    problem: Problem, tried: Attainments, top: Setting
+) -> Generator[Sequence[Setting], Mapping[Setting, float], float]:
+    search = Search("load", _LOAD_LOW * top.load, top.load, _LOAD_TOLERANCE, 0.0)
+    probes = [Probe(top.load, False)]
+    while (load := next_value(search, probes)) is not None and load >= search.low:
+        setting = replace(top, load=load)
+        yield from _ask(tried, [setting])
+        probes.append(Probe(load, tried[setting] >= problem.target))
+    return bracket(probes).sustained
+
+
+def _ladder(problem: Problem, top: Setting) -> list[Setting]:
+    """Pools from that of `top` down to the smallest, evenly in the logarithm."""
+    high = problem.pool_tokens(top)
+    ratio = problem.pool_tokens(top.at(problem.lowest_fraction)) / high
+    pools = [high * ratio ** (step / LADDER) for step in range(1, LADDER)]
+    fractions = [problem.fraction_of(top, pool) for pool in pools]
+    return [top.at(fraction) for fraction in (*fractions, problem.lowest_fraction)]
+
+
+def _shrink(
+    problem: Problem, tried: Attainments, top: Setting
+) -> Generator[Sequence[Setting], Mapping[Setting, float], Setting]:
+    """The setting with the smallest memory, but else like `top`, which attains the target, and
+    above which everything that was tried does."""
+    while True:
+        smallest, failing = _edge(problem, tried, top)
+        pool = problem.pool_tokens(smallest)
+        if failing is None:
+            pools = [pool / SAVING, pool / SAVING**2]
+        else:
+            short = problem.pool_tokens(failing)
+            if pool <= short * (1 + POOL_TOLERANCE):
+                return smallest
+            pools = [short * (pool / short) ** (k / 3) for k in (1, 2)]
+        fractions = [max(problem.lowest_fraction, problem.fraction_of(top, p)) for p in pools]
+        closer = [top.at(f) for f in fractions if f < smallest.memory_fraction]
+        if all(setting in tried for setting in closer):
+            return smallest
+        yield from _ask(tried, closer)
+
+
+def _edge(problem: Problem, tried: Attainments, top: Setting) -> tuple[Setting, Setting | None]:
+    """Of the settings tried that differ from `top` in memory alone, the smallest above which all
+    attain the target, and the next below, which does not."""
+    same = sorted(
+        (s for s in tried if s.at(top.memory_fraction) == top),
+        key=lambda setting: -setting.memory_fraction,
+    )
+    smallest = top
+    for setting in (s for s in same if s.memory_fraction <= top.memory_fraction):
+        if tried[setting] < problem.target:
+            return smallest, setting
+        smallest = setting
+    return smallest, None
+
+
+def _move(
+    problem: Problem, tried: Attainments, answer: Setting
+) -> Generator[Sequence[Setting], Mapping[Setting, float], Setting | None]:
+    """Other knobs that attain the target with a pool smaller by SAVING; None without any."""
+    pool = problem.pool_tokens(answer) / SAVING
+    fraction = problem.fraction_of(answer, pool)
+    if fraction < problem.lowest_fraction:
+        return None
+    tighter = answer.at(fraction)
+    others = moves(tighter, problem.fixed)
+    yield from _ask(tried, [tighter, *others])
+    best = max(others, key=tried.__getitem__, default=tighter)
+    if tried[best] >= problem.target:
+        return best
+    joint = _joint(tried, tighter, others, problem.gain)
+    if joint is None:
+        return None
+    yield from _ask(tried, [joint])
+    return joint if tried[joint] >= problem.target else None
+
+
+def _joint(
+    tried: Attainments, base: Setting, others: Sequence[Setting], gain: float
+) -> Setting | None:
+    """All single moves together that gain something, the best of each knob; None for fewer than
+    two."""
+    best: dict[str, Setting] = {}
+    for other in others:
+        name = next(k for k, v in other.knobs().items() if v != getattr(base, k))
+        gains = tried[other] > tried[base] + gain
+        if gains and (name not in best or tried[other] > tried[best[name]]):
+            best[name] = other
+    if len(best) < 2:
+        return None
+    return replace(base, **{name: getattr(other, name) for name, other in best.items()})
+
+
+def _polish(
+    problem: Problem, tried: Attainments, answer: Setting
+) -> Generator[Sequence[Setting], Mapping[Setting, float], Setting]:
+    """At the answer's own memory, the knobs one step away, while they gain attainment."""
+    for _ in range(MOST_ROUNDS):
+        others = moves(answer, problem.fixed, 1)
+        yield from _ask(tried, others)
+        best = max([answer, *others], key=tried.__getitem__)
+        if tried[best] < tried[answer] + problem.gain:
+            break
+        answer = best
+    return answer

@@ -1,0 +1,135 @@
+"""The part of a trace that is simulated, and what kind of load it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.advice.question import Question
+from harness.config import ConfigError
+from harness.engine.device.model_shape import ModelShape
+from harness.workloads.byte_tokenizer import ByteTokenizer
+from harness.workloads.trace_row import ReadContext, TraceRow
+from harness.workloads.traces import readers
+
+MOST_REQUESTS = 600
+MOST_OUTPUT_TOKENS = 90_000
+MOST_PROMPT_TOKENS = 1_500_000
+"""What one run may have, for some 50 of them to be done within a minute on two cores."""
+
+FEWEST_REQUESTS = 40
+
+BURSTY_ABOVE = 1.25
+"""Coefficient of variation of gaps between arrivals: that of a Poisson process is 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The busiest stretch of a trace.
+
+    start_s, num_requests: where it begins, from the trace's first row, and its length. num_rows:
+    of the trace; num_too_long: those that the model cannot read, prompt and output together, or
+    whose window they would be in. longest: tokens of the longest of the others. requests_per_s,
+    tokens_per_s: of the window; trace_*: of the whole trace. gap_cv: coefficient of variation of
+    the gaps between arrivals in the window. has_prefixes: requests share them.
+    """
+
+    start_s: float
+    num_requests: int
+    num_rows: int
+    num_too_long: int
+    longest: int
+    requests_per_s: float
+    tokens_per_s: float
+    trace_requests_per_s: float
+    trace_tokens_per_s: float
+    gap_cv: float
+    has_prefixes: bool
+
+    @property
+    def is_bursty(self) -> bool:
+        return self.gap_cv > BURSTY_ABOVE
+
+    @property
+    def max_len(self) -> int:
+        """Bound on prompt + output below which all requests that are kept lie."""
+        return self.longest + 1
+
+
+def read_rows(question: Question) -> list[TraceRow]:
+    """All rows of the trace. Raises ConfigError where it cannot be read, or has no times."""
+    read = readers()[question.format]
+    try:
+        rows = list(read(question.trace, ReadContext(0, ByteTokenizer(0))))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"trace={question.trace}: {error}") from error
+    if any(row.arrival_s is None and row.session is None for row in rows):
+        raise ConfigError(
+            f"format={question.format} has no arrival times, which advice depends on: use a trace "
+            "that has them (azure, mooncake, servegen)"
+        )
+    if len(rows) < FEWEST_REQUESTS:
+        raise ConfigError(
+            f"trace={question.trace}: {len(rows)} requests are too few to advise on, at least "
+            f"{FEWEST_REQUESTS} are needed"
+        )
+    return rows
+
+
+def busiest_window(rows: Sequence[TraceRow], shape: ModelShape, question: Question) -> Window:
+    """The contiguous requests that bring most tokens a second, of those that the model can read.
+
+    As many as asked for, else as many as the bounds above allow at the trace's mean lengths. Of a
+    trace with sessions, the beginning.
+    """
+    kept = [row for row in rows if row.prompt_len + row.output_len < shape.max_positions]
+    if len(kept) < FEWEST_REQUESTS:
+        raise ConfigError(
+            f"trace={question.trace}: {len(rows) - len(kept)} of {len(rows)} requests have more "
+            f"than the {shape.max_positions} tokens that model={question.model} reads: choose a "
+            "model with a longer context"
+        )
+    prompts = np.array([row.prompt_len for row in kept])
+    outputs = np.array([row.output_len for row in kept])
+    arrivals = np.maximum.accumulate([row.arrival_s or 0.0 for row in kept])
+    count = min(len(kept), question.requests or _affordable(prompts, outputs))
+    has_sessions = any(row.session is not None for row in kept)  # a stretch would cut them
+    first = 0 if has_sessions else _busiest(arrivals, prompts + outputs, count)
+    inside = slice(first, first + count)
+    span_s = float(arrivals[inside][-1] - arrivals[first])
+    whole_s = float(arrivals[-1] - arrivals[0])
+    if span_s <= 0 or whole_s <= 0:
+        raise ConfigError(f"trace={question.trace}: all of its requests arrive at once")
+    gaps = np.diff(arrivals[inside])
+    return Window(
+        start_s=float(arrivals[first]) - (rows[0].arrival_s or 0.0),
+        num_requests=count,
+        num_rows=len(rows),
+        num_too_long=len(rows) - len(kept),
+        longest=int((prompts + outputs).max()),
+        requests_per_s=count / span_s,
+        tokens_per_s=float((prompts + outputs)[inside].sum()) / span_s,
+        trace_requests_per_s=len(kept) / whole_s,
+        trace_tokens_per_s=float((prompts + outputs).sum()) / whole_s,
+        gap_cv=float(gaps.std() / gaps.mean()),
+        has_prefixes=any(row.block_ids or row.session is not None for row in kept),
+    )
+
+
+def _affordable(prompts: np.ndarray, outputs: np.ndarray) -> int:
+    by_output = MOST_OUTPUT_TOKENS / float(outputs.mean())
+    by_prompt = MOST_PROMPT_TOKENS / float(prompts.mean())
+    return max(FEWEST_REQUESTS, math.floor(min(MOST_REQUESTS, by_output, by_prompt)))
+
+
+def _busiest(arrivals: np.ndarray, tokens: np.ndarray, count: int) -> int:
+    """Index of its first request, which is also the first that arrives at its time: a run begins
+    at a time, not at a row."""
+    before = np.concatenate(([0], np.cumsum(tokens)))
+    starts = np.flatnonzero(np.concatenate(([True], np.diff(arrivals) > 0)))
+    starts = starts[starts + count <= len(tokens)]
+    spans = np.maximum(arrivals[starts + count - 1] - arrivals[starts], 1e-9)
+    return int(starts[np.argmax((before[starts + count] - before[starts]) / spans)])

@@ -1,0 +1,164 @@
+"""The smallest pool and the best settings for a trace under an SLO, without a GPU:
+`python -m experiments advise trace=FILE format=azure model=opt_13b gpu=a100_40gb
+slo=ttft_ms:2000,tpot_ms:100`.
+
+The busiest stretch of the trace is served by the simulator (executor=simulated, cost=roofline),
+some fifty times with other settings: memory fraction, page size, token budget, preemption,
+allocator. docs/advise.md says how it searches and what to believe. Runs are stored, so that the
+same command answers at once the next time. More keys: load=0.5 (times of the trace divided by it),
+attainment=0.9 (share of requests that must keep the SLO), requests=N (simulated at once),
+host_us=4000 (host time a step), error=FILE (the simulator's measured errors), results_dir=DIR, and
+any GROUP.KEY=VALUE of `python -m harness`. Exit status: 0, 1 if no pool will do, 2 for a wrong
+command line.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from experiments.advice import report
+from experiments.advice.figure import draw_front
+from experiments.advice.points import points
+from experiments.advice.question import Question, parse_question
+from experiments.advice.runs import AdviceRuns, drive
+from experiments.advice.search import HIGHEST_FRACTION, Advice, Problem, advise
+from experiments.advice.setting import KNOBS, Setting
+from experiments.advice.window import Window, busiest_window, read_rows
+from harness.compose import hydra_session
+from harness.config import ConfigError
+from harness.engine.device.model_shape import model_preset, model_shape
+from harness.runs.store import RunStore
+
+WIDTH = 118
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Answer the question in `arguments`. 0 where a pool will do, 1 where none does."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if arguments else 2
+    question = parse_question(arguments)
+    error = report.error_in_words(question)  # a file that cannot be read ends it here
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    shape = model_shape(model_preset(question.model))
+    window = busiest_window(read_rows(question), shape, question)
+    report.say(console, report.trace_in_words(question, window))
+    root = question.results_dir / "advise"
+    RunStore(root).remove_partial()
+    with hydra_session():
+        runs = AdviceRuns(question, window, shape, root)
+        problem = pose(question, window, runs)
+        advice = drive(advise(problem), runs, console)
+        return conclude(question, window, problem, advice, runs, error, console)
+
+
+def pose(question: Question, window: Window, runs: AdviceRuns) -> Problem:
+    """The search for an answer: where it begins, and what bounds it. Raises ConfigError where not
+    even the whole GPU has room for the longest request."""
+    start = Setting(
+        allocator="paged_prefix" if window.has_prefixes else "paged",
+        page_size=16,
+        token_budget=2048,
+        preemption="recompute",
+        memory_fraction=HIGHEST_FRACTION,
+        host_us=question.host_us,
+        load=question.load,
+    )
+    fixed = [name for name, (key, _) in KNOBS.items() if key in question.overrides]
+    config = runs.config(start)
+    start = replace(  # as far as the user chose otherwise
+        start,
+        allocator=config.allocator.name,
+        page_size=config.kv.page_size,
+        token_budget=config.engine.token_budget,
+        preemption=config.engine.preemption,
+    )
+    runs.check(start)
+    lowest = runs.fraction_of(start, window.max_len + LARGEST_PAGE)
+    if lowest > HIGHEST_FRACTION:
+        raise ConfigError(
+            f"gpu={question.gpu} has room for {runs.pool_tokens(start):,} tokens beside "
+            f"model={question.model}, the trace's longest request {window.longest:,}: choose a "
+            "larger gpu, or one fewer with workload.max_len"
+        )
+    chance = math.sqrt(question.attainment * (1 - question.attainment) / window.num_requests)
+    return Problem(
+        start,
+        question.attainment,
+        max(SMALLEST_GAIN, STANDARD_ERRORS * chance),
+        lowest,
+        runs.fraction_of,
+        runs.pool_tokens,
+        fixed,
+    )
+
+
+SMALLEST_GAIN = 0.01
+STANDARD_ERRORS = 2.0
+"""More attainment than by so many of a share's standard errors is not chance."""
+
+LARGEST_PAGE = max(KNOBS["page_size"][1])
+
+
+def conclude(
+    question: Question,
+    window: Window,
+    problem: Problem,
+    advice: Advice,
+    runs: AdviceRuns,
+    error: str,
+    console: Console,
+) -> int:
+    """Print the answer and write its tables and figure; the exit status."""
+    answer = advice.answer
+    table = points(advice.tried, runs)
+    comparable = table[(table["load"] == answer.load) & (table["host_us"] == answer.host_us)]
+    point = comparable[comparable["run_id"] == runs.job(answer).run_id].iloc[0]
+    console.print()
+    report.say(console, report.answer_in_words(question, advice, point), "bold")
+    report.say(console, report.waste_in_words(point))
+    report.print_sensitivity(console, advice, table, problem.fixed, problem.lowest_fraction)
+    report.print_front(console, comparable)
+    console.print()
+    report.say(console, report.folk_in_words(window, advice, table))
+    report.say(console, error)
+    if point["queue_grows"]:
+        report.say(console, "The queue grows to the end of this stretch: a longer one fares worse.")
+    folder = question.results_dir / "advise" / _name(question)
+    paths = _write(question, table, comparable, point, window, runs, folder)
+    console.print()
+    report.say(console, "To repeat the answer's run:")
+    console.print(report.command_in_words(answer, runs), soft_wrap=True, highlight=False)
+    names = ", ".join(path.name for path in paths)
+    console.print(f"results: {folder}/  ({names})", highlight=False)
+    return 0 if advice.is_met else 1
+
+
+def _write(
+    question: Question,
+    table: pd.DataFrame,
+    comparable: pd.DataFrame,
+    point: pd.Series,
+    window: Window,
+    runs: AdviceRuns,
+    folder: Path,
+) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    everything = folder / "tried.csv"
+    table.to_csv(everything, index=False)
+    ids = set(comparable["run_id"])
+    jobs = [job for job in runs.jobs.values() if job.run_id in ids]
+    arriving = question.load * window.requests_per_s
+    return [everything, *draw_front(comparable, point, question.attainment, arriving, jobs, folder)]
+
+
+def _name(question: Question) -> str:
+    load = f"_load{question.load:g}" if question.load != 1 else ""
+    return f"{question.trace.stem}_{question.model}_{question.gpu}{load}"

@@ -1,0 +1,137 @@
+"""A step's time from steps of real runs on one machine: fitted to what they had to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.engine.cost.step_work import WorkCounter, WorkCounts
+from harness.engine.plan import StepPlan
+
+TOKEN_KNOTS = (4, 16, 64, 256)
+"""The time of a pass is linear in its tokens between these: so a GEMM's efficiency by M may be
+anything that never makes more tokens quicker."""
+
+_TOKENS = [f"tokens from {low}" for low in (0, *TOKEN_KNOTS)]
+
+FEATURES = (
+    "step", *_TOKENS, "sequences", "prompts", "decode keys", "decode pages",
+    "prompt context tokens", "prompt query-key pairs", "logits", "copied tokens", "moved tokens",
+    "moved pages", "table updates", "freed sequences", "draft passes", "draft tokens",
+    "draft query-key pairs",
+)  # fmt: skip
+"""What a step's time is a sum over, each times seconds that are fitted and not negative."""
+
+BEYOND = 1.1
+"""A step is unlike those of the fit where a feature is more than so many times the largest seen."""
+
+
+def features(counts: WorkCounts, page_size: int) -> tuple[float, ...]:
+    """FEATURES of a step. Pages that a prompt gathers, copies or moves count by their tokens."""
+    tokens = counts.num_tokens
+    first, second, third, fourth = TOKEN_KNOTS
+    return (
+        1.0,
+        min(tokens, first),
+        min(max(tokens - first, 0), second - first),
+        min(max(tokens - second, 0), third - second),
+        min(max(tokens - third, 0), fourth - third),
+        max(tokens - fourth, 0),
+        counts.num_sequences,
+        counts.num_prompts,
+        counts.decode_pairs,
+        counts.decode_pages,
+        counts.prompt_pages * page_size,
+        counts.prompt_pairs,
+        counts.num_logits,
+        counts.num_copied * page_size,
+        counts.num_moved * page_size,
+        counts.num_moved,
+        counts.num_updates,
+        counts.num_freed,
+        counts.draft_passes,
+        counts.draft_tokens,
+        counts.draft_pairs,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was fitted, and to what.
+
+    seconds: of each of FEATURES; highest: the largest value seen. noise: measured over fitted
+    time, as equally likely values in rising order, of steps that only decode and of the others.
+    model, kv_dtype: what ran; any other needs a fit of its own. page_sizes, allocators,
+    workloads: what was seen. fit_error: median of |fitted - measured| / measured over the steps.
+    """
+
+    seconds: Mapping[str, float]
+    highest: Mapping[str, float]
+    decode_noise: Sequence[float]
+    prompt_noise: Sequence[float]
+    model: Mapping[str, Any]
+    kv_dtype: str
+    page_sizes: Sequence[int]
+    allocators: Sequence[str]
+    workloads: Sequence[str]
+    num_runs: int
+    num_steps: int
+    fit_error: float
+    environment: Mapping[str, Any]
+
+    def save(self, path: Path) -> None:
+        """As JSON, replaced in one rename."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(dataclasses.asdict(self), indent=1, default=str) + "\n")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Raises ValueError for a file that is none of `save`'s."""
+        try:
+            values = json.loads(path.read_text())
+            calibration = cls(**values)
+        except OSError as error:
+            raise ValueError(f"cannot be read: {error.strerror}") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"is no calibration: {error}") from error
+        for name in ("seconds", "highest"):
+            if set(getattr(calibration, name)) != set(FEATURES):
+                raise ValueError(f"was made for other features than this version's: {name}")
+        return calibration
+
+
+class CalibratedCost:
+    """Steps take what a calibration says of their work, times noise that is drawn as it was
+    measured, by a seed of its own."""
+
+    def __init__(self, calibration: Calibration, counter: WorkCounter, page_size: int) -> None:
+        self._counter = counter
+        self._page_size = page_size
+        self._seconds = [calibration.seconds[name] for name in FEATURES]
+        self._highest = [BEYOND * calibration.highest[name] for name in FEATURES]
+        self._decode_noise = list(calibration.decode_noise)
+        self._prompt_noise = list(calibration.prompt_noise)
+        self._random = random.Random(0)
+        self._num_steps = 0
+        self._num_beyond = 0
+
+    @property
+    def extrapolated_share(self) -> float:
+        """Steps with a feature beyond the fit's range, of all."""
+        return self._num_beyond / max(1, self._num_steps)
+
+    def step_s(self, plan: StepPlan) -> float:
+        counts = WorkCounts.of(self._counter.count(plan))
+        values = features(counts, self._page_size)
+        self._num_steps += 1
+        self._num_beyond += any(map(float.__gt__, map(float, values), self._highest))
+        seconds = sum([a * b for a, b in zip(values, self._seconds, strict=True)])
+        noise = self._prompt_noise if counts.num_prompts else self._decode_noise
+        return seconds * noise[int(self._random.random() * len(noise))]
