@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from experiments.paper_systems import SYSTEMS, handles, in_order, line_look, with_systems
 from experiments.plotting import jobs_of, means, save, style
@@ -24,9 +25,14 @@ AXIS_TOP_S = 1.0
 """Seconds a token up to which latency is drawn, as in the paper."""
 
 
+CLAIM_COLOUR = "#CFE3F2"
+
+
 class RateFigure(NamedTuple):
     """name: of the files. part: of the rows. keys: columns that tell panels apart. title: of a
     panel, from its keys' values. label: of the axis of rates. columns: panels side by side.
+    claims: by panel, a baseline and the range of multiples of its rate that paging sustains in
+    the paper.
     """
 
     name: str
@@ -35,6 +41,7 @@ class RateFigure(NamedTuple):
     titles: Mapping[tuple[object, ...], str]
     label: str = "requests/s"
     columns: int = 3
+    claims: Mapping[tuple[object, ...], tuple[str, float, float]] = {}
 
 
 def highest_rates(rows: pd.DataFrame, jobs: Sequence[Job], figure: RateFigure) -> pd.DataFrame:
@@ -78,19 +85,22 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, figure: RateFigu
             lines, columns, squeeze=False, sharey=True,
             figsize=(0.8 + 2.9 * columns, 0.7 + 2.3 * lines),
         )  # fmt: skip
+        claimed = _claimed(highest_rates(rows, jobs, figure), figure)
         for axes, title in zip(grid.flat, titles, strict=False):
-            _draw_panel(axes, points[points["panel"] == title], title)
+            _draw_panel(axes, points[points["panel"] == title], title, claimed.get(title))
         for axes in grid.flat[len(titles) :]:
             axes.set_axis_off()
         for axes in grid[:, 0]:
             axes.set_ylabel("normalised latency,\ns/token")
         for axes in grid[-1]:
             axes.set_xlabel(figure.label)
-        entries = handles(points["system"])
+        entries: list[Line2D | Patch] = [*handles(points["system"])]
         entries.append(
             Line2D([], [], color="#666666", marker="o", fillstyle="none", linestyle="none",
                    label="not sustained: grows with the run")
         )  # fmt: skip
+        if claimed:
+            entries.append(Patch(color=CLAIM_COLOUR, label=figure_claim(figure)))
         drawing.tight_layout()
         drawing.legend(
             handles=entries, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=4, fontsize=7
@@ -128,7 +138,32 @@ def _points(rows: pd.DataFrame, jobs: Sequence[Job], figure: RateFigure) -> pd.D
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["panel"])
 
 
-def _draw_panel(axes: Axes, points: pd.DataFrame, title: str) -> None:
+def figure_claim(figure: RateFigure) -> str:
+    """What the shaded stretch of a panel means."""
+    bases = {SYSTEMS[base].label for base, _, _ in figure.claims.values()}
+    return f"the paper's multiple of what {' and '.join(sorted(bases))} sustains here"
+
+
+def _claimed(rates: pd.DataFrame, figure: RateFigure) -> dict[str, tuple[float, float]]:
+    """By panel, between which requests/s paging would lie if the paper's multiple held."""
+    found: dict[str, tuple[float, float]] = {}
+    for place, (base, low, high) in figure.claims.items():
+        line = rates[rates["system"] == base]
+        for key, value in zip(figure.keys, place, strict=True):
+            line = line[line[key] == value]
+        if len(line) == 1:
+            rate = float(line["sustained"].iloc[0])
+            found[figure.titles[place]] = low * rate, high * rate
+    return found
+
+
+def _draw_panel(
+    axes: Axes, points: pd.DataFrame, title: str, claimed: tuple[float, float] | None
+) -> None:
+    if claimed is not None:
+        low, high = claimed
+        width = max(high - low, 0.01 * high)  # a single number is a line
+        axes.axvspan(low, low + width, color=CLAIM_COLOUR, linewidth=0, zorder=0)
     for system in in_order(points["system"]):
         line = points[points["system"] == system]
         look = line_look(system)
@@ -143,8 +178,3 @@ def _draw_panel(axes: Axes, points: pd.DataFrame, title: str) -> None:
     axes.set_ylim(0, AXIS_TOP_S)
     axes.set_xlim(left=0)
     axes.set_title(title)
-
-
-def labelled(system: str) -> str:
-    """A system's name in a table."""
-    return SYSTEMS[system].label

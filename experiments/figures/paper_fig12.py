@@ -29,6 +29,10 @@ FIGURE = paper_rates.RateFigure(
         for workload in WORKLOADS
         for model in MODELS
     },
+    claims={
+        ("sharegpt", model): ("orca_oracle", *published_numbers()["fig12_rate_ratio"]["oracle"])
+        for model in MODELS
+    },
 )
 
 _REASONS = {"ft_artifact": "static_batches"}

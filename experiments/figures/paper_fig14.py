@@ -14,6 +14,8 @@ from harness.runs.jobs import Job
 
 WIDTHS = (2, 4, 6)
 
+_BEAM_GAIN = published_numbers()["fig14_throughput_ratio"]["beam_6"]
+
 FIGURE = paper_rates.RateFigure(
     "paper_fig14",
     "fig14",
@@ -22,6 +24,7 @@ FIGURE = paper_rates.RateFigure(
         **{(width, 1): f"parallel sampling, {width} samples" for width in WIDTHS},
         **{(1, width): f"beam search, width {width}" for width in WIDTHS},
     },
+    claims={(1, 6): ("orca_oracle", _BEAM_GAIN, _BEAM_GAIN)},
 )
 
 

@@ -16,6 +16,10 @@ FIGURE = paper_rates.RateFigure(
     "fig16",
     ("shared_len",),
     {(80,): "1-shot, 80 tokens shared", (341,): "5-shot, 341 tokens shared"},
+    claims={
+        (length,): ("orca_oracle", ratio, ratio)
+        for length, ratio in published_numbers()["fig16_throughput_ratio"].items()
+    },
 )
 
 
