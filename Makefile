@@ -47,7 +47,6 @@ modes: $(READY)  ## every way of decoding under every strategy, beside transform
 paper: $(READY)  ## the PagedAttention paper's figures beside its numbers; ARGS='preset=full' for more
 	$(BIN)/python -m experiments attention_latency
 	$(BIN)/python -m harness experiment=paper $(ARGS)
-	$(BIN)/python docs/make_paper.py
 
 readme: $(READY)  ## README's output, table and pictures, from fresh runs
 	$(BIN)/python docs/make_readme.py $(ARGS)

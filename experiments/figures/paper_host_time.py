@@ -1,5 +1,4 @@
-"""Batched requests and sustained rates over the host's time, which the PagedAttention paper does not
-give."""
+"""Batched requests and sustained rates over the host's time, which the paper does not give."""
 
 from __future__ import annotations
 
