@@ -294,10 +294,14 @@ class SteeringConfig:
 
 @dataclass(frozen=True, slots=True)
 class SweepConfig:
-    """An experiment: what it asks, which of `experiments.figures` answer, its parts by preset."""
+    """An experiment: what it asks, which of `experiments.figures` answer, its parts by preset.
+
+    include: experiments whose parts and figures it has before its own.
+    """
 
     name: str = "single"
     question: str = ""
+    include: Sequence[str] = ()
     figures: Sequence[str] = ()
     presets: Mapping[str, Sequence[Mapping[str, Any]]] = field(
         default_factory=lambda: {"quick": [{}], "full": [{}]}
