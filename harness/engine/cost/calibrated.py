@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ FEATURES = (
 
 BEYOND = 1.1
 """A step is unlike those of the fit where a feature is more than so many times the largest seen."""
+
+_COUNTED_SINGLY = ("prompts", "table updates", "freed sequences")
+"""Work of the host one by one, which more of does not change: it only has to have been seen."""
 
 
 def features(counts: WorkCounts, page_size: int) -> tuple[float, ...]:
@@ -110,6 +114,11 @@ class Calibration:
         return calibration
 
 
+def _limit(name: str, highest: float) -> float:
+    """Up to where a feature is like what was seen."""
+    return math.inf if highest > 0 and name in _COUNTED_SINGLY else BEYOND * highest
+
+
 class CalibratedCost:
     """Steps take what a calibration says of their work, times noise that is drawn as it was
     measured, by a seed of its own."""
@@ -118,7 +127,7 @@ class CalibratedCost:
         self._counter = counter
         self._page_size = page_size
         self._seconds = [calibration.seconds[name] for name in FEATURES]
-        self._highest = [BEYOND * calibration.highest[name] for name in FEATURES]
+        self._highest = [_limit(name, calibration.highest[name]) for name in FEATURES]
         self._decode_noise = list(calibration.decode_noise)
         self._prompt_noise = list(calibration.prompt_noise)
         self._random = random.Random(0)
