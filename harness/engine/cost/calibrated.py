@@ -24,9 +24,9 @@ _TOKENS = [f"tokens from {low}" for low in TOKEN_KNOTS]
 
 FEATURES = (
     "step", *_TOKENS, "sequences", "prompts", "decode keys", "decode pages",
-    "prompt context tokens", "prompt query-key pairs", "logits", "copied tokens", "moved tokens",
-    "moved pages", "table updates", "freed sequences", "draft passes", "draft tokens",
-    "draft query-key pairs",
+    "prompt context tokens", "prompt query-key pairs", "logits", "tokens drawn", "beams",
+    "copied tokens", "moved tokens", "moved pages", "table updates", "freed sequences",
+    "draft passes", "draft tokens", "draft query-key pairs",
 )  # fmt: skip
 """What a step's time is a sum over, each times seconds that are fitted and not negative."""
 
@@ -49,6 +49,8 @@ def features(counts: WorkCounts, page_size: int) -> tuple[float, ...]:
         counts.prompt_pages * page_size,
         counts.prompt_pairs,
         counts.num_logits,
+        counts.num_drawn,
+        counts.num_beams,
         counts.num_copied * page_size,
         counts.num_moved * page_size,
         counts.num_moved,
