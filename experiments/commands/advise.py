@@ -72,6 +72,8 @@ def pose(question: Question, window: Window, runs: AdviceRuns) -> Problem:
         load=question.load,
     )
     fixed = [name for name, (key, _) in KNOBS.items() if key in question.overrides]
+    if not window.has_prefixes and "allocator" not in fixed:
+        fixed.append("allocator")  # a prefix index has nothing to find: it would win by chance
     config = runs.config(start)
     start = replace(  # as far as the user chose otherwise
         start,

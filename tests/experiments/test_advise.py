@@ -18,6 +18,7 @@ from experiments.advice.question import Question, parse_question
 from experiments.advice.report import error_in_words
 from experiments.advice.runs import AdviceRuns
 from experiments.advice.search import HIGHEST_FRACTION, POOL_TOLERANCE, SAVING
+from experiments.advice.setting import KNOBS
 from experiments.advice.window import busiest_window, read_rows
 from experiments.commands.advise import pose
 from harness.compose import hydra_session
@@ -81,21 +82,21 @@ def tried(trace: Path) -> pd.DataFrame:
 def test_the_answer_is_the_best_of_a_full_grid(
     trace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Page sizes x allocators x pools, in steps of the search's tolerance, by brute force."""
-    assert main(["advise", *words(trace)]) == 0
+    """Page sizes x preemption x pools, by brute force."""
+    arguments = words(trace, "engine.preemption=")
+    assert main(["advise", *arguments]) == 0
     said = capsys.readouterr().out
     pool = int(re.search(r"\(([\d,]+) tokens, kv.memory_fraction", said)[1].replace(",", ""))  # type: ignore[index]
     assert "KV" in said and "is the smallest pool found" in said
     with hydra_session():
-        question, runs = prepared(words(trace))
+        question, runs = prepared(arguments)
         window = busiest_window(read_rows(question), TINY, question)
         problem = pose(question, window, runs)
         devices = DeviceCache()
         smallest = runs.pool_tokens(problem.start)
-        for page_size, allocator in itertools.product(
-            (8, 16, 32, 64, 128), ("paged", "paged_prefix")
-        ):
-            base = replace(problem.start, page_size=page_size, allocator=allocator)
+        knobs = itertools.product(KNOBS["page_size"][1], KNOBS["preemption"][1])
+        for page_size, preemption in knobs:
+            base = replace(problem.start, page_size=page_size, preemption=preemption)
             size = smallest / 1.1
             while size > window.max_len:
                 setting = base.at(runs.fraction_of(base, size))
@@ -106,6 +107,21 @@ def test_the_answer_is_the_best_of_a_full_grid(
                 size /= 1.1
     assert pool <= smallest * SAVING * (1 + POOL_TOLERANCE)
     assert pool < runs.pool_tokens(problem.start) / 1.5  # or there was nothing to find
+
+
+def test_prefixes_are_looked_for_where_there_are_any(trace: Path) -> None:
+    def start(path: Path, name: str) -> tuple[str, bool]:
+        arguments = words(path, f"format={name}")
+        with hydra_session():
+            question, runs = prepared(arguments)
+            problem = pose(question, busiest_window(read_rows(question), TINY, question), runs)
+        return problem.start.allocator, "allocator" in problem.fixed
+
+    assert start(trace, "azure") == ("paged", True)
+    shared = trace.with_suffix(".jsonl")
+    row = '{"timestamp": %d, "input_length": 700, "output_length": 9, "hash_ids": [0, %d]}'
+    shared.write_text("\n".join(row % (50 * k, k + 1) for k in range(60)))
+    assert start(shared, "mooncake") == ("paged_prefix", False)
 
 
 def test_says_all_that_it_promises_and_repeats_at_once(
