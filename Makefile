@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test check bench contract modes readme clean
+.PHONY: help install sweep test check bench contract modes paper readme clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -43,6 +43,10 @@ contract: $(READY)  ## A=./mine.py:Mine puts an allocator through the contract t
 
 modes: $(READY)  ## every way of decoding under every strategy, beside transformers' tokens
 	$(BIN)/python -m experiments modes $(ARGS)
+
+paper: $(READY)  ## the PagedAttention paper's figures beside its numbers; ARGS='preset=full' for more
+	$(BIN)/python -m experiments attention_latency
+	$(BIN)/python -m harness experiment=paper $(ARGS)
 
 readme: $(READY)  ## README's output, table and pictures, from fresh runs
 	$(BIN)/python docs/make_readme.py $(ARGS)

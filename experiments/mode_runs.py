@@ -95,8 +95,7 @@ def mode_cell(
     run = _prepare(mode, strategy, config, device)
     error, happened = "", 0
     try:
-        run.engine.run(_workload(mode))
-        run.recorder.close()
+        run.run()
         happened = mode.count(run)
         error = _unsound(run)
         run.allocator.check_integrity()

@@ -10,9 +10,9 @@ import pandas as pd
 from rich.console import Console
 
 from experiments.checks import run_checks
-from experiments.figures import draw_figures
+from experiments.figures import answers, draw_figures
 from experiments.sustained_rate import print_sustained, sustained_rates
-from experiments.table_output import print_table, to_csv_rows, to_markdown
+from experiments.table_output import PIPE_WIDTH, print_table, to_csv_rows, to_markdown
 from experiments.tables import make_tables
 from harness.runs.jobs import Job
 
@@ -38,11 +38,18 @@ def present(
     if rows.empty:
         return Presentation([], ())
     tables = make_tables(rows, jobs)
-    for table in tables:
-        print_table(table, console)
     sustained = sustained_rates(rows, jobs)
-    if len(sustained):
-        print_sustained(sustained, console)
+    complete = rows[rows["status"] == "complete"]
+    if given := answers(figures, complete, jobs):
+        wide = console if console.is_terminal else Console(file=console.file, width=PIPE_WIDTH)
+        for answer in given:
+            console.print()
+            wide.print(answer)
+    else:
+        for table in tables:
+            print_table(table, console)
+        if len(sustained):
+            print_sustained(sustained, console)
     checks = run_checks(rows, jobs)
     console.print()
     for line in checks.lines:
@@ -57,7 +64,6 @@ def present(
     if len(sustained):
         paths.append(folder / "sustained.csv")
         sustained.to_csv(paths[-1], index=False)
-    complete = rows[rows["status"] == "complete"]
     if len(complete):
         paths += draw_figures(figures, complete, jobs, folder / "figures")
     return Presentation(paths, checks.failures)

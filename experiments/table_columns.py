@@ -82,6 +82,14 @@ COUNTS = (
 
 SATURATED = Column("saturated_share", "satu-\nrated %", "saturated % of time", 100.0, digits=0)
 
+EXTRAPOLATED = Column(
+    "extrapolated_share",
+    "extra-\npol. %",
+    "steps beyond the calibration %",
+    100.0,
+    hide_when="zero",
+)
+
 STEPS = Column(
     "tokens_per_step_per_gib",
     "tok/step\n/GiB",
@@ -141,4 +149,4 @@ SIMULATED_BLOCK = (
     STEPS,
     *COUNTS,
 )
-SERVICE_BLOCK = (BATCHED, *TIMES, *COUNTS, SATURATED)
+SERVICE_BLOCK = (BATCHED, *TIMES, *COUNTS, SATURATED, EXTRAPOLATED)

@@ -168,6 +168,8 @@ def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) ->
             "published figures (executor.gpu), and the host what executor.host_us says: see "
             "docs/simulator.md."
         )
+    elif is_simulated and (group["cost"] == "calibrated").all():
+        notes += _calibration_notes(complete)
     elif is_simulated:
         notes.append(
             "Simulated: every step takes the same virtual time, so times and rates are not shown; "
@@ -190,6 +192,21 @@ def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) ->
         )
     notes += [f"FAILED {' · '.join(row.labels)}: {row.error}" for row in rows if row.error]
     return tuple(notes)
+
+
+def _calibration_notes(complete: pd.DataFrame) -> list[str]:
+    notes = [
+        "Simulated: a step takes what was fitted to steps of real runs (executor.calibration); "
+        "docs/simulator.md says how far off that is."
+    ]
+    beyond = complete["extrapolated_share"].dropna() if "extrapolated_share" in complete else []
+    if len(beyond) and beyond.max() > 0:
+        notes.append(
+            f"EXTRAPOLATED: up to {100 * beyond.max():.1f} % of a run's steps are unlike any that "
+            "the calibration was fitted to (larger batches, longer contexts, copies, swaps): "
+            "their times are a guess. Calibrate on runs that have such steps."
+        )
+    return notes
 
 
 def _workload_note(descriptions: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -118,16 +119,26 @@ def compose_study(command: Command) -> Study:
         from_mapping(PartConfig, part, f"sweep.presets.{chosen.preset}[{index}].")
         for index, part in enumerate(sweep.presets[chosen.preset])
     ]
+    included = [_included(command, name, sweep.name) for name in sweep.include]
+    own_parts = [Part(p.name, p.set, p.axes, tuple(p.unless), p.search) for p in parts]
+    figures = [*itertools.chain.from_iterable(study.figures for study in included), *sweep.figures]
     return Study(
         name=sweep.name,
         question=sweep.question,
-        figures=tuple(sweep.figures),
+        figures=tuple(dict.fromkeys(figures)),
         preset=chosen.preset,
-        parts=tuple(Part(p.name, p.set, p.axes, tuple(p.unless), p.search) for p in parts),
+        parts=(*itertools.chain.from_iterable(study.parts for study in included), *own_parts),
         dry_run=chosen.dry_run,
         results_dir=Path(chosen.results_dir).expanduser(),
         tracking=chosen.tracking,
     )
+
+
+def _included(command: Command, name: str, by: str) -> Study:
+    """The experiment `name`, which the experiment `by` includes."""
+    if name == by:
+        raise ConfigError(f"sweep.include: experiment={by} includes itself")
+    return compose_study(replace(command, fixed={**command.fixed, "experiment": name}))
 
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:

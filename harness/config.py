@@ -190,11 +190,13 @@ class MeasureConfig:
     slo_*: bounds that a request must keep to count for goodput; None for no bound.
     slo_normalised_ms is also what the mean may be at a rate that is called sustained, where a
     search names no bound of its own. step_work: each step's record says what it had to do, for
-    a calibration.
+    a calibration. outcome_log: keep what the run was told and what it decided, for
+    `python -m experiments replay`.
     """
 
     memory_map: bool = False
     step_work: bool = False
+    outcome_log: bool = False
     memory_map_period_s: float = 0.0
     slo_ttft_ms: float | None = None
     slo_tpot_ms: float | None = None
@@ -292,10 +294,14 @@ class SteeringConfig:
 
 @dataclass(frozen=True, slots=True)
 class SweepConfig:
-    """An experiment: what it asks, which of `experiments.figures` answer, its parts by preset."""
+    """An experiment: what it asks, which of `experiments.figures` answer, its parts by preset.
+
+    include: experiments whose parts and figures it has before its own.
+    """
 
     name: str = "single"
     question: str = ""
+    include: Sequence[str] = ()
     figures: Sequence[str] = ()
     presets: Mapping[str, Sequence[Mapping[str, Any]]] = field(
         default_factory=lambda: {"quick": [{}], "full": [{}]}

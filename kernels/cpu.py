@@ -229,5 +229,5 @@ def copy_pages(key_cache: Tensor, value_cache: Tensor, copies: Tensor, page_size
     for cache in (key_cache, value_cache):
         num_pages = cache.shape[-3] // page_size
         paged = cache.narrow(-3, 0, num_pages * page_size).unflatten(-3, (num_pages, page_size))
-        page_dim = paged.dim() - 4
-        paged.index_copy_(page_dim, destinations, paged.index_select(page_dim, sources))
+        # index_copy_ would first make a strided pool contiguous: time that goes with its size
+        paged[..., destinations, :, :, :] = paged[..., sources, :, :, :]

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = given.out or folder / "calibration.json"
     to_fit = [job for job in jobs if job.part == "fit"]
     held_out = [job for job in jobs if job.part == "held_out"] if given.validate else []
-    _run([*to_fit, *held_out], console)
+    _run(_by_turns(to_fit, held_out), console)
     runs = _complete(to_fit)
     _write(runs, path, console)
     failed = len(to_fit) + len(held_out) - len(runs) - len(_complete(held_out))
@@ -70,7 +70,8 @@ def _plan(keys: Sequence[str], console: Console) -> list[Job]:
     with hydra_session():
         command = parse_command([f"experiment={EXPERIMENT}", *keys])
         study = compose_study(command)
-        return plan_study(study, command, study.results_dir / study.name, console).jobs
+        plan = plan_study(study, command, study.results_dir / study.name, console)
+        return list(plan.jobs)
 
 
 def _run(jobs: Sequence[Job], console: Console) -> None:
@@ -79,7 +80,22 @@ def _run(jobs: Sequence[Job], console: Console) -> None:
     if not pending:
         return
     with SweepDisplay(console, len(pending)) as display:
-        run_jobs(pending, capture_environment("none", 1), display.finished)
+
+        def finished(job: Job, run: StoredRun | None) -> Sequence[Job]:
+            display.finished(job, run)
+            return ()
+
+        run_jobs(pending, capture_environment("none", 1), finished)
+
+
+def _by_turns(first: Sequence[Job], second: Sequence[Job]) -> list[Job]:
+    """Both spread evenly, so that a machine that grows slower does so for both."""
+    placed = [
+        ((index + 0.5) / len(jobs), job)
+        for jobs in (first, second)
+        for index, job in enumerate(jobs)
+    ]
+    return [job for _, job in sorted(placed, key=lambda pair: pair[0])]
 
 
 def _complete(jobs: Sequence[Job]) -> list[StoredRun]:

@@ -1,4 +1,8 @@
-"""Figures over finished runs: a module with `draw` is a figure, found by its name."""
+"""Figures over finished runs: a module with `draw` is a figure, found by its name.
+
+A module may have `answer(rows, jobs) -> RenderableType | None` too: what it makes of the rows is
+printed in place of the comparison of all runs, which is then in the files only.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
+from rich.console import RenderableType
 
 from harness.config import ConfigError, unknown_name
 from harness.runs.jobs import Job
@@ -27,9 +33,19 @@ def draw_figures(
     and returns an empty list where they hold nothing for it.
     """
     paths: list[Path] = []
-    for name in names:
-        if name not in available():
-            raise ConfigError("sweep.figures: " + unknown_name(name, available(), "value"))
-        module = importlib.import_module(f"{__name__}.{name}")
+    for module in map(_load, names):
         paths += module.draw(rows, jobs, folder)
     return paths
+
+
+def answers(names: Sequence[str], rows: pd.DataFrame, jobs: Sequence[Job]) -> list[RenderableType]:
+    """What the named modules that have `answer` print of `rows`, all of which are complete."""
+    asked = [module for module in map(_load, names) if hasattr(module, "answer")]
+    given = [module.answer(rows, jobs) for module in asked]
+    return [answer for answer in given if answer is not None]
+
+
+def _load(name: str) -> ModuleType:
+    if name not in available():
+        raise ConfigError("sweep.figures: " + unknown_name(name, available(), "value"))
+    return importlib.import_module(f"{__name__}.{name}")

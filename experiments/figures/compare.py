@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import yaml
-from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 
 from experiments.checks import SHARES
+from experiments.line_panels import published
+from experiments.paper_bars import PAPER_CLASSES, paper_class_handles, stack_paper
 from experiments.plotting import (
-    CLASS_COLOURS,
     class_handles,
     jobs_of,
     means,
@@ -27,13 +23,6 @@ from experiments.plotting import (
     style,
 )
 from harness.runs.jobs import Job
-
-PAPER_CLASSES = {
-    "token": ("token states", CLASS_COLOURS["token"]),
-    "reservation": ("reservation", CLASS_COLOURS["reserved"]),
-    "internal": ("internal fragmentation", CLASS_COLOURS["over_reserved"]),
-    "external": ("external fragmentation and others", "#BBBBBB"),
-}
 
 KEYS = ("workload", "strategy", "allocator", "fit", "expected", "page_size")
 
@@ -47,13 +36,6 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
         if len(sharegpt):
             paths += _draw_fig2(sharegpt, jobs_of(sharegpt, jobs), folder)
     return paths
-
-
-def published() -> Mapping[str, Any]:
-    """The numbers printed in the PagedAttention paper."""
-    file = importlib.resources.files("experiments") / "published" / "pagedattention.yaml"
-    values: Mapping[str, Any] = yaml.safe_load(file.read_text())
-    return values
 
 
 def _draw_classes(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
@@ -77,7 +59,7 @@ def _draw_classes(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list
 
 
 def _draw_fig2(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
-    theirs = pd.DataFrame(published()["fig2_memory_percent"]).T
+    theirs = pd.DataFrame(published("pagedattention")["fig2_memory_percent"]).T
     found = rows.assign(rung=rows["expected"].where(rows["allocator"] == "contiguous", "paged"))
     found = found[found["allocator"].isin(["contiguous", "paged"])]
     shares = [f"paper_{name}_share" for name in PAPER_CLASSES]
@@ -86,17 +68,13 @@ def _draw_fig2(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Pa
     rungs = [rung for rung in theirs.index if rung in ours.index]
     figure, axes = plt.subplots(figsize=(7.2, 3.4))
     for offset, source, values in ((-0.2, "paper", theirs), (0.2, "here", ours)):
-        _stack_paper(axes, np.arange(len(rungs)) + offset, values.loc[rungs], source)
+        stack_paper(axes, np.arange(len(rungs)) + offset, values.loc[rungs], source)
     names = {"max": "contiguous\nmax", "pow2": "contiguous\npow2", "oracle": "contiguous\noracle"}
     axes.set_xticks(range(len(rungs)), [names.get(rung, rung) for rung in rungs])
     axes.tick_params(axis="x", length=0, pad=12)
     axes.set_ylabel("KV memory under overload, %")
     axes.set_ylim(0, 100)
-    handles = [Patch(facecolor=colour, label=label) for label, colour in PAPER_CLASSES.values()]
-    handles.append(
-        Patch(facecolor="white", edgecolor="#999999", hatch="////", label="not labelled")
-    )
-    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(handles=paper_class_handles(), loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_title("Memory by the PagedAttention paper's classes: its Fig. 2, and here")
     points = pd.concat(
         [
@@ -105,29 +83,3 @@ def _draw_fig2(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Pa
         ]
     )
     return save(figure, "compare_fig2", folder, points.reset_index(names="strategy"), jobs)
-
-
-def _stack_paper(axes: Axes, x: np.ndarray[Any, Any], values: pd.DataFrame, source: str) -> None:
-    bottom = np.zeros(len(x))
-    for name, (_, colour) in PAPER_CLASSES.items():
-        heights = values[name].to_numpy(dtype=float)
-        known = np.nan_to_num(heights)
-        axes.bar(x, known, 0.36, bottom=bottom, color=colour, zorder=2)
-        for at, height, low in zip(x, heights, bottom, strict=True):
-            if height >= 6:
-                dark = name == "token"
-                axes.annotate(
-                    f"{height:.1f}", (at, low + height / 2), ha="center", va="center",
-                    fontsize=7, color="white" if dark else "black", zorder=4,
-                )  # fmt: skip
-        bottom += known
-    unknown = np.where(values.isna().any(axis=1), 100 - bottom, 0)
-    axes.bar(
-        x, unknown, 0.36, bottom=bottom, color="white", edgecolor="#999999", hatch="////",
-        linewidth=0, zorder=2,
-    )  # fmt: skip
-    for at in x:
-        axes.annotate(
-            source, (at, 0), xytext=(0, -3), textcoords="offset points", ha="center", va="top",
-            fontsize=7, annotation_clip=False,
-        )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict, deque
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from harness.engine.request import Request, Workload
 
@@ -15,6 +15,22 @@ class Arrival(NamedTuple):
 
     request: Request
     scheduled_s: float
+
+
+class ArrivalSource(Protocol):
+    """Lets requests into the engine."""
+
+    def next_arrival_s(self) -> float:
+        """When the next request is due; infinity when none is scheduled."""
+        ...
+
+    def take_arrived(self, now_s: float) -> list[Arrival]:
+        """Requests due by `now_s` that were not taken yet."""
+        ...
+
+    def note_end(self, request: Request, now_s: float) -> None:
+        """`request` was answered or refused: whoever waited for that comes next."""
+        ...
 
 
 class RequestSource:

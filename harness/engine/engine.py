@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from allocators.base import Usage
-from harness.engine.arrivals import RequestSource
+from harness.engine.arrivals import ArrivalSource
 from harness.engine.clock import Clock
 from harness.engine.executor import Executor
 from harness.engine.plan import StepOutcome
-from harness.engine.request import Request, Workload
+from harness.engine.request import Request
 from harness.engine.scheduling.held_prefixes import HeldPrefix
 from harness.engine.scheduling.scheduler import Scheduler
 from harness.engine.scheduling.sequence import SequenceGroup
@@ -126,9 +126,8 @@ class Engine:
         self._usage = usage
         self._next_seq_id = 0
 
-    def run(self, workload: Workload) -> None:
-        """Serve every request of `workload` that can be served."""
-        source = RequestSource(workload)
+    def run(self, source: ArrivalSource) -> None:
+        """Serve every request of `source` that can be served."""
         held: list[HeldPrefix] = []
         while True:
             self._admit_arrivals(source)
@@ -161,7 +160,7 @@ class Engine:
                 "nothing runs: the allocator refuses them for ever (try `make contract`)"
             )
 
-    def _admit_arrivals(self, source: RequestSource) -> None:
+    def _admit_arrivals(self, source: ArrivalSource) -> None:
         while arrived := source.take_arrived(self._clock.now_s()):
             for request, released_s in arrived:
                 reason = self._limits.reason_to_refuse(request)
@@ -172,7 +171,7 @@ class Engine:
                     self._refuse(source, request, released_s, reason)
 
     def _refuse(
-        self, source: RequestSource, request: Request, released_s: float, reason: str
+        self, source: ArrivalSource, request: Request, released_s: float, reason: str
     ) -> None:
         self._recorder.refused(request, released_s, reason)
         source.note_end(request, self._clock.now_s())

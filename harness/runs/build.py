@@ -12,15 +12,18 @@ from allocators.base import KVCacheAllocator
 from allocators.layer_groups import LayerGroups, can_share_pool
 from allocators.page_pool import PagePool
 from harness.config import ConfigError, RunConfig, convert
+from harness.engine.arrivals import ArrivalSource, RequestSource
 from harness.engine.clock import Clock, VirtualClock, WallClock
 from harness.engine.cost.work_log import WorkLog
 from harness.engine.device.model_shape import LayerGroup, ModelShape
 from harness.engine.engine import Engine, Limits
 from harness.engine.executor import Executor
+from harness.engine.outcome_log import LoggedArrivals, LoggedExecutor, OutcomeLog, Replay
 from harness.engine.request import Workload
 from harness.engine.scheduling.length_estimate import LengthEstimator
 from harness.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from harness.engine.simulated_executor import SimulatedExecutor
+from harness.measure.decisions import DecidedExecutor, Decisions
 from harness.measure.ledger import Ledger
 from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
@@ -52,15 +55,24 @@ class Device(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PreparedRun:
-    """Ready to go: `engine.run(workload)`, then read `recorder`."""
+    """Ready to go: `run`, then read what is asked for. outcome_log, decisions: of a run with
+    measure.outcome_log, or of a replay."""
 
     engine: Engine
+    arrivals: ArrivalSource
     executor: Executor
     recorder: RunRecorder
     memory_map: MemoryMap | None
     allocator: MeteredAllocator
     num_layer_groups: int
     work_log: WorkLog | None = None
+    outcome_log: OutcomeLog | None = None
+    decisions: Decisions | None = None
+
+    def run(self) -> None:
+        """Serve the workload to its end, and close the books."""
+        self.engine.run(self.arrivals)
+        self.recorder.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,45 +101,57 @@ def prepare(
     device: Device,
     seed: int,
     sink: RecordSink,
+    replayed: OutcomeLog | None = None,
 ) -> PreparedRun:
     """Fresh allocator, scheduler, ledger, clock and executor for one repetition, whose records
     go to `sink`. num_pages: of all layers; where groups of layers have pages of their own, the
-    pool has so many for each."""
+    pool has so many for each. replayed: what stands in for clock and device."""
     page_size, pool_tokens = config.kv.page_size, num_pages * config.kv.page_size
     groups = layer_groups(config, device.shape)
     windows = tuple(group.window for group in groups)
     pool = PagePool(num_pages * len(groups), page_size)
     strategies = [build_allocator(config, pool) for _ in groups]
     allocator = MeteredAllocator(strategies[0] if len(groups) == 1 else LayerGroups(strategies))
-    engine_config = config.engine
-    scheduler_config = SchedulerConfig(
-        engine_config.schedule,
-        engine_config.token_budget,
-        engine_config.max_num_seqs,
-        engine_config.watermark,
-        engine_config.preemption,
-        host_pages(config, pool.num_pages, len(groups)),
-        engine_config.victim,
-        engine_config.batch_size,
-        engine_config.batch_order,
-        windows,
-        engine_config.speculation,
-        device.shape.vocab_size,
-    )
-    estimator = LengthEstimator(
-        config.allocator.expected,
-        config.allocator.expected_bias,
-        config.allocator.expected_spread,
-        seed,
-    )
     draft_allocator = None
     if config.engine.speculation.draft is not None:
         draft_allocator = build_allocator(config, PagePool(num_pages, page_size))
-    scheduler = Scheduler(allocator, scheduler_config, estimator, draft_allocator)
+    decisions = None
+    if config.measure.outcome_log or replayed is not None:
+        decisions = Decisions()
+        for strategy in (*strategies, *([draft_allocator] if draft_allocator else [])):
+            decisions.watch(strategy)
+    scheduler = Scheduler(
+        allocator,
+        _scheduler_config(config, device, pool.num_pages, groups),
+        LengthEstimator(
+            config.allocator.expected,
+            config.allocator.expected_bias,
+            config.allocator.expected_spread,
+            seed,
+        ),
+        draft_allocator,
+    )
     max_len = max((outline.max_len for outline in workload.outlines()), default=1)
     max_len = min(max_len, pool_tokens)
-    executor = device.executor(config, pool.num_pages, max_len, groups)
+    arrivals: ArrivalSource
+    clock: Clock
+    executor: Executor
+    if replayed is not None:
+        arrivals = executor = Replay(workload, replayed)
+        clock = VirtualClock()
+    else:
+        arrivals = RequestSource(workload)
+        executor = device.executor(config, pool.num_pages, max_len, groups)
+        clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
     work_log = WorkLog(executor, work_counter(config, groups)) if config.measure.step_work else None
+    told = work_log or executor
+    outcome_log = None
+    if decisions is not None:
+        told = DecidedExecutor(told, decisions)
+        if replayed is None:
+            outcome_log = OutcomeLog()
+            told = LoggedExecutor(told, outcome_log)
+            arrivals = LoggedArrivals(arrivals, outcome_log)
     memory_map = (
         MemoryMap(config.measure.memory_map_period_s) if config.measure.memory_map else None
     )
@@ -146,12 +170,41 @@ def prepare(
         pool_tokens,
         page_size,
         device.shape.max_positions,
-        engine_config.max_num_seqs,
-        engine_config.token_budget,
+        config.engine.max_num_seqs,
+        config.engine.token_budget,
     )
-    clock: Clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
-    engine = Engine(scheduler, work_log or executor, clock, recorder, limits, allocator)
-    return PreparedRun(engine, executor, recorder, memory_map, allocator, len(groups), work_log)
+    return PreparedRun(
+        Engine(scheduler, told, clock, recorder, limits, allocator),
+        arrivals,
+        executor,
+        recorder,
+        memory_map,
+        allocator,
+        len(groups),
+        work_log,
+        outcome_log,
+        decisions,
+    )
+
+
+def _scheduler_config(
+    config: RunConfig, device: Device, num_pages: int, groups: Sequence[LayerGroup]
+) -> SchedulerConfig:
+    engine = config.engine
+    return SchedulerConfig(
+        engine.schedule,
+        engine.token_budget,
+        engine.max_num_seqs,
+        engine.watermark,
+        engine.preemption,
+        host_pages(config, num_pages, len(groups)),
+        engine.victim,
+        engine.batch_size,
+        engine.batch_order,
+        tuple(group.window for group in groups),
+        engine.speculation,
+        device.shape.vocab_size,
+    )
 
 
 def layer_groups(config: RunConfig, shape: ModelShape) -> tuple[LayerGroup, ...]:

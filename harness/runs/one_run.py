@@ -16,6 +16,7 @@ from harness.engine.device.model_shape import model_shape
 from harness.engine.request import Workload
 from harness.measure.environment import Environment, capture_environment
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics
+from harness.measure.outcome_rows import to_rows
 from harness.measure.record_files import RecordFiles, RecordSink
 from harness.runs.build import Device, SimulatedDevice, prepare
 from harness.runs.gpu_memory import simulated_memory_bytes
@@ -84,6 +85,7 @@ def execute_run(
         requests=folder / "requests.parquet",
         memory_map=_joined([outcome.memory_map for outcome in outcomes]),
         step_work=_joined([outcome.step_work for outcome in outcomes]),
+        outcome_log=_joined([outcome.outcome_log for outcome in outcomes]),
     )
 
 
@@ -107,6 +109,7 @@ class _Outcome:
     description: str
     memory_map: pd.DataFrame | None
     step_work: pd.DataFrame | None
+    outcome_log: pd.DataFrame | None
 
 
 def _run_repetition(config: RunConfig, device: Device, seed: int, sink: RecordSink) -> _Outcome:
@@ -114,8 +117,7 @@ def _run_repetition(config: RunConfig, device: Device, seed: int, sink: RecordSi
     num_pages = pool_pages(config, device.shape, workload, device.memory_bytes)
     prepared = prepare(config, workload, num_pages, device, seed, sink)
     try:
-        prepared.engine.run(workload)
-        prepared.recorder.close()
+        prepared.run()
         peak_bytes = _peak_bytes(device)
     finally:
         prepared.executor.close()
@@ -126,6 +128,9 @@ def _run_repetition(config: RunConfig, device: Device, seed: int, sink: RecordSi
         draft_bytes_per_token(config),
         prepared.num_layer_groups,
     )
+    outcome_log = None
+    if prepared.outcome_log is not None and prepared.decisions is not None:
+        outcome_log = to_rows(prepared.outcome_log, prepared.decisions.digests)
     return _Outcome(
         pool,
         peak_bytes,
@@ -133,6 +138,7 @@ def _run_repetition(config: RunConfig, device: Device, seed: int, sink: RecordSi
         workload.description,
         prepared.memory_map.frame() if prepared.memory_map else None,
         prepared.work_log.frame() if prepared.work_log else None,
+        outcome_log,
     )
 
 

@@ -25,7 +25,7 @@ from harness.measure.environment import Environment
 
 RunStatus = Literal["complete", "failed"]
 
-_FRAMES = ("steps", "requests", "memory_map", "step_work")
+_FRAMES = ("steps", "requests", "memory_map", "step_work", "outcome_log")
 _NEEDED = ("steps", "requests")
 
 _ABANDONED_AFTER_S = 3600.0
@@ -56,6 +56,7 @@ class RunRecord:
     requests: pd.DataFrame | Path | None = None
     memory_map: pd.DataFrame | None = None
     step_work: pd.DataFrame | None = None
+    outcome_log: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,9 @@ class StoredRun:
     config: dict[str, Any]
     summary: list[dict[str, Any]]
 
-    def frame(self, name: Literal["steps", "requests", "memory_map"]) -> pd.DataFrame:
+    def frame(
+        self, name: Literal["steps", "requests", "memory_map", "outcome_log"]
+    ) -> pd.DataFrame:
         """The rows of one kind, with a column `repetition`; requests by `request_id`, steps with
         their work where it was recorded."""
         frame = pd.read_parquet(self.path / f"{name}.parquet")

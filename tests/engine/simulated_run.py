@@ -11,6 +11,7 @@ from allocators import discovery
 from allocators.base import KVCacheAllocator
 from allocators.layer_groups import LayerGroups
 from allocators.page_pool import PagePool
+from harness.engine.arrivals import RequestSource
 from harness.engine.clock import VirtualClock
 from harness.engine.engine import Engine, Limits
 from harness.engine.executor import Executor
@@ -120,7 +121,7 @@ class SimulatedRun:
             self.limits,
             self.allocator,
         )
-        engine.run(Workload("test", tuple(requests), "test", closed_loop))
+        engine.run(RequestSource(Workload("test", tuple(requests), "test", closed_loop)))
         self.recorder.close()
         return self
 

@@ -80,8 +80,7 @@ def serve(
     )
     workload = Workload("test", tuple(requests), "")
     prepared = prepare(run, workload, pool_tokens // PAGE_SIZE, device, 0, KeptRecords())
-    prepared.engine.run(workload)
-    prepared.recorder.close()
+    prepared.run()
     for entry in prepared.recorder.sink.entries:
         assert sum(entry[:9]) == pool_tokens * prepared.num_layer_groups
     outputs = {}

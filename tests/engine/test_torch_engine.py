@@ -117,7 +117,7 @@ def run(
     prepared = prepare(config, workload, pool_tokens // page_size, device, 0, KeptRecords())
     if spoil:
         spoil_tables(prepared.executor)
-    prepared.engine.run(workload)
+    prepared.run()
     records = sorted(prepared.recorder.sink.requests, key=lambda record: record.request_id)
     return records, prepared
 
@@ -192,8 +192,7 @@ def test_a_free_output_ends_at_the_models_own_end_of_sequence(device, prompts, e
     config = RunConfig(kv=KVConfig(page_size=4), model=model_preset("tiny"))
     workload = Workload("free", (request,), "")
     prepared = prepare(config, workload, 40, device, 0, KeptRecords())
-    prepared.engine.run(workload)
-    prepared.recorder.close()
+    prepared.run()
     (record,) = prepared.recorder.sink.requests
     assert record.chosen_ids == expected[3][: expected[3].index(third) + 1]
     assert len(prepared.recorder.sink.entries) == len(prepared.recorder.sink.steps)

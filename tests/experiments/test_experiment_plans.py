@@ -135,6 +135,16 @@ EXPECTED = {
         ("rates", "chatbot"): 8 * 10,
         ("times", "chatbot"): 5 * 8,
     },
+    ("calibration", "quick"): {
+        ("fit", "lognormal"): 2 + 2 + 1 + 1,
+        ("held_out", "sharegpt"): 2 * 2,
+        ("held_out", "alpaca_shared"): 2 * 2,
+    },
+    ("calibration", "full"): {
+        ("fit", "lognormal"): 3 * (2 + 2 + 1 + 1),
+        ("held_out", "sharegpt"): 5 * 2 * 2,
+        ("held_out", "alpaca_shared"): 5 * 2 * 2,
+    },
     ("memory_map", "quick"): {("map", "sharegpt"): 3},
     ("memory_map", "full"): {("map", "sharegpt"): 3},
 }

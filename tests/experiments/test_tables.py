@@ -220,3 +220,13 @@ def test_a_failed_check_fails_the_presentation(compared: Study) -> None:
     shown = present(rows, compared.jobs, [], compared.folder, Console(file=out))
     assert len(shown.failures) == 1 and "FAILED CHECK" in out.getvalue()
     assert run_checks(compared.rows, compared.jobs).failures == ()
+
+
+def test_what_lies_beyond_a_calibration_is_marked(compared: Study) -> None:
+    rows = compared.rows.assign(cost="calibrated", extrapolated_share=0.0)
+    shown = printed(rows, compared)
+    assert "fitted to steps of real runs" in shown
+    assert "EXTRAPOLATED" not in shown and "extra-" not in shown
+    some = rows["strategy"] == "paged"
+    shown = printed(rows.assign(extrapolated_share=np.where(some, 0.125, 0.0)), compared)
+    assert "EXTRAPOLATED: up to 12.5 %" in shown and "extra-" in shown

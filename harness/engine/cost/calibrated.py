@@ -7,17 +7,19 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from harness.engine.cost.step_work import WorkCounter, WorkCounts
 from harness.engine.plan import StepPlan
 
-TOKEN_KNOTS = (4, 16, 64, 256)
+TOKEN_KNOTS = (0, 2, 4, 8, 16, 32, 64, 128, 256)
 """The time of a pass is linear in its tokens between these: so a GEMM's efficiency by M may be
 anything that never makes more tokens quicker."""
 
-_TOKENS = [f"tokens from {low}" for low in (0, *TOKEN_KNOTS)]
+_TOKENS = [f"tokens from {low}" for low in TOKEN_KNOTS]
 
 FEATURES = (
     "step", *_TOKENS, "sequences", "prompts", "decode keys", "decode pages",
@@ -33,15 +35,9 @@ BEYOND = 1.1
 
 def features(counts: WorkCounts, page_size: int) -> tuple[float, ...]:
     """FEATURES of a step. Pages that a prompt gathers, copies or moves count by their tokens."""
-    tokens = counts.num_tokens
-    first, second, third, fourth = TOKEN_KNOTS
     return (
         1.0,
-        min(tokens, first),
-        min(max(tokens - first, 0), second - first),
-        min(max(tokens - second, 0), third - second),
-        min(max(tokens - third, 0), fourth - third),
-        max(tokens - fourth, 0),
+        *_token_segments(counts.num_tokens),
         counts.num_sequences,
         counts.num_prompts,
         counts.decode_pairs,
@@ -58,6 +54,13 @@ def features(counts: WorkCounts, page_size: int) -> tuple[float, ...]:
         counts.draft_tokens,
         counts.draft_pairs,
     )
+
+
+@cache
+def _token_segments(num_tokens: int) -> tuple[int, ...]:
+    """How many of them lie in each segment between knots."""
+    bounds = [min(num_tokens, knot) for knot in TOKEN_KNOTS]
+    return tuple(high - low for low, high in pairwise([*bounds, num_tokens]))
 
 
 @dataclass(frozen=True, slots=True)

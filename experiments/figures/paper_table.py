@@ -1,0 +1,50 @@
+"""What the PagedAttention paper printed beside what was found here: one table."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import RenderableType
+
+import experiments.figures
+from experiments.paper_quantities import Quantity, as_frame, to_markdown, to_terminal
+from harness.runs.jobs import Job
+
+
+def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+    """`paper_table.md` and `paper_table.csv`, beside the comparison of all runs."""
+    found = quantities(rows, jobs)
+    if not found:
+        return []
+    markdown, csv = folder.parent / "paper_table.md", folder.parent / "paper_table.csv"
+    markdown.write_text(to_markdown(found))
+    as_frame(found).to_csv(csv, index=False)
+    return [markdown, csv]
+
+
+def answer(rows: pd.DataFrame, jobs: Sequence[Job]) -> RenderableType | None:
+    """The table, for a terminal."""
+    found = quantities(rows, jobs)
+    return to_terminal(found) if found else None
+
+
+def quantities(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Quantity]:
+    """What every figure of the paper says of `rows`: of all modules `paper_*` that have
+    `quantities(rows, jobs)`, in the order of the figures."""
+    names = [
+        module.name
+        for module in pkgutil.iter_modules(experiments.figures.__path__)
+        if module.name.startswith("paper_fig")
+    ]
+    found: list[Quantity] = []
+    for name in sorted(names, key=_number):
+        found += importlib.import_module(f"experiments.figures.{name}").quantities(rows, jobs)
+    return found
+
+
+def _number(name: str) -> int:
+    return int("".join(filter(str.isdigit, name)))
