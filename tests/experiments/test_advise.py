@@ -219,6 +219,8 @@ def test_a_measured_error_is_shown(trace: Path, tmp_path: Path) -> None:
         ("load=0", "load=0: must be at least 0.001"),
         ("error=nowhere.csv", "error=nowhere.csv: no such file"),
         ("kv.page_sise=32", "did you mean kv.page_size"),
+        ("kv.memory_fraction=0.9", "is what is searched"),
+        ("executor.gpu=h100", "give gpu="),
         ("model=opt_66b", "GiB for its weights alone"),
         ("device.imagined_memory_gib=0.0014", "longest request"),
     ],
