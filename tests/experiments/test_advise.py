@@ -184,6 +184,18 @@ def test_the_window_is_the_busiest_and_is_what_runs(trace: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("shape", "is_bursty"), [(1.0, False), (0.25, True)])
+def test_bursty_is_what_comes_less_evenly_than_by_chance(
+    tmp_path: Path, shape: float, is_bursty: bool
+) -> None:
+    times = np.cumsum(np.random.default_rng(0).gamma(shape, 0.2 / shape, 250))
+    path = tmp_path / "trace.csv"
+    lines = [f"2023-11-16 18:{t // 60:02.0f}:{t % 60:010.7f},100,20" for t in times]
+    path.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]) + "\n")
+    question = parse_question(words(path, "requests=200"))
+    assert busiest_window(read_rows(question), TINY, question).is_bursty == is_bursty
+
+
 def test_what_the_model_cannot_read_is_left_out_and_counted(tmp_path: Path) -> None:
     trace = write_trace(tmp_path / "long.csv")
     text = trace.read_text() + "2023-11-16 18:00:59.0000000,4090,10\n"
