@@ -44,6 +44,7 @@ def formulas_beside_runs(rows: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFram
         return pd.DataFrame()
     keys = ["part", *Setting._fields]
     points = means(pd.DataFrame(lines), keys, ["users", "waste"])
+    points = points.sort_values(["model", "strategy", "limit"], ignore_index=True)
     lengths = Lengths.sharegpt()
     arguments = [(row["strategy"], row["limit"], PAGE_SIZE) for _, row in points.iterrows()]
     return points.assign(

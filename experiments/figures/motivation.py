@@ -118,11 +118,15 @@ def _check_table(check: pd.DataFrame) -> Table:
         table.add_row(
             row["model"], row["strategy"], _tokens(row["limit"]),
             f"{row['users_formula']:.1f}", in_words(_interval(row, "users"), 1),
-            f"{100 * (row['users'] / row['users_formula'] - 1):+.1f} %",
+            f"{_signed(100 * (row['users'] / row['users_formula'] - 1))} %",
             f"{100 * row['waste_formula']:.1f}", f"{100 * row['waste']:.1f}",
-            f"{100 * (row['waste'] - row['waste_formula']):+.1f}",
+            _signed(100 * (row["waste"] - row["waste_formula"])),
         )  # fmt: skip
     return table
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}"  # no -0.0
 
 
 def _interval(row: pd.Series, metric: str) -> Interval:
@@ -237,7 +241,7 @@ def _draw_users(axes: Axes, check: pd.DataFrame) -> pd.DataFrame:
     axes.set_xlim(left=700)
     axes.plot([], [], color="black", marker="o", linestyle="none", label="simulated")
     axes.set_yscale("log")
-    axes.set_ylim(0.7, 6000)
+    axes.set_ylim(0.4, 6000)
     axes.yaxis.set_major_formatter("{x:g}")
     _limit_axis(axes)
     model = ", ".join(runs["model"].unique())
