@@ -66,9 +66,8 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
             label="within noise: the cell's paired 95 % interval includes 0",
         )  # fmt: skip
         bold = Line2D(
-            [], [], linestyle="none", marker="$\\mathbf{+9}$", color="black", markersize=13,
-            label="bold: also with all cells of a map tested together (Holm)",
-        )  # fmt: skip
+            [], [], linestyle="none", label="bold: also with all of a map together (Holm)"
+        )
         figure.legend(handles=[hatched, bold], loc="outside lower center", ncol=2)
         return save(figure, "phase_map", folder, cells, jobs_of(rows, jobs))
 
