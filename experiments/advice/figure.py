@@ -22,6 +22,7 @@ def draw_front(
     answer: pd.Series,
     target: float,
     arrivals_per_s: float,
+    is_met: bool,
     jobs: Sequence[Job],
     folder: Path,
 ) -> list[Path]:
@@ -40,7 +41,7 @@ def draw_front(
         )  # fmt: skip
         axes.plot(
             [answer["pool_gib"]], [answer["goodput_requests_per_s"]], "*", color=_ANSWER,
-            markersize=13, zorder=5, label="answer",
+            markersize=13, zorder=5, label="answer" if is_met else "best found",
         )  # fmt: skip
         axes.set_ylim(0, 1.12 * max(arrivals_per_s, table["goodput_requests_per_s"].max()))
         axes.set_xlim(left=0)

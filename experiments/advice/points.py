@@ -23,6 +23,7 @@ METRICS = (
     "preemptions",
     "prefix_hit_rate",
     "num_refused",
+    "saturated_share",
     *SHARES,
 )
 

@@ -75,14 +75,19 @@ def answer_in_words(question: Question, advice: Advice, point: pd.Series, proble
         if reached
         else "Not even a twentieth of this load is: allow more time, or choose another gpu."
     )
-    less = advice.tried.get(answer.at(min(FOLK_FRACTIONS)))
-    if less is not None and less > advice.tried[answer] - problem.gain:
-        way_out += " More memory would not help: it is the GPU's time that is short."
+    waited = f"{point['saturated_share']:.0%} of the time"
+    if point["saturated_share"] < _SELDOM:
+        short = f"The queue waits for memory {waited}: it is the GPU's time that is short."
+    else:
+        short = f"The queue waits for memory {waited}."
     return (
         f"No pool of {question.gpu} serves {question.attainment:.0%} of the requests with "
         f"{question.slo_in_words}. The best found is {point['attainment']:.1%} of them, "
-        f"{point['goodput_requests_per_s']:.3g}/s, with {at}, {knobs}. {way_out}"
+        f"{point['goodput_requests_per_s']:.3g}/s, with {at}, {knobs}. {short} {way_out}"
     )
+
+
+_SELDOM = 0.05
 
 
 def waste_in_words(point: pd.Series) -> str:
