@@ -16,7 +16,7 @@ from experiments.advice.runs import AdviceRuns
 from experiments.advice.search import FOLK_FRACTIONS, Advice, Problem, around
 from experiments.advice.setting import KNOBS, Setting
 from experiments.advice.window import Window
-from experiments.simulator_error import GOALS
+from experiments.calibration.error import GOALS
 from harness.config import ConfigError
 
 NOT_MEASURED = (

@@ -21,8 +21,8 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.calibration_fit import fit
-from experiments.simulator_error import Pair, draw, errors, to_markdown
+from experiments.calibration.error import Pair, draw, errors, to_markdown
+from experiments.calibration.fit import fit
 from harness.compose import compose_study, hydra_session, parse_command
 from harness.config import ConfigError, ExecutorConfig
 from harness.engine.cost.calibrated import Calibration

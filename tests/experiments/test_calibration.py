@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from experiments.calibration_fit import _noise, busy_steps, fit
-from experiments.simulator_error import GOALS, Pair, draw, errors, to_markdown
+from experiments.calibration.error import GOALS, Pair, draw, errors, to_markdown
+from experiments.calibration.fit import _noise, busy_steps, fit
 from harness.compose import Composer, hydra_session
 from harness.config import ConfigError, RunConfig, to_mapping
 from harness.engine.cost.calibrated import FEATURES, Calibration
