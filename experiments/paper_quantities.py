@@ -140,7 +140,8 @@ def _unit(quantity: Quantity) -> str:
 
 def _published_text(quantity: Quantity) -> str:
     low, high = _ends(quantity.published)
-    digits = 2 if max(abs(low), abs(high)) < 10 else 1
+    finite = [abs(end) for end in (low, high) if math.isfinite(end)]
+    digits = 2 if max(finite) < 10 else 1
     if high == math.inf:
         return f"at least {low:.{digits}f}{_unit(quantity)}"
     if low == -math.inf:

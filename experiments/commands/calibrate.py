@@ -36,6 +36,9 @@ from harness.runs.sweep import pending_jobs, run_jobs
 
 EXPERIMENT = "calibration"
 
+DISTURBED = 0.1
+"""A fit this far off, in the median, is of a machine that did something else."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, fit, write; 0, or 1 if a run failed. Raises ConfigError for a wrong command line."""
@@ -146,8 +149,14 @@ def _describe(calibration: Calibration, console: Console) -> None:
         f"\n{calibration.num_steps:,} busy steps of {calibration.num_runs} runs of "
         f"{calibration.model['name']} ({', '.join(calibration.allocators)}; pages of "
         f"{', '.join(map(str, calibration.page_sizes))}; {', '.join(calibration.workloads)}): "
-        f"a step is fitted to within {100 * calibration.fit_error:.1f} % (median)"
+        f"half of the steps are fitted to within {100 * calibration.fit_error:.1f} %"
     )
+    if calibration.fit_error > DISTURBED:
+        console.print(
+            "steps of like work take unlike times: something else ran on the machine, or its "
+            "clock changed; repeat the command into another results_dir when it is quiet",
+            style="bold",
+        )
     for name, seconds in calibration.seconds.items():
         if seconds > 0:
             highest = calibration.highest[name]

@@ -22,9 +22,9 @@ from harness.measure.statistics import Interval
 from harness.runs.jobs import Job
 
 WINDOWS = {
-    ("sharegpt", "2"): Window(200.0, 400.0),
-    ("sharegpt", "1.5"): Window(200.0, 400.0),
-    ("alpaca_like", "30"): Window(30.0, 90.0),
+    ("sharegpt", "2"): Window(150.0, 300.0),
+    ("sharegpt", "1.5"): Window(150.0, 300.0),
+    ("alpaca_like", "30"): Window(15.0, 45.0),
     ("alpaca_like", "250"): Window(5.0, 12.0),
 }
 """By workload and requests/s."""

@@ -34,11 +34,15 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
             1, len(workloads), squeeze=False, figsize=(0.8 + 3.4 * len(workloads), 3.0)
         )
         for axes, workload in zip(grid[0], workloads, strict=True):
-            draw_panel(axes, points, "preemption", LOOKS, workload)
+            alike = published_numbers()["fig19_preemption"]["comparable_page_sizes"]
+            draw_panel(axes, points, "preemption", LOOKS, workload, alike)
             axes.set_title(f"{workload}, {PRESSED_RATES[workload]:g} requests/s")
         from_zero(grid[0])
         grid[0][0].set_ylabel(LATENCY.label)
         grid[0][0].legend(handles=line_handles(LOOKS), loc="lower left", fontsize=7)
+        figure.suptitle(
+            "Fig. 19: OPT-13B; shaded: page sizes that the paper calls alike", fontsize=9
+        )
         figure.tight_layout()
         return save(figure, "paper_fig19", folder, points, jobs_of(chosen, jobs))
 

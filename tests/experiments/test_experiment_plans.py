@@ -147,7 +147,68 @@ EXPECTED = {
     },
     ("memory_map", "quick"): {("map", "sharegpt"): 3},
     ("memory_map", "full"): {("map", "sharegpt"): 3},
+    ("first_fit_gain", "quick"): {
+        ("capacity", "sharegpt"): 3 * 3 + 1,
+        ("rates", "sharegpt"): (2 * 3 + 1) * 6,
+    },
+    ("first_fit_gain", "full"): {
+        ("capacity", "sharegpt"): 3 * 3 + 1,
+        ("rates", "sharegpt"): (3 * 3 + 1) * 12,
+    },
+    **{
+        ("reservation_placement", preset): {
+            ("capacity", "sharegpt"): 4 * 3,
+            ("goodput", "sharegpt"): 4 * 3,
+        }
+        for preset in ("quick", "full")
+    },
+    ("estimate_price", "quick"): {
+        ("capacity", "sharegpt"): 2 * (5 * 3 + 3),
+        ("goodput", "sharegpt"): 2 * (5 * 3 + 3),
+    },
+    ("estimate_price", "full"): {
+        ("capacity", "sharegpt"): 2 * (11 * 4 + 3),
+        ("goodput", "sharegpt"): 2 * (11 * 4 + 3),
+    },
+    ("phase_map", "quick"): {("capacity", "lognormal"): 3, ("map", "lognormal"): 3 * 4 * 3 * 3},
+    ("phase_map", "full"): {("capacity", "lognormal"): 3, ("map", "lognormal"): 3 * 9 * 5 * 3},
+    ("motivation", "quick"): {
+        ("bounds", "sharegpt"): 3,
+        ("users", "sharegpt"): 3,
+        ("paper", "sharegpt"): 3,
+    },
+    ("motivation", "full"): {
+        ("bounds", "sharegpt"): 6,
+        ("users", "sharegpt"): 3,
+        ("paper", "sharegpt"): 3,
+    },
 }
+
+PAPER_ALONE = {
+    "paper_fig2": {("fig2", "sharegpt"): 2 * 3 - 1 + 1},
+    "paper_fig12": {("fig12", "sharegpt"): 8 + 2 * 5, ("fig12", "alpaca_like"): 8 + 2 * 5},
+    "paper_fig14": {("fig14", "alpaca_like"): 2 * 3 * 4},
+    "paper_fig15": {("fig15", "alpaca_like"): 2 * 3, ("fig15", "sharegpt"): 2 * 2},
+    "paper_fig16": {("fig16", "translation"): 2 * 3},
+    "paper_fig17": {("fig17", "chat_rounds"): 5},
+    "paper_fig18": {("fig18", name): 2 * PAGES for name in ("sharegpt", "alpaca_like")},
+    "paper_host_time": {
+        ("host_batched", "sharegpt"): 2 * 5,
+        ("host_batched", "alpaca_like"): 2 * 5,
+        ("host_rates", "sharegpt"): 3 * 3,
+    },
+}
+"""Of a search, its first probe alone."""
+
+PAPER_WITH_OTHERS = {
+    "paper_fig13": PAPER_ALONE["paper_fig2"]
+    | {("fig13", "sharegpt"): 4 + 6, ("fig13", "alpaca_like"): 2 * 6},
+    "paper_fig19": PAPER_ALONE["paper_fig18"]
+    | {("fig19", name): PAGES for name in ("sharegpt", "alpaca_like")},
+}
+PAPER = {**PAPER_ALONE, **PAPER_WITH_OTHERS}
+PAPER["paper"] = {place: count for parts in PAPER.values() for place, count in parts.items()}
+EXPECTED |= {(name, preset): parts for name, parts in PAPER.items() for preset in ("quick", "full")}
 
 
 def test_every_experiment_is_expected_here() -> None:
