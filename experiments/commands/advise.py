@@ -104,6 +104,9 @@ SMALLEST_GAIN = 0.01
 STANDARD_ERRORS = 2.0
 """More attainment than by so many of a share's standard errors is not chance."""
 
+LIVES_IN_WINDOW = 3
+"""A stretch that lasts as long as fewer lives of a request does not show a system at work."""
+
 LARGEST_PAGE = max(KNOBS["page_size"][1])
 
 
@@ -132,6 +135,8 @@ def conclude(
     console.print()
     report.say(console, report.folk_in_words(window, advice, table))
     report.say(console, error)
+    if point["e2e_ms"] / 1e3 > point["last_arrival_s"] / LIVES_IN_WINDOW:
+        report.say(console, report.too_short_in_words(point))
     if point["queue_grows"]:
         report.say(console, "The queue grows to the end of this stretch: a longer one fares worse.")
     folder = question.results_dir / "advise" / _name(question)
