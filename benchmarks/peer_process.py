@@ -47,6 +47,7 @@ def engine(threads: int) -> Serve:
     from harness.config import DeviceConfig, RunConfig
     from harness.engine.device.model_shape import model_preset
     from harness.engine.request import Request, Workload
+    from harness.measure.record_files import KeptRecords
     from harness.runs.build import prepare
     from harness.runs.torch_device import TorchDevice
 
@@ -60,18 +61,11 @@ def engine(threads: int) -> Serve:
         )
         tokens = sum(r.max_len for r in requests)
         num_pages = tokens // config.kv.page_size + 2 * len(requests)
-        run = prepare(config, Workload("peers", requests, ""), num_pages, device, 0)
-        outputs: list[list[int]] = [[] for _ in work]
-        finished = run.recorder.finished
-
-        def keep(group: Any) -> None:
-            outputs[group.request.request_id] = list(group.sequences[0].chosen_ids)
-            finished(group)
-
-        run.recorder.finished = keep
-        run.engine.run(Workload("peers", requests, ""))
+        records = KeptRecords()
+        run = prepare(config, Workload("peers", requests, ""), num_pages, device, 0, records)
+        run.run()
         run.executor.close()
-        return outputs
+        return [record.chosen_ids for record in sorted(records.requests)]
 
     return serve
 

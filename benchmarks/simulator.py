@@ -2,8 +2,8 @@
 `python benchmarks/simulator.py`.
 
 The PagedAttention paper's one-hour ShareGPT trace at 2 requests/s on OPT-13B (section 6.1), the
-same with ten times the pool, and with ten times as many requests; `--million` adds a run of a
-million. The rate of the longer runs is the same. Peak memory is that of the largest process.
+same with ten times the pool, and with ten times as many requests at the same rate; `--case
+million` is a run of a million. Peak memory is that of the largest process.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Case(NamedTuple):
     num_requests: int
 
 
-CASES = (
-    Case("one hour at 2 requests/s", 983, 7_200),
-    Case("ten times the pool", 9_830, 7_200),
-    Case("ten times the requests", 983, 72_000),
-)
-MILLION = Case("a million requests", 983, 1_000_000)
+CASES = {
+    "hour": Case("one hour at 2 requests/s", 983, 7_200),
+    "pool": Case("ten times the pool", 9_830, 7_200),
+    "requests": Case("ten times the requests", 983, 72_000),
+    "million": Case("a million requests", 983, 1_000_000),
+}
 
 
 class Measured(NamedTuple):
@@ -85,12 +85,13 @@ def _pin() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--million", action="store_true", help="the longest run, too")
+    parser.add_argument("--case", choices=CASES, action="append", help="may be repeated")
     parser.add_argument("overrides", nargs="*", help="key=value, as for python -m harness")
     given = parser.parse_args()
     console = Console()
     rows = []
-    for case in (*CASES, *([MILLION] if given.million else [])):
+    for name in given.case or ("hour", "pool", "requests"):
+        case = CASES[name]
         found = measure(case, given.overrides)
         rows.append(
             {

@@ -8,7 +8,7 @@ from harness.measure.statistics import compare, paired_differences
 
 
 def verdicts(
-    rows: pd.DataFrame, by: str, baseline: object, metric: str, *, higher_is_better: bool
+    rows: pd.DataFrame, by: str, baseline: str | float, metric: str, *, higher_is_better: bool
 ) -> pd.DataFrame:
     """A row for each value of column `by` but `baseline`, as one family (docs/statistics.md).
 

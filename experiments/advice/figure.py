@@ -22,6 +22,7 @@ def draw_front(
     answer: pd.Series,
     target: float,
     arrivals_per_s: float,
+    is_met: bool,
     jobs: Sequence[Job],
     folder: Path,
 ) -> list[Path]:
@@ -31,18 +32,18 @@ def draw_front(
     with style():
         figure, axes = plt.subplots(figsize=(5.6, 3.4))
         axes.plot(
-            table["pool_gib"], table["goodput_requests_per_s"], "o", color="#BBBBBB",
+            table["pool_gib"], table["goodput_per_s"], "o", color="#BBBBBB",
             markersize=4, markeredgewidth=0, label="simulated",
         )  # fmt: skip
         axes.plot(
-            front["pool_gib"], front["goodput_requests_per_s"], drawstyle="steps-post",
+            front["pool_gib"], front["goodput_per_s"], drawstyle="steps-post",
             color=_FRONT, marker="s", markersize=4, label="Pareto front",
         )  # fmt: skip
         axes.plot(
-            [answer["pool_gib"]], [answer["goodput_requests_per_s"]], "*", color=_ANSWER,
-            markersize=13, zorder=5, label="answer",
+            [answer["pool_gib"]], [answer["goodput_per_s"]], "*", color=_ANSWER,
+            markersize=13, zorder=5, label="answer" if is_met else "best found",
         )  # fmt: skip
-        axes.set_ylim(0, 1.12 * max(arrivals_per_s, table["goodput_requests_per_s"].max()))
+        axes.set_ylim(0, 1.12 * max(arrivals_per_s, table["goodput_per_s"].max()))
         axes.set_xlim(left=0)
         for fraction in FOLK_FRACTIONS:
             at = table[table["memory_fraction"] == fraction]

@@ -19,6 +19,19 @@ where a step takes some 5 ms (blog on V1, January 2025): 4 ms, to the digit that
 
 NEEDED = ("trace", "format", "model", "gpu", "slo")
 OPTIONAL = ("load", "attainment", "requests", "host_us", "error", "results_dir")
+OWN_KEYS = {
+    "kv.memory_fraction": "is what is searched, leave it out",
+    "kv.pool_tokens": "the pool's size is what is searched, leave it out",
+    "kv.pool_demand": "the pool's size is what is searched, leave it out",
+    "executor.gpu": "give gpu=",
+    "executor.host_us": "give host_us=",
+    "workload.path": "give trace=",
+    "workload.format": "give format=",
+    "workload.speed_up": "give load=",
+    "workload.num_requests": "give requests=",
+}
+"""Settings that advice makes itself, with what to do instead."""
+
 _BOUNDS = ("ttft_ms", "tpot_ms", "normalised_ms")
 
 
@@ -59,6 +72,8 @@ def parse_question(words: Sequence[str]) -> Question:
         key, equals, value = word.partition("=")
         if not equals:
             raise ConfigError(f"{word!r}: give key=value, as in {USAGE}")
+        if key in OWN_KEYS:
+            raise ConfigError(f"{key}: {OWN_KEYS[key]}")
         if "." in key:
             overrides[key] = value
         elif key in NEEDED + OPTIONAL:

@@ -16,7 +16,7 @@ from experiments.advice.runs import AdviceRuns
 from experiments.advice.search import FOLK_FRACTIONS, Advice, Problem, around
 from experiments.advice.setting import KNOBS, Setting
 from experiments.advice.window import Window
-from experiments.simulator_error import GOALS
+from experiments.calibration.error import GOALS
 from harness.config import ConfigError
 
 NOT_MEASURED = (
@@ -66,7 +66,7 @@ def answer_in_words(question: Question, advice: Advice, point: pd.Series, proble
         return (
             f"{at} with {knobs} is the smallest pool found that serves "
             f"{question.attainment:.0%} of the requests with {question.slo_in_words}: "
-            f"{point['attainment']:.1%} of them, {point['goodput_requests_per_s']:.3g}/s.{least}"
+            f"{point['attainment']:.1%} of them, {point['goodput_per_s']:.3g}/s.{least}"
         )
     reached = advice.reached_load or 0.0
     way_out = (
@@ -75,14 +75,19 @@ def answer_in_words(question: Question, advice: Advice, point: pd.Series, proble
         if reached
         else "Not even a twentieth of this load is: allow more time, or choose another gpu."
     )
-    less = advice.tried.get(answer.at(min(FOLK_FRACTIONS)))
-    if less is not None and less > advice.tried[answer] - problem.gain:
-        way_out += " More memory would not help: it is the GPU's time that is short."
+    waited = f"{point['saturated_share']:.0%} of the time"
+    if point["saturated_share"] < _SELDOM:
+        short = f"The queue waits for memory {waited}: it is the GPU's time that is short."
+    else:
+        short = f"The queue waits for memory {waited}."
     return (
         f"No pool of {question.gpu} serves {question.attainment:.0%} of the requests with "
         f"{question.slo_in_words}. The best found is {point['attainment']:.1%} of them, "
-        f"{point['goodput_requests_per_s']:.3g}/s, with {at}, {knobs}. {way_out}"
+        f"{point['goodput_per_s']:.3g}/s, with {at}, {knobs}. {short} {way_out}"
     )
+
+
+_SELDOM = 0.05
 
 
 def waste_in_words(point: pd.Series) -> str:
@@ -90,6 +95,15 @@ def waste_in_words(point: pd.Series) -> str:
     shares = [(name.removesuffix("_share").replace("_", "-"), point[name]) for name in SHARES]
     shown = [f"{name} {share:.1%}" for name, share in shares if share >= 5e-4]
     return "The pool's slots over time: " + ", ".join(shown) + "."
+
+
+def too_short_in_words(point: pd.Series) -> str:
+    """That the stretch is over before the system is filled."""
+    return (
+        f"A request lives {point['e2e_ms'] / 1e3:.0f} s on average, and the stretch brings "
+        f"requests for {point['last_arrival_s']:.0f} s: too short to show a system at work. Give "
+        "requests=N for a longer one, which takes more time."
+    )
 
 
 def folk_in_words(window: Window, advice: Advice, table: pd.DataFrame) -> str:
@@ -150,12 +164,12 @@ def print_sensitivity(
     for head in ("changed", "KV pool\nGiB", "within\nSLO %", "goodput\nrequests/s", "change\n%",
                  "TTFT\np99 ms", "TPOT\np99 ms", "pre-\nempt.", "hit\n%"):  # fmt: skip
         shown.add_column(head, justify="left" if head == "changed" else "right", no_wrap=True)
-    base = _find(table, advice.answer, "goodput_requests_per_s")
+    base = _find(table, advice.answer, "goodput_per_s")
     for words, setting in changes(advice.answer, fixed, lowest):
         found = table[_same(table, setting)]
         if len(found):
             point = found.iloc[0]
-            goodput = float(point["goodput_requests_per_s"])
+            goodput = float(point["goodput_per_s"])
             change = "" if setting == advice.answer or not base else f"{goodput / base - 1:+.1%}"
             shown.add_row(
                 Text(words), f"{point['pool_gib']:.3g}", f"{100 * point['attainment']:.1f}",
@@ -197,7 +211,7 @@ def print_front(console: Console, table: pd.DataFrame) -> None:
             f"{point['pool_gib']:.3g}",
             f"{point['memory_fraction']:g}",
             f"{100 * point['attainment']:.1f}",
-            f"{point['goodput_requests_per_s']:.3g}",
+            f"{point['goodput_per_s']:.3g}",
             *(str(point[name]) for name in KNOBS),
         )
     console.print()
@@ -207,9 +221,9 @@ def print_front(console: Console, table: pd.DataFrame) -> None:
 
 def _thinned(front: pd.DataFrame) -> pd.DataFrame:
     """Without points that serve hardly more than the one before."""
-    step = _FRONT_STEP * front["goodput_requests_per_s"].max()
+    step = _FRONT_STEP * front["goodput_per_s"].max()
     kept, last = [], 0.0
-    for index, goodput in front["goodput_requests_per_s"].items():
+    for index, goodput in front["goodput_per_s"].items():
         if goodput >= last + step or index == front.index[-1]:
             kept.append(index)
             last = goodput

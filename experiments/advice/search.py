@@ -80,6 +80,7 @@ def advise(problem: Problem) -> Generator[Sequence[Setting], Mapping[Setting, fl
             break
         answer = yield from _shrink(problem, tried, better)
     answer = yield from _polish(problem, tried, answer)
+    answer = yield from _shrink(problem, tried, answer)
     yield from _ask(tried, around(answer, problem.fixed, problem.lowest_fraction))
     return Advice(answer, True, tried)
 
@@ -145,11 +146,13 @@ def _shrink(
 ) -> Generator[Sequence[Setting], Mapping[Setting, float], Setting]:
     """The setting with the smallest memory, but else like `top`, which attains the target, and
     above which everything that was tried does."""
+    stride = SAVING
     while True:
         smallest, failing = _edge(problem, tried, top)
         pool = problem.pool_tokens(smallest)
         if failing is None:
-            pools = [pool / SAVING, pool / SAVING**2]
+            pools = [pool / stride, pool / stride**2]
+            stride = stride**2
         else:
             short = problem.pool_tokens(failing)
             if pool <= short * (1 + POOL_TOLERANCE):
@@ -188,14 +191,13 @@ def _move(
     tighter = answer.at(fraction)
     others = moves(tighter, problem.fixed)
     yield from _ask(tried, [tighter, *others])
-    best = max(others, key=tried.__getitem__, default=tighter)
-    if tried[best] >= problem.target:
-        return best
     joint = _joint(tried, tighter, others, problem.gain)
-    if joint is None:
-        return None
-    yield from _ask(tried, [joint])
-    return joint if tried[joint] >= problem.target else None
+    if joint is not None:
+        yield from _ask(tried, [joint])
+        if tried[joint] >= problem.target:
+            return joint
+    best = max(others, key=tried.__getitem__, default=tighter)
+    return best if tried[best] >= problem.target else None
 
 
 def _joint(

@@ -22,6 +22,10 @@ MOST_PROMPT_TOKENS = 3_000_000
 
 FEWEST_REQUESTS = 40
 
+SHORTEST_SPAN = 0.5
+"""A stretch lasts at least this share of the time that as many requests mostly take: what a single
+burst of a second does is no load to size for."""
+
 BURSTY_ABOVE = 1.25
 """Coefficient of variation of gaps between arrivals: that of a Poisson process is 1."""
 
@@ -132,4 +136,7 @@ def _busiest(arrivals: np.ndarray, tokens: np.ndarray, count: int) -> int:
     starts = np.flatnonzero(np.concatenate(([True], np.diff(arrivals) > 0)))
     starts = starts[starts + count <= len(tokens)]
     spans = np.maximum(arrivals[starts + count - 1] - arrivals[starts], 1e-9)
+    typical_s = count * (arrivals[-1] - arrivals[0]) / len(arrivals)
+    long_enough = spans >= min(SHORTEST_SPAN * typical_s, spans.max())
+    starts, spans = starts[long_enough], spans[long_enough]
     return int(starts[np.argmax((before[starts + count] - before[starts]) / spans)])

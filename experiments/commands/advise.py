@@ -18,9 +18,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 
 from experiments.advice import report
@@ -72,6 +70,8 @@ def pose(question: Question, window: Window, runs: AdviceRuns) -> Problem:
         load=question.load,
     )
     fixed = [name for name, (key, _) in KNOBS.items() if key in question.overrides]
+    if not window.has_prefixes and "allocator" not in fixed:
+        fixed.append("allocator")  # a prefix index has nothing to find: it would win by chance
     config = runs.config(start)
     start = replace(  # as far as the user chose otherwise
         start,
@@ -104,6 +104,9 @@ SMALLEST_GAIN = 0.01
 STANDARD_ERRORS = 2.0
 """More attainment than by so many of a share's standard errors is not chance."""
 
+LIVES_IN_WINDOW = 3
+"""A stretch that lasts as long as fewer lives of a request does not show a system at work."""
+
 LARGEST_PAGE = max(KNOBS["page_size"][1])
 
 
@@ -118,6 +121,9 @@ def conclude(
 ) -> int:
     """Print the answer and write its tables and figure; the exit status."""
     answer = advice.answer
+    if runs.row(answer) is None:
+        run = runs.stored(answer)
+        raise ConfigError(f"none of the runs could be done: {run.error if run else 'not stored'}")
     table = points(advice.tried, runs)
     comparable = table[(table["load"] == answer.load) & (table["host_us"] == answer.host_us)]
     point = comparable[comparable["run_id"] == runs.job(answer).run_id].iloc[0]
@@ -129,34 +135,27 @@ def conclude(
     console.print()
     report.say(console, report.folk_in_words(window, advice, table))
     report.say(console, error)
+    if point["e2e_ms"] / 1e3 > point["last_arrival_s"] / LIVES_IN_WINDOW:
+        report.say(console, report.too_short_in_words(point))
     if point["queue_grows"]:
         report.say(console, "The queue grows to the end of this stretch: a longer one fares worse.")
     folder = question.results_dir / "advise" / _name(question)
-    paths = _write(question, table, comparable, point, window, runs, folder)
+    arriving = question.load * window.requests_per_s
+    folder.mkdir(parents=True, exist_ok=True)
+    everything = folder / "tried.csv"
+    table.to_csv(everything, index=False)
+    ids = set(comparable["run_id"])
+    jobs = [job for job in runs.jobs.values() if job.run_id in ids]
+    paths = [
+        everything,
+        *draw_front(comparable, point, question.attainment, arriving, advice.is_met, jobs, folder),
+    ]
     console.print()
     report.say(console, "To repeat the answer's run:")
     console.print(report.command_in_words(answer, runs), soft_wrap=True, highlight=False)
     names = ", ".join(path.name for path in paths)
     console.print(f"results: {folder}/  ({names})", highlight=False)
     return 0 if advice.is_met else 1
-
-
-def _write(
-    question: Question,
-    table: pd.DataFrame,
-    comparable: pd.DataFrame,
-    point: pd.Series,
-    window: Window,
-    runs: AdviceRuns,
-    folder: Path,
-) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    everything = folder / "tried.csv"
-    table.to_csv(everything, index=False)
-    ids = set(comparable["run_id"])
-    jobs = [job for job in runs.jobs.values() if job.run_id in ids]
-    arriving = question.load * window.requests_per_s
-    return [everything, *draw_front(comparable, point, question.attainment, arriving, jobs, folder)]
 
 
 def _name(question: Question) -> str:

@@ -21,8 +21,8 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.calibration_fit import fit
-from experiments.simulator_error import Pair, draw, errors, to_markdown
+from experiments.calibration.error import Pair, draw, errors, to_markdown
+from experiments.calibration.fit import fit
 from harness.compose import compose_study, hydra_session, parse_command
 from harness.config import ConfigError, ExecutorConfig
 from harness.engine.cost.calibrated import Calibration
@@ -35,6 +35,9 @@ from harness.runs.store import RunStore, StoredRun
 from harness.runs.sweep import pending_jobs, run_jobs
 
 EXPERIMENT = "calibration"
+
+DISTURBED = 0.1
+"""A fit this far off, in the median, is of a machine that did something else."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,8 +149,14 @@ def _describe(calibration: Calibration, console: Console) -> None:
         f"\n{calibration.num_steps:,} busy steps of {calibration.num_runs} runs of "
         f"{calibration.model['name']} ({', '.join(calibration.allocators)}; pages of "
         f"{', '.join(map(str, calibration.page_sizes))}; {', '.join(calibration.workloads)}): "
-        f"a step is fitted to within {100 * calibration.fit_error:.1f} % (median)"
+        f"half of the steps are fitted to within {100 * calibration.fit_error:.1f} %"
     )
+    if calibration.fit_error > DISTURBED:
+        console.print(
+            "steps of like work take unlike times: something else ran on the machine, or its "
+            "clock changed; repeat the command into another results_dir when it is quiet",
+            style="bold",
+        )
     for name, seconds in calibration.seconds.items():
         if seconds > 0:
             highest = calibration.highest[name]

@@ -27,9 +27,9 @@ from rich.console import Console
 
 from allocators import discovery
 from allocators.page_pool import PagePool
-from experiments.mode_cases import FAMILIES, PAGE_SIZE
-from experiments.mode_runs import CPU, Cell, family_cells
-from experiments.mode_table import closing_line, print_cells, strategies_of, to_frame, to_markdown
+from experiments.modes.cases import FAMILIES, PAGE_SIZE
+from experiments.modes.runs import CPU, Cell, family_cells
+from experiments.modes.table import closing_line, print_cells, strategies_of, to_frame, to_markdown
 from harness.config import AllocatorConfig, RunConfig, to_mapping
 from harness.measure.environment import capture_environment
 from harness.runs.build import build_allocator

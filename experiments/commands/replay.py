@@ -21,9 +21,10 @@ from harness.config import ConfigError, RunConfig, from_mapping
 from harness.engine.outcome_log import OutcomeLog, Replay, ReplayError
 from harness.measure.outcome_rows import from_rows
 from harness.measure.record_files import KeptRecords
-from harness.runs.build import Device, prepare
+from harness.runs.build import prepare
 from harness.runs.one_run import make_workload
 from harness.runs.store import RunStore, StoredRun
+from harness.runs.surroundings import Device
 from harness.runs.worker import DeviceCache
 
 

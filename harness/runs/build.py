@@ -5,52 +5,32 @@ from __future__ import annotations
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from allocators import discovery
 from allocators.base import KVCacheAllocator
 from allocators.layer_groups import LayerGroups, can_share_pool
 from allocators.page_pool import PagePool
 from harness.config import ConfigError, RunConfig, convert
-from harness.engine.arrivals import ArrivalSource, RequestSource
-from harness.engine.clock import Clock, VirtualClock, WallClock
+from harness.engine.arrivals import ArrivalSource
 from harness.engine.cost.work_log import WorkLog
 from harness.engine.device.model_shape import LayerGroup, ModelShape
 from harness.engine.engine import Engine, Limits
 from harness.engine.executor import Executor
-from harness.engine.outcome_log import LoggedArrivals, LoggedExecutor, OutcomeLog, Replay
+from harness.engine.outcome_log import OutcomeLog
 from harness.engine.request import Workload
 from harness.engine.scheduling.length_estimate import LengthEstimator
 from harness.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from harness.engine.simulated_executor import SimulatedExecutor
-from harness.measure.decisions import DecidedExecutor, Decisions
+from harness.measure.decisions import Decisions
 from harness.measure.ledger import Ledger
 from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.record_files import RecordSink
 from harness.measure.recorder import RunRecorder
 from harness.runs.pool_size import host_pages
-from harness.runs.step_cost import cost_model, work_counter
-
-
-class Device(Protocol):
-    """What a worker keeps between runs: the model, and the memory it runs in."""
-
-    @property
-    def shape(self) -> ModelShape: ...
-
-    @property
-    def tokenizer(self) -> Any | None: ...
-
-    @property
-    def memory_bytes(self) -> int | None: ...
-
-    @property
-    def eos_ids(self) -> frozenset[int]: ...
-
-    def executor(
-        self, config: RunConfig, num_pages: int, max_len: int, groups: Sequence[LayerGroup] = ()
-    ) -> Executor: ...
+from harness.runs.step_cost import cost_model
+from harness.runs.surroundings import Device, real_surroundings, replayed_surroundings
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +98,8 @@ def prepare(
     decisions = None
     if config.measure.outcome_log or replayed is not None:
         decisions = Decisions()
-        for strategy in (*strategies, *([draft_allocator] if draft_allocator else [])):
-            decisions.watch(strategy)
+        for each in strategies if draft_allocator is None else (*strategies, draft_allocator):
+            decisions.watch(each)
     scheduler = Scheduler(
         allocator,
         _scheduler_config(config, device, pool.num_pages, groups),
@@ -131,38 +111,21 @@ def prepare(
         ),
         draft_allocator,
     )
-    max_len = max((outline.max_len for outline in workload.outlines()), default=1)
-    max_len = min(max_len, pool_tokens)
-    arrivals: ArrivalSource
-    clock: Clock
-    executor: Executor
-    if replayed is not None:
-        arrivals = executor = Replay(workload, replayed)
-        clock = VirtualClock()
+    if decisions is not None and replayed is not None:
+        around = replayed_surroundings(workload, replayed, decisions)
     else:
-        arrivals = RequestSource(workload)
-        executor = device.executor(config, pool.num_pages, max_len, groups)
-        clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
-    work_log = WorkLog(executor, work_counter(config, groups)) if config.measure.step_work else None
-    told = work_log or executor
-    outcome_log = None
-    if decisions is not None:
-        told = DecidedExecutor(told, decisions)
-        if replayed is None:
-            outcome_log = OutcomeLog()
-            told = LoggedExecutor(told, outcome_log)
-            arrivals = LoggedArrivals(arrivals, outcome_log)
+        around = real_surroundings(config, workload, device, pool.num_pages, groups, decisions)
     memory_map = (
         MemoryMap(config.measure.memory_map_period_s) if config.measure.memory_map else None
     )
+    is_simulated = config.executor.kind == "simulated"
     recorder = RunRecorder(
         Ledger(pool.num_pages, page_size, windows),
         allocator,
         sink,
         # a timed run keeps the ledger's work out of the time between its steps
-        deferred=config.executor.kind != "simulated"
-        or any(outline.true_output_len is None for outline in workload.outlines()),
-        keeps_tokens=config.executor.kind != "simulated",
+        deferred=not is_simulated or any(o.true_output_len is None for o in workload.outlines()),
+        keeps_tokens=not is_simulated,
         memory_map=memory_map,
         draft_ledger=None if draft_allocator is None else Ledger(num_pages, page_size),
     )
@@ -174,15 +137,15 @@ def prepare(
         config.engine.token_budget,
     )
     return PreparedRun(
-        Engine(scheduler, told, clock, recorder, limits, allocator),
-        arrivals,
-        executor,
+        Engine(scheduler, around.executor, around.clock, recorder, limits, allocator),
+        around.arrivals,
+        around.device,
         recorder,
         memory_map,
         allocator,
         len(groups),
-        work_log,
-        outcome_log,
+        around.work_log,
+        around.outcome_log,
         decisions,
     )
 

@@ -23,6 +23,7 @@ _RUN_CODE = (
     "harness.runs.one_run",
     "harness.runs.pool_size",
     "harness.runs.step_cost",
+    "harness.runs.surroundings",
 )
 _MODEL_CODE = ("kernels", "harness.runs.torch_device")
 

@@ -18,7 +18,7 @@ from harness.measure.environment import Environment, capture_environment
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics
 from harness.measure.outcome_rows import to_rows
 from harness.measure.record_files import RecordFiles, RecordSink
-from harness.runs.build import Device, SimulatedDevice, prepare
+from harness.runs.build import SimulatedDevice, prepare
 from harness.runs.gpu_memory import simulated_memory_bytes
 from harness.runs.pool_size import (
     draft_bytes_per_token,
@@ -27,6 +27,7 @@ from harness.runs.pool_size import (
     pool_pages,
 )
 from harness.runs.store import RunRecord
+from harness.runs.surroundings import Device
 from harness.workloads.generate import generate
 
 

@@ -56,8 +56,11 @@ def work_counter(config: RunConfig, groups: Sequence[LayerGroup]) -> WorkCounter
     """Counts the work of the steps of a run of `config`."""
     draft = draft_shape(config)
     size = config.kv.page_size
-    draft_counter = None if draft is None else WorkCounter(size, _all_layers(draft))
-    return WorkCounter(size, groups, draft_counter)
+    at_random = config.workload.temperature > 0
+    draft_counter = None
+    if draft is not None:
+        draft_counter = WorkCounter(size, _all_layers(draft), draws_at_random=at_random)
+    return WorkCounter(size, groups, draft_counter, draws_at_random=at_random)
 
 
 def draft_shape(config: RunConfig) -> ModelShape | None:

@@ -22,10 +22,10 @@ from typing import Any
 
 from harness.config import RunConfig, to_mapping
 from harness.measure.environment import Environment, capture_environment
-from harness.runs.build import Device
 from harness.runs.jobs import Job, check_unchanged
 from harness.runs.one_run import environment_of, execute_run, simulated_device
 from harness.runs.store import NotStoredError, RunRecord, RunStore
+from harness.runs.surroundings import Device
 
 
 @dataclass(frozen=True, slots=True)

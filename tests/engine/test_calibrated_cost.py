@@ -89,6 +89,9 @@ def test_steps_unlike_any_that_were_seen_are_counted() -> None:
     for count in (1, 1, 1, 40):
         cost.step_s(plan(count))
     assert cost.extrapolated_share == 0.25
+    many = CalibratedCost(calibration(highest=30.0), COUNTER, 4)
+    many.step_s(StepPlan((), freed_seq_ids=tuple(range(500))))
+    assert many.extrapolated_share == 0.0
     never = CalibratedCost(calibration(highest=0.0), COUNTER, 4)
     never.step_s(plan(1))
     assert never.extrapolated_share == 1.0

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from allocators import discovery
-from experiments.mode_cases import FAMILIES, PAGE_SIZE, save_near_draft
-from experiments.mode_reference import transformers_model
-from experiments.mode_runs import CPU
+from experiments.modes.cases import FAMILIES, PAGE_SIZE, save_near_draft
+from experiments.modes.reference import transformers_model
+from experiments.modes.runs import CPU
 from harness.config import AllocatorConfig, EngineConfig, KVConfig, RunConfig
 from harness.engine.device.model_shape import ModelConfig
 from harness.engine.request import Request, SamplingParams, Workload

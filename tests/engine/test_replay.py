@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from experiments.mode_cases import FAMILIES, PAGE_SIZE, Mode, modes, save_near_draft
+from experiments.modes.cases import FAMILIES, PAGE_SIZE, Mode, modes, save_near_draft
 from harness.config import (
     AllocatorConfig,
     DeviceConfig,

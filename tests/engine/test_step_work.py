@@ -83,7 +83,19 @@ def test_drafts_and_beams_want_logits_of_their_own() -> None:
     drafted = counter.count(StepPlan((chunk(9, 4, num_drafts=3), chunk(3, 1))))
     assert drafted.num_logits == 4 + 1
     beam = counter.count(StepPlan((chunk(9, 1, draws=(), num_candidates=8), chunk(3, 1, draws=()))))
-    assert beam.num_logits == 1
+    assert (beam.num_logits, beam.num_beams, drafted.num_beams) == (1, 1, 0)
+
+
+def test_tokens_are_drawn_where_they_are_sampled() -> None:
+    plans = [
+        StepPlan((chunk(9, 1), chunk(3, 1))),
+        StepPlan((chunk(0, 5, draws=DRAW * 3), chunk(3, 1))),
+        StepPlan((chunk(3, 1, draws=DRAW * 2), chunk(0, 5, draws=()))),
+        StepPlan((chunk(9, 4, num_drafts=3),)),
+    ]
+    sampled = WorkCounter(4, FULL, draws_at_random=True)
+    assert [sampled.count(plan).num_drawn for plan in plans] == [2, 4, 2, 4]
+    assert all(WorkCounter(4, FULL).count(plan).num_drawn == 0 for plan in plans)
 
 
 def test_what_moves_is_counted() -> None:

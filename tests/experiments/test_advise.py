@@ -18,7 +18,8 @@ from experiments.advice.question import Question, parse_question
 from experiments.advice.report import error_in_words
 from experiments.advice.runs import AdviceRuns
 from experiments.advice.search import HIGHEST_FRACTION, POOL_TOLERANCE, SAVING
-from experiments.advice.window import busiest_window, read_rows
+from experiments.advice.setting import KNOBS
+from experiments.advice.window import SHORTEST_SPAN, busiest_window, read_rows
 from experiments.commands.advise import pose
 from harness.compose import hydra_session
 from harness.config import ConfigError
@@ -81,31 +82,42 @@ def tried(trace: Path) -> pd.DataFrame:
 def test_the_answer_is_the_best_of_a_full_grid(
     trace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Page sizes x allocators x pools, in steps of the search's tolerance, by brute force."""
-    assert main(["advise", *words(trace)]) == 0
+    """No page size and preemption mode does with less, by more than the search's tolerance."""
+    arguments = words(trace, "engine.preemption=")
+    assert main(["advise", *arguments]) == 0
     said = capsys.readouterr().out
     pool = int(re.search(r"\(([\d,]+) tokens, kv.memory_fraction", said)[1].replace(",", ""))  # type: ignore[index]
     assert "KV" in said and "is the smallest pool found" in said
     with hydra_session():
-        question, runs = prepared(words(trace))
+        question, runs = prepared(arguments)
         window = busiest_window(read_rows(question), TINY, question)
-        problem = pose(question, window, runs)
+        start = pose(question, window, runs).start
         devices = DeviceCache()
-        smallest = runs.pool_tokens(problem.start)
-        for page_size, allocator in itertools.product(
-            (8, 16, 32, 64, 128), ("paged", "paged_prefix")
+        best = 0.0
+        for page_size, preemption in itertools.product(
+            KNOBS["page_size"][1], KNOBS["preemption"][1]
         ):
-            base = replace(problem.start, page_size=page_size, allocator=allocator)
-            size = smallest / 1.1
-            while size > window.max_len:
-                setting = base.at(runs.fraction_of(base, size))
-                do_job(runs.job(setting), devices)
-                if runs.attainment(setting) < question.attainment:
-                    break
-                smallest = min(smallest, runs.pool_tokens(setting))
-                size /= 1.1
-    assert pool <= smallest * SAVING * (1 + POOL_TOLERANCE)
-    assert pool < runs.pool_tokens(problem.start) / 1.5  # or there was nothing to find
+            base = replace(start, page_size=page_size, preemption=preemption)
+            smaller = base.at(runs.fraction_of(base, pool / SAVING / (1 + POOL_TOLERANCE)))
+            do_job(runs.job(smaller), devices)
+            best = max(best, runs.attainment(smaller))
+    assert 0 < best < question.attainment
+    assert pool < runs.pool_tokens(start) / 1.5  # or there was nothing to find
+
+
+def test_prefixes_are_looked_for_where_there_are_any(trace: Path) -> None:
+    def start(path: Path, name: str) -> tuple[str, bool]:
+        arguments = words(path, f"format={name}")
+        with hydra_session():
+            question, runs = prepared(arguments)
+            problem = pose(question, busiest_window(read_rows(question), TINY, question), runs)
+        return problem.start.allocator, "allocator" in problem.fixed
+
+    assert start(trace, "azure") == ("paged", True)
+    shared = trace.with_suffix(".jsonl")
+    row = '{"timestamp": %d, "input_length": 700, "output_length": 9, "hash_ids": [0, %d]}'
+    shared.write_text("\n".join(row % (50 * k, k + 1) for k in range(60)))
+    assert start(shared, "mooncake") == ("paged_prefix", False)
 
 
 def test_says_all_that_it_promises_and_repeats_at_once(
@@ -139,7 +151,7 @@ def test_says_all_that_it_promises_and_repeats_at_once(
     assert (table["memory_fraction"] <= HIGHEST_FRACTION).all()
     front = pareto(table)
     assert front["pool_gib"].is_monotonic_increasing
-    assert front["goodput_requests_per_s"].is_monotonic_increasing
+    assert front["goodput_per_s"].is_monotonic_increasing
 
 
 def test_an_slo_that_no_pool_meets_is_said_with_the_best(
@@ -157,9 +169,12 @@ def test_the_window_is_the_busiest_and_is_what_runs(trace: Path) -> None:
     rows = read_rows(question)
     tokens = [row.prompt_len + row.output_len for row in rows]
     times = [row.arrival_s or 0.0 for row in rows]
+    spans = [times[k + 29] - times[k] for k in range(len(rows) - 30 + 1)]
+    shortest = SHORTEST_SPAN * 30 * times[-1] / len(rows)
     rates = [
-        sum(tokens[k : k + 30]) / (times[k + 29] - times[k]) for k in range(len(rows) - 30 + 1)
+        sum(tokens[k : k + 30]) / span if span >= shortest else 0.0 for k, span in enumerate(spans)
     ]
+    assert 0.0 in rates  # a burst, which is no load to size for
     best = int(np.argmax(rates))
     with hydra_session():
         _, runs = prepared(arguments)
@@ -170,6 +185,18 @@ def test_the_window_is_the_busiest_and_is_what_runs(trace: Path) -> None:
     assert [len(r.prompt_ids) for r in workload.requests] == [
         row.prompt_len for row in rows[best : best + 30]
     ]
+
+
+@pytest.mark.parametrize(("shape", "is_bursty"), [(1.0, False), (0.25, True)])
+def test_bursty_is_what_comes_less_evenly_than_by_chance(
+    tmp_path: Path, shape: float, is_bursty: bool
+) -> None:
+    times = np.cumsum(np.random.default_rng(0).gamma(shape, 0.2 / shape, 250))
+    path = tmp_path / "trace.csv"
+    lines = [f"2023-11-16 18:{t // 60:02.0f}:{t % 60:010.7f},100,20" for t in times]
+    path.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]) + "\n")
+    question = parse_question(words(path, "requests=200"))
+    assert busiest_window(read_rows(question), TINY, question).is_bursty == is_bursty
 
 
 def test_what_the_model_cannot_read_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -207,6 +234,8 @@ def test_a_measured_error_is_shown(trace: Path, tmp_path: Path) -> None:
         ("load=0", "load=0: must be at least 0.001"),
         ("error=nowhere.csv", "error=nowhere.csv: no such file"),
         ("kv.page_sise=32", "did you mean kv.page_size"),
+        ("kv.memory_fraction=0.9", "is what is searched"),
+        ("executor.gpu=h100", "give gpu="),
         ("model=opt_66b", "GiB for its weights alone"),
         ("device.imagined_memory_gib=0.0014", "longest request"),
     ],

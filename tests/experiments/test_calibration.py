@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from experiments.calibration_fit import busy_steps, fit
-from experiments.simulator_error import GOALS, Pair, draw, errors, to_markdown
+from experiments.calibration.error import GOALS, Pair, draw, errors, to_markdown
+from experiments.calibration.fit import _noise, busy_steps, fit
 from harness.compose import Composer, hydra_session
 from harness.config import ConfigError, RunConfig, to_mapping
 from harness.engine.cost.calibrated import FEATURES, Calibration
+from harness.runs.code_hash import allocator_hash
 from harness.runs.jobs import Job
 from harness.runs.preflight import Preflight
 from harness.runs.store import RunStore, StoredRun
@@ -65,8 +66,6 @@ def do(tmp_path: Path, run_id: str, *overrides: str) -> Job:
 
 
 def do_config(tmp_path: Path, run_id: str, config: RunConfig) -> Job:
-    from harness.runs.code_hash import allocator_hash
-
     job = Job(
         config, run_id, run_id, "fit", tmp_path / "runs", allocator_hash(config.allocator.name)
     )
@@ -121,8 +120,6 @@ def test_noise_keeps_the_time_in_all(tmp_path: Path) -> None:
     busy = busy_steps(run)
     rng = np.random.default_rng(0)
     noise = rng.gamma(4.0, 0.25, size=len(busy.interval_s))
-    from experiments.calibration_fit import _noise
-
     every = np.ones(len(noise), dtype=bool)
     levels = np.array(_noise(busy.interval_s * noise, busy.interval_s, every))
     total = (busy.interval_s * noise).sum() / busy.interval_s.sum()

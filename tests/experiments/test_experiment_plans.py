@@ -147,6 +147,41 @@ EXPECTED = {
     },
     ("memory_map", "quick"): {("map", "sharegpt"): 3},
     ("memory_map", "full"): {("map", "sharegpt"): 3},
+    ("first_fit_gain", "quick"): {
+        ("capacity", "sharegpt"): 3 * 3 + 1,
+        ("rates", "sharegpt"): (2 * 3 + 1) * 6,
+    },
+    ("first_fit_gain", "full"): {
+        ("capacity", "sharegpt"): 3 * 3 + 1,
+        ("rates", "sharegpt"): (3 * 3 + 1) * 12,
+    },
+    **{
+        ("reservation_placement", preset): {
+            ("capacity", "sharegpt"): 4 * 3,
+            ("goodput", "sharegpt"): 4 * 3,
+        }
+        for preset in ("quick", "full")
+    },
+    ("estimate_price", "quick"): {
+        ("capacity", "sharegpt"): 2 * (5 * 3 + 3),
+        ("goodput", "sharegpt"): 2 * (5 * 3 + 3),
+    },
+    ("estimate_price", "full"): {
+        ("capacity", "sharegpt"): 2 * (11 * 4 + 3),
+        ("goodput", "sharegpt"): 2 * (11 * 4 + 3),
+    },
+    ("phase_map", "quick"): {("capacity", "lognormal"): 3, ("map", "lognormal"): 3 * 4 * 3 * 3},
+    ("phase_map", "full"): {("capacity", "lognormal"): 3, ("map", "lognormal"): 3 * 9 * 5 * 3},
+    ("motivation", "quick"): {
+        ("bounds", "sharegpt"): 3,
+        ("users", "sharegpt"): 3,
+        ("paper", "sharegpt"): 3,
+    },
+    ("motivation", "full"): {
+        ("bounds", "sharegpt"): 6,
+        ("users", "sharegpt"): 3,
+        ("paper", "sharegpt"): 3,
+    },
 }
 
 PAPER_ALONE = {

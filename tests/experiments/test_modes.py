@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 
 from experiments.commands.modes import RESERVING, main
-from experiments.mode_cases import FAMILIES, ROOMY_TOKENS, Mode, modes, save_near_draft
-from experiments.mode_reference import Reference, transformers_model
-from experiments.mode_runs import CPU, Cell, first_difference, mode_cell
-from experiments.mode_table import closing_line, failures, to_markdown
+from experiments.modes.cases import FAMILIES, ROOMY_TOKENS, Mode, modes, save_near_draft
+from experiments.modes.reference import Reference, transformers_model
+from experiments.modes.runs import CPU, Cell, first_difference, mode_cell
+from experiments.modes.table import closing_line, failures, to_markdown
 from harness.config import AllocatorConfig
 from harness.runs.torch_device import TorchDevice
 

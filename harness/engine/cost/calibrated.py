@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +24,17 @@ _TOKENS = [f"tokens from {low}" for low in TOKEN_KNOTS]
 
 FEATURES = (
     "step", *_TOKENS, "sequences", "prompts", "decode keys", "decode pages",
-    "prompt context tokens", "prompt query-key pairs", "logits", "copied tokens", "moved tokens",
-    "moved pages", "table updates", "freed sequences", "draft passes", "draft tokens",
-    "draft query-key pairs",
+    "prompt context tokens", "prompt query-key pairs", "logits", "tokens drawn", "beams",
+    "copied tokens", "moved tokens", "moved pages", "table updates", "freed sequences",
+    "draft passes", "draft tokens", "draft query-key pairs",
 )  # fmt: skip
 """What a step's time is a sum over, each times seconds that are fitted and not negative."""
 
 BEYOND = 1.1
 """A step is unlike those of the fit where a feature is more than so many times the largest seen."""
+
+_COUNTED_SINGLY = ("prompts", "table updates", "freed sequences")
+"""Work of the host one by one, which more of does not change: it only has to have been seen."""
 
 
 def features(counts: WorkCounts, page_size: int) -> tuple[float, ...]:
@@ -45,6 +49,8 @@ def features(counts: WorkCounts, page_size: int) -> tuple[float, ...]:
         counts.prompt_pages * page_size,
         counts.prompt_pairs,
         counts.num_logits,
+        counts.num_drawn,
+        counts.num_beams,
         counts.num_copied * page_size,
         counts.num_moved * page_size,
         counts.num_moved,
@@ -110,6 +116,11 @@ class Calibration:
         return calibration
 
 
+def _limit(name: str, highest: float) -> float:
+    """Up to where a feature is like what was seen."""
+    return math.inf if highest > 0 and name in _COUNTED_SINGLY else BEYOND * highest
+
+
 class CalibratedCost:
     """Steps take what a calibration says of their work, times noise that is drawn as it was
     measured, by a seed of its own."""
@@ -118,7 +129,7 @@ class CalibratedCost:
         self._counter = counter
         self._page_size = page_size
         self._seconds = [calibration.seconds[name] for name in FEATURES]
-        self._highest = [BEYOND * calibration.highest[name] for name in FEATURES]
+        self._highest = [_limit(name, calibration.highest[name]) for name in FEATURES]
         self._decode_noise = list(calibration.decode_noise)
         self._prompt_noise = list(calibration.prompt_noise)
         self._random = random.Random(0)

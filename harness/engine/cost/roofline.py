@@ -95,7 +95,7 @@ class Roofline:
         """Seconds of a pass; a draft model's are not counted here."""
         (
             num_tokens, num_sequences, _, decode_pages, decode_pairs, prompt_pages, prompt_pairs,
-            num_logits, num_copied, num_moved, _, _, _,
+            num_logits, _, _, num_copied, num_moved, _, _, _,
         ) = work  # fmt: skip
         seconds = self._pass_s + self._sequence_s * num_sequences
         if num_tokens:

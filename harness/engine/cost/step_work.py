@@ -16,7 +16,8 @@ class StepWork(NamedTuple):
     num_tokens: rows of the linear layers. num_sequences: chunks; num_prompts: those of more than
     one token. decode_*: of chunks of one token; prompt_*: of the others. *_pages: pages of KV
     read, each of one group of layers, once a chunk. *_pairs: queries times the keys that each
-    reads, in all layers. num_logits: positions whose logits are wanted. num_copied: pages copied.
+    reads, in all layers. num_logits: positions whose logits are wanted; num_drawn: tokens that are
+    drawn from them at random, num_beams: chunks that want candidates. num_copied: pages copied.
     num_moved: pages saved to the host or restored from it. num_updates: changes of a block table.
     num_freed: sequences whose row is given back. draft: the draft model's passes.
     """
@@ -29,6 +30,8 @@ class StepWork(NamedTuple):
     prompt_pages: int = 0
     prompt_pairs: int = 0
     num_logits: int = 0
+    num_drawn: int = 0
+    num_beams: int = 0
     num_copied: int = 0
     num_moved: int = 0
     num_updates: int = 0
@@ -47,6 +50,8 @@ class WorkCounts(NamedTuple):
     prompt_pages: int = 0
     prompt_pairs: int = 0
     num_logits: int = 0
+    num_drawn: int = 0
+    num_beams: int = 0
     num_copied: int = 0
     num_moved: int = 0
     num_updates: int = 0
@@ -60,19 +65,26 @@ class WorkCounts(NamedTuple):
         """The row of `work`."""
         draft = work.draft
         if not draft:
-            return cls(*work[:12])
+            return cls(*work[:-1])
         tokens = sum([each.num_tokens for each in draft])
         pairs = sum([each.decode_pairs + each.prompt_pairs for each in draft])
-        return cls(*work[:12], len(draft), tokens, pairs)
+        return cls(*work[:-1], len(draft), tokens, pairs)
 
 
 class WorkCounter:
     """Counts the work of plans for one model. groups: the layers that have pages of their own.
-    draft: counts for the draft model, whose pages are as large."""
+    draft: counts for the draft model, whose pages are as large. draws_at_random: tokens are
+    sampled, not the likeliest."""
 
     def __init__(
-        self, page_size: int, groups: Sequence[LayerGroup], draft: WorkCounter | None = None
+        self,
+        page_size: int,
+        groups: Sequence[LayerGroup],
+        draft: WorkCounter | None = None,
+        *,
+        draws_at_random: bool = False,
     ) -> None:
+        self._draws_at_random = draws_at_random
         self._page_size = page_size
         self._groups = groups
         self._num_layers = sum(len(group.layers) for group in groups)
@@ -89,10 +101,11 @@ class WorkCounter:
             starts = [chunk[1] for chunk in chunks]
             pages = sum([start // size for start in starts]) + num
             pairs = (sum(starts) + num) * self._num_layers
-            logits = num - [chunk[3] for chunk in chunks].count(())
+            logits, beams = num - [chunk[3] for chunk in chunks].count(()), 0
             if logits < num:
-                logits = sum(map(_num_logits, chunks))
-            attention = (num, num, 0, pages, pairs, 0, 0, logits)
+                beams = sum([chunk[5] > 0 for chunk in chunks])
+                logits += beams
+            attention = (num, num, 0, pages, pairs, 0, 0, logits, self._drawn(chunks), beams)
         else:
             attention = self._count_chunks(chunks)
         moved = len(plan.saves) + len(plan.restores)
@@ -107,7 +120,7 @@ class WorkCounter:
 
     def _count_chunks(
         self, chunks: Sequence[Chunk]
-    ) -> tuple[int, int, int, int, int, int, int, int]:
+    ) -> tuple[int, int, int, int, int, int, int, int, int, int]:
         size = self._page_size
         pages, pairs = [0, 0], [0, 0]
         tokens = prompts = logits = 0
@@ -122,7 +135,14 @@ class WorkCounter:
                 first = 0 if window is None else max(0, start - window + 1)
                 pages[several] += last - first // size + 1
                 pairs[several] += num_pairs(start, count, window) * len(layers)
-        return tokens, len(chunks), prompts, pages[0], pairs[0], pages[1], pairs[1], logits
+        drawn, beams = self._drawn(chunks), sum(chunk.num_candidates > 0 for chunk in chunks)
+        attention = (pages[0], pairs[0], pages[1], pairs[1])
+        return tokens, len(chunks), prompts, *attention, logits, drawn, beams
+
+    def _drawn(self, chunks: Sequence[Chunk]) -> int:
+        if not self._draws_at_random:
+            return 0
+        return sum([len(chunk[3]) + chunk[6] for chunk in chunks])
 
     def _count_draft(self, plan: DraftPlan) -> tuple[StepWork, ...]:
         """The draft model's passes: in the first it computes what it lacks, in each its next

@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from experiments.mode_cases import FAMILIES, PAGE_SIZE, Mode, modes, save_near_draft
-from experiments.mode_reference import Answer, Reference
+from experiments.modes.cases import FAMILIES, PAGE_SIZE, Mode, modes, save_near_draft
+from experiments.modes.reference import Answer, Reference
 from harness.config import AllocatorConfig, DeviceConfig, KVConfig, RunConfig
 from harness.engine.device.model_shape import ModelConfig
 from harness.engine.request import Workload

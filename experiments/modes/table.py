@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.mode_cases import PAGE_SIZE
-from experiments.mode_runs import Cell
+from experiments.modes.cases import PAGE_SIZE
+from experiments.modes.runs import Cell
 from experiments.table_output import PIPE_WIDTH
 from harness.config import AllocatorConfig
 from harness.runs.jobs import strategy_label

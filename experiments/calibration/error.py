@@ -9,6 +9,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from experiments.line_panels import PALETTE
 from experiments.plotting import save, style
@@ -33,6 +34,10 @@ GOALS = (
     Goal("ttft_p99_ms", "TTFT p99", 10.0),
     Goal("itl_p99_ms", "ITL p99", 10.0),
 )
+
+
+WIDEST_PERCENT = 40.0
+"""Of the figure's axes."""
 
 
 class Pair(NamedTuple):
@@ -120,17 +125,14 @@ def draw(frame: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
         figure, panels = plt.subplots(
             1, len(GOALS), sharey=True, figsize=(13, 1.4 + 0.3 * len(frame))
         )
-        widest = max(12.0, *(1.2 * frame[f"{g.metric}_error"].abs().max() for g in GOALS))
+        largest = max(frame[f"{goal.metric}_error"].abs().max() for goal in GOALS)
+        bound = max(12.0, min(WIDEST_PERCENT, 1.2 * largest))
         for axes, goal in zip(panels, GOALS, strict=True):
             axes.axvspan(-goal.percent, goal.percent, color="#E8E8E8", zorder=0)
             axes.axvline(0, color="#4D4D4D", linewidth=0.8, zorder=1)
-            axes.scatter(
-                frame[f"{goal.metric}_error"],
-                range(len(frame)),
-                color=[colours[workload] for workload in frame["workload"]],
-                zorder=3,
-            )
-            axes.set_xlim(-widest, widest)
+            for place, row in enumerate(frame.to_dict("records")):
+                _dot(axes, row[f"{goal.metric}_error"], place, bound, colours[row["workload"]])
+            axes.set_xlim(-1.1 * bound, 1.1 * bound)
             axes.set_xlabel("error, %")
             axes.set_title(goal.label, fontsize=8)
         labels = [
@@ -142,3 +144,16 @@ def draw(frame: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
         figure.tight_layout(rect=(0, 0.06, 1, 1))
         figure.text(0.01, 0.01, "Grey: the goal. Positive: the simulator says more.", fontsize=7)
         return save(figure, "simulator_error", folder, frame.iloc[::-1], jobs)
+
+
+def _dot(axes: Axes, error: float, place: int, bound: float, colour: str) -> None:
+    """An error beyond the axis is an arrow at its end, with the figure beside it."""
+    if abs(error) <= bound:
+        axes.plot(error, place, "o", color=colour, zorder=3)
+        return
+    side = 1 if error > 0 else -1
+    axes.plot(side * bound, place, ">" if side > 0 else "<", color=colour, zorder=3)
+    axes.annotate(
+        f"{error:+.0f}", (side * bound, place), xytext=(-6 * side, 0), fontsize=7, va="center",
+        textcoords="offset points", ha="right" if side > 0 else "left",
+    )  # fmt: skip

@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from harness.config import ConfigError
+from harness.config import AllocatorConfig, ConfigError
 from harness.engine.cost.calibrated import FEATURES, Calibration, features
 from harness.engine.cost.step_work import WorkCounts
 from harness.engine.cost.work_log import PREFIX
 from harness.measure.statistics import Floats
 from harness.runs.jobs import strategy_label
-from harness.runs.rows import AllocatorConfig
 from harness.runs.store import StoredRun
 
 MIN_STEPS_PER_FEATURE = 30

@@ -1,0 +1,1 @@
+"""What real steps took, fitted, and how well that predicts others."""

@@ -1,0 +1,1 @@
+"""Tokens under every strategy and way of decoding, beside those of transformers."""
