@@ -1,6 +1,7 @@
 """Fills the generated blocks of docs/paper.md from what `make paper` left in results/paper.
 
-Run `make paper` first; `--results-dir` for results that lie elsewhere.
+Run `make paper` first; `--results-dir` for results that lie elsewhere. `--pairs DIR`: results of
+experiment=paper_fig2 with a file of ShareGPT's pairs; without it that block stays as it is.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ PICTURES: Mapping[str, str] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results-dir", type=Path, default=ROOT / "results")
-    folder = parser.parse_args().results_dir / "paper"
+    parser.add_argument("--pairs", type=Path)
+    given = parser.parse_args()
+    folder = given.results_dir / "paper"
     text = PAGE.read_text()
     for name, fill in BLOCKS.items():
         text = replace_block(text, name, fill(folder))
     for name, alt in PICTURES.items():
         text = replace_block(text, name, picture(folder, name, alt))
+    if given.pairs is not None:
+        text = replace_block(text, "pairs", pairs(folder, given.pairs / "paper_fig2"))
     PAGE.write_text(text)
 
 
@@ -79,6 +84,25 @@ def gain_over_first_fit(folder: Path) -> str:
         if system in rates
     ]
     return "\n".join(lines)
+
+
+def pairs(folder: Path, of_pairs: Path) -> str:
+    """Token states and batched requests of Fig. 2 with the shipped table and with the pairs."""
+    shipped, own = (
+        pd.read_csv(path / "figures" / "paper_fig2.csv").query("source == 'here'")
+        for path in (folder, of_pairs)
+    )
+    both = shipped.set_index("system").join(own.set_index("system").add_suffix("_pairs"))
+    lines = [
+        "| system | token states, table % | pairs % | batched requests, table | pairs |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for system, row in both.iterrows():
+        columns = ("token", "token_pairs", "batched", "batched_pairs")
+        cells = " | ".join(_number(row[column]) for column in columns)
+        lines.append(f"| {SYSTEMS[str(system)].label} | {cells} |")
+    seeds = f"{shipped['repetitions'].iloc[0]:g} and {own['repetitions'].iloc[0]:g}"
+    return "\n".join([*lines, "", f"Seeds: {seeds}."])
 
 
 def picture(folder: Path, name: str, alt: str) -> str:

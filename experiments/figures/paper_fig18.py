@@ -62,14 +62,13 @@ def quantities(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Quantity]:
             (points["workload"] == workload) & (points["rate"] == PRESSED_RATES[workload])
         ]
         low, high = theirs["fig18b_best_page_sizes"][workload]
-        synthetic = "alpaca_lengths" if workload == "alpaca_like" else ""
         if line.empty:
             continue
         found.append(
             Quantity(
                 "18b", f"{workload}: largest page size within 10 % of the best latency", "tokens",
                 float(high), Interval(largest_good_page(line, MARGIN), math.nan, 1),
-                reason(synthetic),
+                reason("kernel_speed"),
             )
         )  # fmt: skip
         best = float(line.loc[line[LATENCY.metric].idxmin(), "page_size"])
