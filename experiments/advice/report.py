@@ -70,10 +70,10 @@ def answer_in_words(question: Question, advice: Advice, point: pd.Series, proble
         )
     reached = advice.reached_load or 0.0
     way_out = (
-        f"At {reached / question.load:.0%} of this load it does: a replica that gets so much of "
-        f"the requests (load={reached:g})."
+        f"At {reached / question.load:.0%} of this load enough are served in time: give a replica "
+        f"so much of the requests (load={reached:g})."
         if reached
-        else "Not even a twentieth of this load is: allow more time, or choose another gpu."
+        else "At a twentieth of this load it is no better: allow more time, or choose another gpu."
     )
     waited = f"{point['saturated_share']:.0%} of the time"
     if point["saturated_share"] < _SELDOM:

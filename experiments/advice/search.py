@@ -69,8 +69,8 @@ def advise(problem: Problem) -> Generator[Sequence[Setting], Mapping[Setting, fl
     if tried[top] < problem.target:
         top = yield from _climb(problem, tried, top)
     if tried[top] < problem.target:
+        top = yield from _best_of_all(problem, tried, top)
         load = yield from _reachable_load(problem, tried, top)
-        yield from _ask(tried, around(top, problem.fixed, problem.lowest_fraction))
         return Advice(top, False, tried, load)
     yield from _ask(tried, _ladder(problem, top))
     answer = yield from _shrink(problem, tried, top)
@@ -118,6 +118,20 @@ def _climb(
             return best
         top = best
     return top
+
+
+def _best_of_all(
+    problem: Problem, tried: Attainments, top: Setting
+) -> Generator[Sequence[Setting], Mapping[Setting, float], Setting]:
+    """Of everything tried at this load and host, what attains most, with the least memory among
+    equals; nothing around it does better."""
+    while True:
+        yield from _ask(tried, around(top, problem.fixed, problem.lowest_fraction))
+        alike = [s for s in tried if (s.load, s.host_us) == (top.load, top.host_us)]
+        best = max(alike, key=lambda setting: (tried[setting], -setting.memory_fraction))
+        if tried[best] == tried[top] or tried[best] >= problem.target:
+            return best
+        top = best
 
 
 def _reachable_load(
