@@ -77,7 +77,7 @@ def fit(runs: Sequence[StoredRun], environment: dict[str, Any]) -> Calibration:
 
     Seconds of FEATURES are not negative (Lawson and Hanson's NNLS), in least squares of relative
     errors, where Huber's weights keep a few disturbed steps from counting for more than others.
-    Raises ConfigError for runs of several models, and for too few steps.
+    A feature of fewer than MIN_STEPS_PER_FEATURE steps counts as never seen. Raises ConfigError for runs of several models, and for too few steps.
     """
     models = {json.dumps([run.config["model"], run.config["kv"]["dtype"]]) for run in runs}
     if len(models) != 1:
@@ -88,7 +88,9 @@ def fit(runs: Sequence[StoredRun], environment: dict[str, Any]) -> Calibration:
         )
     parts = [busy_steps(run) for run in runs]
     steps = BusySteps(*(np.concatenate(each) for each in zip(*parts, strict=True)))
-    seen = (steps.values > 0).any(axis=0)
+    # what a few steps had would be charged with all else that was special about them
+    seen = (steps.values > 0).sum(axis=0) >= MIN_STEPS_PER_FEATURE
+    steps.values[:, ~seen] = 0.0
     needed = MIN_STEPS_PER_FEATURE * int(seen.sum())
     if len(steps.interval_s) < needed:
         raise ConfigError(

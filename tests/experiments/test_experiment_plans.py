@@ -136,12 +136,12 @@ EXPECTED = {
         ("times", "chatbot"): 5 * 8,
     },
     ("calibration", "quick"): {
-        ("fit", "lognormal"): 2 + 2 + 1 + 1,
-        ("held_out", "sharegpt"): 2 * 2,
-        ("held_out", "alpaca_shared"): 2 * 2,
+        ("fit", "lognormal"): 2 + 2 + 1 + 1 + 1,
+        ("held_out", "sharegpt"): 3 * 2 * 2,
+        ("held_out", "alpaca_shared"): 3 * 2 * 2,
     },
     ("calibration", "full"): {
-        ("fit", "lognormal"): 3 * (2 + 2 + 1 + 1),
+        ("fit", "lognormal"): 3 * (2 + 2 + 1 + 1 + 1),
         ("held_out", "sharegpt"): 5 * 2 * 2,
         ("held_out", "alpaca_shared"): 5 * 2 * 2,
     },
