@@ -19,6 +19,10 @@ from harness.runs.jobs import strategy_label
 from harness.runs.store import StoredRun
 
 MIN_STEPS_PER_FEATURE = 30
+MIN_STEPS_WITH_EVENT = 10
+"""What a few steps had would be charged with all else that was special about them."""
+
+EVENTS = ("copies at all", "copied tokens", "moved tokens", "moved pages", "beams")
 NOISE_LEVELS = 200
 IDLE_GAPS = 3.0
 """A gap so many times the median one in which a request arrived was spent waiting for it."""
@@ -77,7 +81,7 @@ def fit(runs: Sequence[StoredRun], environment: dict[str, Any]) -> Calibration:
 
     Seconds of FEATURES are not negative (Lawson and Hanson's NNLS), in least squares of relative
     errors, where Huber's weights keep a few disturbed steps from counting for more than others.
-    A feature of fewer than MIN_STEPS_PER_FEATURE steps counts as never seen. Raises ConfigError for runs of several models, and for too few steps.
+    One of EVENTS in fewer than MIN_STEPS_WITH_EVENT steps counts as never seen. Raises ConfigError for runs of several models, and for too few steps.
     """
     models = {json.dumps([run.config["model"], run.config["kv"]["dtype"]]) for run in runs}
     if len(models) != 1:
@@ -88,8 +92,8 @@ def fit(runs: Sequence[StoredRun], environment: dict[str, Any]) -> Calibration:
         )
     parts = [busy_steps(run) for run in runs]
     steps = BusySteps(*(np.concatenate(each) for each in zip(*parts, strict=True)))
-    # what a few steps had would be charged with all else that was special about them
-    seen = (steps.values > 0).sum(axis=0) >= MIN_STEPS_PER_FEATURE
+    num_with = (steps.values > 0).sum(axis=0)
+    seen = num_with > np.where(np.isin(FEATURES, EVENTS), MIN_STEPS_WITH_EVENT - 1, 0)
     steps.values[:, ~seen] = 0.0
     needed = MIN_STEPS_PER_FEATURE * int(seen.sum())
     if len(steps.interval_s) < needed:

@@ -25,7 +25,7 @@ _TOKENS = [f"tokens from {low}" for low in TOKEN_KNOTS]
 FEATURES = (
     "step", *_TOKENS, "sequences", "prompts", "decode keys", "decode pages",
     "prompt context tokens", "prompt query-key pairs", "logits", "tokens drawn", "beams",
-    "copied tokens", "moved tokens", "moved pages", "table updates", "freed sequences",
+    "copies at all", "copied tokens", "moved tokens", "moved pages", "table updates", "freed sequences",
     "draft passes", "draft tokens", "draft query-key pairs",
 )  # fmt: skip
 """What a step's time is a sum over, each times seconds that are fitted and not negative."""
@@ -51,6 +51,7 @@ def features(counts: WorkCounts, page_size: int) -> tuple[float, ...]:
         counts.num_logits,
         counts.num_drawn,
         counts.num_beams,
+        int(counts.num_copied > 0),
         counts.num_copied * page_size,
         counts.num_moved * page_size,
         counts.num_moved,
