@@ -174,6 +174,15 @@ def sharing_figure() -> str:
     )
 
 
+def motivation() -> str:
+    command_output("harness", "experiment=motivation")
+    return picture(
+        "motivation",
+        "motivation/figures/motivation.png",
+        "KV bytes of common models, waste of reserving the bound, and requests that fit",
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "memory_map": memory_map,
     "single": single,
@@ -183,6 +192,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compare_figure": compare_figure,
     "modes": modes,
     "sharing_figure": sharing_figure,
+    "motivation": motivation,
     "peers": peers,
     "example": example,
     "contract": contract,

@@ -81,7 +81,8 @@ def fit(runs: Sequence[StoredRun], environment: dict[str, Any]) -> Calibration:
 
     Seconds of FEATURES are not negative (Lawson and Hanson's NNLS), in least squares of relative
     errors, where Huber's weights keep a few disturbed steps from counting for more than others.
-    One of EVENTS in fewer than MIN_STEPS_WITH_EVENT steps counts as never seen. Raises ConfigError for runs of several models, and for too few steps.
+    One of EVENTS in fewer than MIN_STEPS_WITH_EVENT steps counts as never seen. Raises
+    ConfigError for runs of several models, and for too few steps.
     """
     models = {json.dumps([run.config["model"], run.config["kv"]["dtype"]]) for run in runs}
     if len(models) != 1:

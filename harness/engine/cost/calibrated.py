@@ -25,8 +25,8 @@ _TOKENS = [f"tokens from {low}" for low in TOKEN_KNOTS]
 FEATURES = (
     "step", *_TOKENS, "sequences", "prompts", "decode keys", "decode pages",
     "prompt context tokens", "prompt query-key pairs", "logits", "tokens drawn", "beams",
-    "copies at all", "copied tokens", "moved tokens", "moved pages", "table updates", "freed sequences",
-    "draft passes", "draft tokens", "draft query-key pairs",
+    "copies at all", "copied tokens", "moved tokens", "moved pages", "table updates",
+    "freed sequences", "draft passes", "draft tokens", "draft query-key pairs",
 )  # fmt: skip
 """What a step's time is a sum over, each times seconds that are fitted and not negative."""
 
