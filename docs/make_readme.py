@@ -38,7 +38,7 @@ def replace_block(text: str, name: str, content: str) -> str:
     pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     filled, count = pattern.subn(lambda m: f"{m[1]}{content}\n{m[2]}", text)
     if count != 1:
-        raise ValueError(f"README.md has {count} blocks named {name}, needs one")
+        raise ValueError(f"there are {count} blocks named {name}, not one")
     return filled
 
 
