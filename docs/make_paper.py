@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from make_readme import replace_block
 
-from experiments.paper_systems import SYSTEMS
+from experiments.paper.systems import SYSTEMS
 from harness.measure.statistics import MIN_REPETITIONS_FOR_INTERVAL
 
 ROOT = Path(__file__).resolve().parents[1]

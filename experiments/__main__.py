@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _overview() -> str:
     lines = ["usage: python -m experiments COMMAND ...", ""]
-    lines += [f"  {name:<12} {_summary(name)}" for name in commands.available()]
+    lines += [f"  {name:<18} {_summary(name)}" for name in commands.available()]
     return "\n".join([*lines, "", "python -m experiments COMMAND --help says more of one."])
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from experiments.checks import SHARES
 from experiments.line_panels import published
-from experiments.paper_bars import PAPER_CLASSES, paper_class_handles, stack_paper
+from experiments.paper.bars import PAPER_CLASSES, paper_class_handles, stack_paper
 from experiments.plotting import (
     class_handles,
     jobs_of,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import paper_rates
-from experiments.paper_quantities import Quantity, published_numbers, reason
-from experiments.paper_systems import SYSTEMS
+from experiments.paper.quantities import Quantity, published_numbers, reason
+from experiments.paper.systems import SYSTEMS
 from harness.runs.jobs import Job
 
 MODELS = {

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from experiments.figures import paper_fig2
-from experiments.paper_quantities import Quantity, published_numbers, reason
-from experiments.paper_systems import SYSTEMS, in_order, with_systems
+from experiments.paper.quantities import Quantity, published_numbers, reason
+from experiments.paper.systems import SYSTEMS, in_order, with_systems
 from experiments.plotting import jobs_of, means, save, style
 from experiments.sharing_figure import PAPER_COLOUR, PAPER_LABEL
 from experiments.windows import Window, with_window

@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments import paper_rates
 from experiments.figures import paper_fig12
-from experiments.paper_quantities import Quantity, published_numbers, reason
+from experiments.paper.quantities import Quantity, published_numbers, reason
 from harness.runs.jobs import Job
 
 WIDTHS = (2, 4, 6)

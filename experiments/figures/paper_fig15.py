@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import sharing_figure
-from experiments.paper_quantities import Quantity, published_numbers, reason
+from experiments.paper.quantities import Quantity, published_numbers, reason
 from experiments.plotting import means
 from experiments.sharing_figure import Decoding
 from harness.measure.statistics import Interval

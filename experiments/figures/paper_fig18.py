@@ -11,7 +11,7 @@ import pandas as pd
 
 from experiments import attention_latency
 from experiments.line_panels import from_zero, line_handles, looks_of
-from experiments.paper_page_sizes import (
+from experiments.paper.page_sizes import (
     LATENCY,
     PRESSED_RATES,
     draw_panel,
@@ -19,7 +19,7 @@ from experiments.paper_page_sizes import (
     largest_good_page,
     latencies,
 )
-from experiments.paper_quantities import Quantity, published_numbers, reason
+from experiments.paper.quantities import Quantity, published_numbers, reason
 from experiments.plotting import jobs_of, save, style
 from harness.measure.statistics import Interval
 from harness.runs.jobs import Job

@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from experiments.line_panels import Look, from_zero, line_handles
-from experiments.paper_page_sizes import LATENCY, PRESSED_RATES, draw_panel, in_use, latencies
-from experiments.paper_quantities import Quantity, published_numbers, reason
+from experiments.paper.page_sizes import LATENCY, PRESSED_RATES, draw_panel, in_use, latencies
+from experiments.paper.quantities import Quantity, published_numbers, reason
 from experiments.plotting import jobs_of, save, style
 from harness.measure.statistics import t_interval
 from harness.runs.jobs import Job

@@ -9,9 +9,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from experiments.paper_bars import PAPER_CLASSES, paper_class_handles, stack_paper
-from experiments.paper_quantities import Quantity, published_numbers, reason
-from experiments.paper_systems import SYSTEMS, in_order, with_systems
+from experiments.paper.bars import PAPER_CLASSES, paper_class_handles, stack_paper
+from experiments.paper.quantities import Quantity, published_numbers, reason
+from experiments.paper.systems import SYSTEMS, in_order, with_systems
 from experiments.plotting import jobs_of, means, save, style
 from experiments.windows import Window, with_window
 from harness.measure.statistics import Interval

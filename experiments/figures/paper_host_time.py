@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from experiments import paper_rates
-from experiments.paper_quantities import published_numbers
-from experiments.paper_systems import SYSTEMS, handles, in_order, line_look, with_systems
+from experiments.paper.quantities import published_numbers
+from experiments.paper.systems import SYSTEMS, handles, in_order, line_look, with_systems
 from experiments.plotting import jobs_of, means, save, style
 from experiments.windows import Window, with_window
 from harness.runs.jobs import Job

@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import RenderableType
 
 import experiments.figures
-from experiments.paper_quantities import Quantity, as_frame, to_markdown, to_terminal
+from experiments.paper.quantities import Quantity, as_frame, to_markdown, to_terminal
 from harness.runs.jobs import Job
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from experiments.byte_models import (
+from experiments.commands.byte_models import (
     CONTEXT,
     DRAFT,
     TrainedPair,

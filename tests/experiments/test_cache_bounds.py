@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.cache_bounds import POLICIES, capacity_rows, main, policy_page_hits, take_turns
+from experiments.commands.cache_bounds import (
+    POLICIES,
+    capacity_rows,
+    main,
+    policy_page_hits,
+    take_turns,
+)
 from harness.engine.request import Request, Workload
 from harness.workloads.page_bounds import belady_page_hits, infinite_page_hits, page_accesses
 

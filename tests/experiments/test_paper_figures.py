@@ -13,9 +13,9 @@ from tiny_study import Runner, Study, check_files
 
 from experiments import attention_latency, paper_rates
 from experiments.figures import answers, draw_figures, paper_fig2, paper_fig13, paper_fig15
-from experiments.paper_page_sizes import LATENCY, largest_good_page
-from experiments.paper_quantities import published_numbers
-from experiments.paper_systems import SYSTEMS, system_of
+from experiments.paper.page_sizes import LATENCY, largest_good_page
+from experiments.paper.quantities import published_numbers
+from experiments.paper.systems import SYSTEMS, system_of
 from experiments.present import present
 from experiments.windows import Window
 from harness.compose import compose_study, hydra_session, parse_command

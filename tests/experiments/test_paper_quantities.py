@@ -8,7 +8,7 @@ import math
 import pytest
 from rich.console import Console
 
-from experiments.paper_quantities import (
+from experiments.paper.quantities import (
     Published,
     Quantity,
     as_frame,

@@ -1,6 +1,6 @@
 """Trains a small model and a smaller draft of it, byte level, in a minute or two on a CPU.
 
-    python -m experiments.byte_models --out byte_models
+    python -m experiments byte_models --out byte_models
     python -m harness model=hub model.path=byte_models/target
 
 Random weights agree with no draft, and their beams descend like no trained model's. These two
@@ -272,9 +272,9 @@ def _replay(runs: Tensor, k: int) -> float:
     return accepted / proposed
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Train, say what came out, and measure how well the draft guesses."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.byte_models", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments byte_models", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--text", type=Path, help="a text of 3 KB or more; default: the shipped")
     parser.add_argument("--out", type=Path, default=Path("byte_models"), help="folder to write")
@@ -302,7 +302,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     rates = acceptance_by_k(target, draft, held_out_prompts(text, 8, 64), 64, 8)
     print("greedy drafts accepted: " + ", ".join(f"k={k} {r:.2f}" for k, r in enumerate(rates, 1)))
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -1,6 +1,6 @@
-"""Prompts for `experiments.byte_models`: text that those models have not seen, as a trace.
+"""Prompts for the models of `byte_models`: text that they have not seen, as a trace.
 
-    python -m experiments.byte_prompts --out byte_models/prompts.jsonl
+    python -m experiments byte_prompts --out byte_models/prompts.jsonl
     python -m harness model=hub model.path=byte_models/target workload=trace \\
         workload.format=sessions_jsonl workload.path=byte_models/prompts.jsonl \\
         workload.arrivals=all_at_once
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.byte_models import HELD_OUT_FRACTION, shipped_text
+from experiments.commands.byte_models import HELD_OUT_FRACTION, shipped_text
 from harness.workloads.config import WorkloadConfig
 from harness.workloads.lengths import sampler
 from harness.workloads.streams import Stream, rng
@@ -57,7 +57,7 @@ def write_trace(pairs: Sequence[tuple[str, str]], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write the prompts that the command line describes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--text", type=Path, help="the text the models were trained on")
@@ -72,7 +72,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     write_trace(pairs, options.out)
     print(f"{len(pairs)} prompts -> {options.out}")
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from experiments.line_panels import Look, Panel, draw_lines, power_ticks
-from experiments.paper_rates import CLAIM_COLOUR
+from experiments.paper.rates import CLAIM_COLOUR
 from experiments.plotting import means
 
 LATENCY = Panel("normalised_latency_ms", "normalised latency,\nms/token")

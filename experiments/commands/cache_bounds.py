@@ -1,5 +1,5 @@
 """Hit rates of the prefix cache's eviction policies beside what no policy can exceed:
-`python -m experiments.cache_bounds --format mooncake --path FILE --length-scale 0.03125`.
+`python -m experiments cache_bounds --format mooncake --path FILE --length-scale 0.03125`.
 
 Requests are served one after the other, without an engine, so a policy meets the same accesses
 at every capacity. Hits are whole pages (`partial_reuse=false`).
@@ -146,7 +146,7 @@ def to_text(workload: Workload, page_size: int, rows: Sequence[CapacityRow]) -> 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of a trace; 2 where it cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.cache_bounds",
+        prog="python -m experiments cache_bounds",
         description="Hit rates of eviction policies beside Belady's bound.",
     )
     parser.add_argument("--format", required=True, help="of the trace, as workload.format")
@@ -186,7 +186,3 @@ def _shares(text: str) -> tuple[float, ...]:
     if not all(0 < share <= 1 for share in shares):
         raise argparse.ArgumentTypeError(f"{text}: shares of the distinct pages, above 0, up to 1")
     return shares
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

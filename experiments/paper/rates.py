@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from experiments.paper_systems import SYSTEMS, handles, in_order, line_look, with_systems
+from experiments.paper.systems import SYSTEMS, handles, in_order, line_look, with_systems
 from experiments.plotting import jobs_of, means, save, style
 from experiments.sustained_rate import sustained_rates
 from harness.measure.statistics import Interval, t_interval

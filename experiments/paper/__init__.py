@@ -1,0 +1,1 @@
+"""The PagedAttention paper: its systems, its quantities, and how ours lie beside them."""
