@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments import paper_rates
 from experiments.figures import paper_fig12
+from experiments.paper import rates as paper_rates
 from experiments.paper.quantities import Quantity, published_numbers, reason
 from harness.runs.jobs import Job
 

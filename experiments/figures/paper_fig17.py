@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments import paper_rates
+from experiments.paper import rates as paper_rates
 from experiments.paper.quantities import Quantity, published_numbers, reason
 from experiments.paper.systems import SYSTEMS
 from harness.runs.jobs import Job

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from experiments import paper_rates
+from experiments.paper import rates as paper_rates
 from experiments.paper.quantities import published_numbers
 from experiments.paper.systems import SYSTEMS, handles, in_order, line_look, with_systems
 from experiments.plotting import jobs_of, means, save, style

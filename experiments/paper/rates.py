@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -18,7 +17,7 @@ from matplotlib.patches import Patch
 from experiments.paper.systems import SYSTEMS, handles, in_order, line_look, with_systems
 from experiments.plotting import jobs_of, means, save, style
 from experiments.sustained_rate import sustained_rates
-from harness.measure.statistics import Interval, t_interval
+from harness.measure.statistics import Interval
 from harness.runs.jobs import Job
 
 AXIS_TOP_S = 1.0
@@ -61,14 +60,15 @@ _FOUND = ("sustained", "unsustained", "by_seed", "bound_ms")
 
 
 def rate_ratio(rates: pd.DataFrame, system: str, base: str) -> Interval:
-    """How many times the requests/s of `base` `system` sustains, seed by seed: both had the same
-    requests. rates: of one panel, as from `highest_rates`. NaN where either is missing."""
-    by_system = rates.set_index("system")["by_seed"].to_dict()
-    if system not in by_system or base not in by_system:
+    """How many times the requests/s of `base` `system` sustains. rates: of one panel, as from
+    `highest_rates`; NaN where either is missing or sustains none. Without an interval: what a
+    search finds for one seed is read off the probes that the majority of seeds chose."""
+    found = rates.set_index("system")[["sustained", "by_seed"]]
+    if system not in found.index or base not in found.index:
         return Interval(math.nan, math.nan, 0)
-    theirs = by_system[base]
-    pairs = [(rate, theirs.get(seed, 0.0)) for seed, rate in by_system[system].items()]
-    return t_interval(np.array([own / other for own, other in pairs if other > 0]))
+    own, other = float(found.at[system, "sustained"]), float(found.at[base, "sustained"])
+    ratio = own / other if own > 0 and other > 0 else math.nan
+    return Interval(ratio, math.nan, len(found.at[system, "by_seed"]))
 
 
 def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, figure: RateFigure) -> list[Path]:
