@@ -54,7 +54,7 @@ def with_placement(rows: pd.DataFrame) -> pd.DataFrame:
 
 def with_attainment(rows: pd.DataFrame) -> pd.DataFrame:
     """`rows` with `attainment`: requests within the SLO over all that came, refused ones too."""
-    good = rows["goodput_requests_per_s"] * rows["duration_s"]
+    good = (rows["goodput_requests_per_s"] * rows["duration_s"]).round()
     return rows.assign(attainment=(good / rows["num_requests"]).fillna(0.0))
 
 

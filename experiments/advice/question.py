@@ -28,6 +28,10 @@ OWN_KEYS = {
     "workload.path": "give trace=",
     "workload.format": "give format=",
     "workload.speed_up": "give load=",
+    "workload.rate": "the trace has its own arrivals, give load=",
+    "workload.arrivals": "the trace has its own, give load=",
+    "workload.length_scale": "the trace is advised on as it is, leave it out",
+    "workload.start_s": "the busiest stretch is found, leave it out",
     "workload.num_requests": "give requests=",
 }
 """Settings that advice makes itself, with what to do instead."""

@@ -60,7 +60,7 @@ def answer_in_words(question: Question, advice: Advice, point: pd.Series, proble
     if advice.is_met:
         least = (
             " A smaller one does not hold the trace's longest request."
-            if answer.memory_fraction <= problem.lowest_fraction
+            if answer.memory_fraction <= problem.lowest_fraction(answer)
             else ""
         )
         return (
@@ -116,11 +116,13 @@ def folk_in_words(window: Window, advice: Advice, table: pd.DataFrame) -> str:
     known = {fraction: share for fraction, share in by_fraction.items() if share is not None}
     shown = ", ".join(f"{share:.1%} at {fraction:g}" for fraction, share in known.items())
     kind = "bursty" if window.is_bursty else "steady"
-    if advised in known and 0.9 in known:
+    if advised not in known:
+        verdict = f"at the advised {advised:g} the longest request does not fit"
+    elif 0.9 in known:
         change = 100 * (known[advised] - known[0.9])
         verdict = f"the advised {advised:g} changes attainment by {change:+.1f} points against 0.9"
     else:
-        verdict = f"at the advised {advised:g} the longest request does not fit"
+        verdict = "at 0.9 the longest request does not fit"
     return (
         f"Folk advice is a memory fraction of 0.9, 0.95 for steady and 0.8 for bursty load. This "
         f"load is {kind}: {verdict} ({shown}). What a lower fraction leaves free (room for the "

@@ -123,7 +123,7 @@ class AdviceRuns:
 def attainment(row: Mapping[str, Any]) -> float:
     """Share of all requests, refused ones too, that were answered within the SLO."""
     good = row["goodput_requests_per_s"] * row["duration_s"]
-    return float(good / row["num_requests"]) if good == good else 0.0
+    return round(good) / row["num_requests"] if good == good else 0.0
 
 
 def drive(
@@ -134,12 +134,18 @@ def drive(
     """Answer what `search` asks, with stored runs where there are any, and else with new ones."""
     asked = list(next(search))
     result: list[Answer] = []
+    given: set[str] = set()
+
+    def is_settled(setting: Setting) -> bool:
+        """Stored; a run that failed before is tried once more."""
+        run = runs.stored(setting)
+        return run is not None and (run.status == "complete" or run.run_id in given)
 
     def pending() -> list[Job]:
         """The jobs of what is asked next that are not stored; none when the search is over."""
         nonlocal asked
         while not result:
-            missing = [job for s in asked if runs.stored(s) is None and (job := runs.job(s))]
+            missing = [runs.job(setting) for setting in asked if not is_settled(setting)]
             if missing:
                 return missing
             try:
@@ -149,7 +155,7 @@ def drive(
         return []
 
     jobs = pending()
-    given = {job.run_id for job in jobs}
+    given.update(job.run_id for job in jobs)
     num_done = 0
     with console.status("searching") as status:
 

@@ -34,17 +34,21 @@ _LOAD_LOW, _LOAD_TOLERANCE = 0.05, 0.1
 @dataclass(frozen=True, slots=True)
 class Problem:
     """target: attainment that is asked for. gain: a difference in attainment that is not chance.
-    lowest_fraction: at which the pool holds the longest request. fraction_of: at which a setting's
+    lowest_pool: tokens of one that holds the longest request. fraction_of: at which a setting's
     pool has so many tokens; pool_tokens: of a setting. fixed: knobs that are not to be moved.
     """
 
     start: Setting
     target: float
     gain: float
-    lowest_fraction: float
+    lowest_pool: int
     fraction_of: Callable[[Setting, float], float]
     pool_tokens: Callable[[Setting], int]
     fixed: Sequence[str] = ()
+
+    def lowest_fraction(self, setting: Setting) -> float:
+        """At which a setting's pool holds the longest request."""
+        return self.fraction_of(setting, self.lowest_pool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def advise(problem: Problem) -> Generator[Sequence[Setting], Mapping[Setting, fl
     """Search; returns the advice. Settings that are sent no attainment count as none."""
     tried: Attainments = {}
     top = problem.start.at(HIGHEST_FRACTION)
-    folk = [fraction for fraction in FOLK_FRACTIONS if fraction >= problem.lowest_fraction]
+    folk = [fraction for fraction in FOLK_FRACTIONS if fraction >= problem.lowest_fraction(top)]
     yield from _ask(tried, [top, *map(problem.start.at, folk)])
     if tried[top] < problem.target:
         top = yield from _climb(problem, tried, top)
@@ -81,7 +85,7 @@ def advise(problem: Problem) -> Generator[Sequence[Setting], Mapping[Setting, fl
         answer = yield from _shrink(problem, tried, better)
     answer = yield from _polish(problem, tried, answer)
     answer = yield from _shrink(problem, tried, answer)
-    yield from _ask(tried, around(answer, problem.fixed, problem.lowest_fraction))
+    answer = yield from _smallest_of_all(problem, tried, answer)
     return Advice(answer, True, tried)
 
 
@@ -120,15 +124,35 @@ def _climb(
     return top
 
 
+def _smallest_of_all(
+    problem: Problem, tried: Attainments, answer: Setting
+) -> Generator[Sequence[Setting], Mapping[Setting, float], Setting]:
+    """Of everything tried at this load and host, the smallest pool that attains the target, with
+    most attainment among equals; nothing around it that was tried has a smaller one."""
+    while True:
+        yield from _ask(tried, around(answer, problem.fixed, problem.lowest_fraction(answer)))
+        enough = [s for s in _alike(tried, answer) if tried[s] >= problem.target]
+        best = min(enough, key=lambda setting: (problem.pool_tokens(setting), -tried[setting]))
+        if problem.pool_tokens(best) >= problem.pool_tokens(answer):
+            return answer
+        answer = best
+
+
+def _alike(tried: Attainments, answer: Setting) -> list[Setting]:
+    """What was tried at the same load and host."""
+    return [s for s in tried if (s.load, s.host_us) == (answer.load, answer.host_us)]
+
+
 def _best_of_all(
     problem: Problem, tried: Attainments, top: Setting
 ) -> Generator[Sequence[Setting], Mapping[Setting, float], Setting]:
     """Of everything tried at this load and host, what attains most, with the least memory among
     equals; nothing around it does better."""
     while True:
-        yield from _ask(tried, around(top, problem.fixed, problem.lowest_fraction))
-        alike = [s for s in tried if (s.load, s.host_us) == (top.load, top.host_us)]
-        best = max(alike, key=lambda setting: (tried[setting], -setting.memory_fraction))
+        yield from _ask(tried, around(top, problem.fixed, problem.lowest_fraction(top)))
+        best = max(
+            _alike(tried, top), key=lambda setting: (tried[setting], -setting.memory_fraction)
+        )
         if tried[best] == tried[top] or tried[best] >= problem.target:
             return best
         top = best
@@ -139,7 +163,7 @@ def _reachable_load(
 ) -> Generator[Sequence[Setting], Mapping[Setting, float], float]:
     search = Search("load", _LOAD_LOW * top.load, top.load, _LOAD_TOLERANCE, 0.0)
     probes = [Probe(top.load, False)]
-    while (load := next_value(search, probes)) is not None and load >= search.low:
+    while (load := next_value(search, probes)) is not None and load >= search.low * (1 - 1e-3):
         setting = replace(top, load=load)
         yield from _ask(tried, [setting])
         probes.append(Probe(load, tried[setting] >= problem.target))
@@ -149,10 +173,11 @@ def _reachable_load(
 def _ladder(problem: Problem, top: Setting) -> list[Setting]:
     """Pools from that of `top` down to the smallest, evenly in the logarithm."""
     high = problem.pool_tokens(top)
-    ratio = problem.pool_tokens(top.at(problem.lowest_fraction)) / high
+    lowest = problem.lowest_fraction(top)
+    ratio = problem.pool_tokens(top.at(lowest)) / high
     pools = [high * ratio ** (step / LADDER) for step in range(1, LADDER)]
     fractions = [problem.fraction_of(top, pool) for pool in pools]
-    return [top.at(fraction) for fraction in (*fractions, problem.lowest_fraction)]
+    return [top.at(fraction) for fraction in (*fractions, lowest)]
 
 
 def _shrink(
@@ -172,7 +197,7 @@ def _shrink(
             if pool <= short * (1 + POOL_TOLERANCE):
                 return smallest
             pools = [short * (pool / short) ** (k / 3) for k in (1, 2)]
-        fractions = [max(problem.lowest_fraction, problem.fraction_of(top, p)) for p in pools]
+        fractions = [max(problem.lowest_fraction(top), problem.fraction_of(top, p)) for p in pools]
         closer = [top.at(f) for f in fractions if f < smallest.memory_fraction]
         if all(setting in tried for setting in closer):
             return smallest
@@ -200,7 +225,7 @@ def _move(
     """Other knobs that attain the target with a pool smaller by SAVING; None without any."""
     pool = problem.pool_tokens(answer) / SAVING
     fraction = problem.fraction_of(answer, pool)
-    if fraction < problem.lowest_fraction:
+    if fraction < problem.lowest_fraction(answer):
         return None
     tighter = answer.at(fraction)
     others = moves(tighter, problem.fixed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -89,11 +90,12 @@ def busiest_window(rows: Sequence[TraceRow], shape: ModelShape, question: Questi
     As many as asked for, else as many as the bounds above allow at the trace's mean lengths. Of a
     trace with sessions, the beginning.
     """
-    kept = [row for row in rows if row.prompt_len + row.output_len < shape.max_positions]
+    longest = min(shape.max_positions, int(question.overrides.get("workload.max_len", sys.maxsize)))
+    kept = [row for row in rows if row.prompt_len + row.output_len < longest]
     if len(kept) < FEWEST_REQUESTS:
         raise ConfigError(
             f"trace={question.trace}: {len(rows) - len(kept)} of {len(rows)} requests have more "
-            f"than the {shape.max_positions} tokens that model={question.model} reads: choose a "
+            f"than the {longest} tokens that model={question.model} reads: choose a "
             "model with a longer context"
         )
     prompts = np.array([row.prompt_len for row in kept])

@@ -81,8 +81,8 @@ def pose(question: Question, window: Window, runs: AdviceRuns) -> Problem:
         preemption=config.engine.preemption,
     )
     runs.check(start)
-    lowest = runs.fraction_of(start, window.max_len + LARGEST_PAGE)
-    if lowest > HIGHEST_FRACTION:
+    lowest_pool = window.max_len + LARGEST_PAGE
+    if runs.fraction_of(start, lowest_pool) > HIGHEST_FRACTION:
         raise ConfigError(
             f"gpu={question.gpu} has room for {runs.pool_tokens(start):,} tokens beside "
             f"model={question.model}, the trace's longest request {window.longest:,}: choose a "
@@ -93,7 +93,7 @@ def pose(question: Question, window: Window, runs: AdviceRuns) -> Problem:
         start,
         question.attainment,
         max(SMALLEST_GAIN, STANDARD_ERRORS * chance),
-        lowest,
+        lowest_pool,
         runs.fraction_of,
         runs.pool_tokens,
         fixed,
@@ -130,7 +130,8 @@ def conclude(
     console.print()
     report.say(console, report.answer_in_words(question, advice, point, problem), "bold")
     report.say(console, report.waste_in_words(point))
-    report.print_sensitivity(console, advice, table, problem.fixed, problem.lowest_fraction)
+    lowest = problem.lowest_fraction(advice.answer)
+    report.print_sensitivity(console, advice, table, problem.fixed, lowest)
     report.print_front(console, comparable)
     console.print()
     report.say(console, report.folk_in_words(window, advice, table))

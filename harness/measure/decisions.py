@@ -12,8 +12,8 @@ from harness.engine.executor import Executor
 from harness.engine.plan import StepOutcome, StepPlan
 
 OPERATIONS = (
-    "allocate", "append", "fork", "rebranch", "commit", "truncate", "release", "swap_out",
-    "swap_in", "retract", "retract_swap_in", "discard_swapped", "free",
+    "allocate", "allocate_from", "append", "fork", "rebranch", "commit", "truncate", "release",
+    "swap_out", "swap_in", "retract", "retract_swap_in", "discard_swapped", "free",
 )  # fmt: skip
 """Methods of the allocator contract that change something."""
 

@@ -38,7 +38,9 @@ def fraction_of(setting: Setting, tokens: float) -> float:
 
 
 def problem(start: Setting = START, fixed: tuple[str, ...] = ()) -> Problem:
-    return Problem(start, TARGET, 0.02, LOWEST, fraction_of, pool_tokens, fixed)
+    return Problem(
+        start, TARGET, 0.02, round(LOWEST * MEMORY_TOKENS), fraction_of, pool_tokens, fixed
+    )
 
 
 def run(attainment: Callable[[Setting], float], asked: Problem) -> Advice:
