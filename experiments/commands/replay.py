@@ -2,10 +2,10 @@
 `python -m experiments replay RUN_FOLDER`.
 
 The run is one that was made with `measure.outcome_log=true`: who arrived before which step, and
-what the device answered, are in its folder. Replayed, they stand in for clock and device, so that
-a run on a GPU is decided again on any machine. Compared, step by step, are the calls that the
-allocator got, its answers, and what each step computed, copied, saved and restored. Exit status:
-0 where all is identical, 1 from the first step on that is not, 2 for a wrong command line.
+what the device answered, are in its folder. Replayed, they stand in for clock and device; of a real
+run the model is loaded for its tokenizer and shape, and computes nothing. Compared, step by step,
+are the calls that the allocator got, its answers, and what each step computed, copied, saved and
+restored. Exit status: 0 where all is identical, 1 where not, 2 for a wrong command line.
 """
 
 from __future__ import annotations
