@@ -136,7 +136,7 @@ def model_users(
     model: KVShape, lengths: Lengths, strategy: Strategy, limit: int, kv_bytes: float
 ) -> float:
     """Requests that fit in `kv_bytes`, pages of 16 tokens, if every strategy gives back (or never
-    takes) what lies outside of windows. Exact for lengths below every window, else an upper bound of
-    the bytes: the window is applied to the mean length."""
+    takes) what lies outside of windows. Exact for lengths below every window, else a lower bound:
+    the window is applied to the mean length."""
     held = model.request_bytes(lengths.held_tokens(strategy, limit, 16))
     return float(int(kv_bytes / held)) if strategy == "max" else kv_bytes / held
