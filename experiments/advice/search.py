@@ -127,15 +127,34 @@ def _climb(
 def _smallest_of_all(
     problem: Problem, tried: Attainments, answer: Setting
 ) -> Generator[Sequence[Setting], Mapping[Setting, float], Setting]:
-    """Of everything tried at this load and host, the smallest pool that attains the target, with
-    most attainment among equals; nothing around it that was tried has a smaller one."""
+    """`answer`, unless something tried at this load and host attains the target with a pool smaller
+    by more than the tolerance, or with one no larger attains more than chance gives, or as much
+    with more knobs at their common values; nothing around it does."""
+
+    def num_moved(setting: Setting) -> int:
+        common = problem.start.knobs()
+        return sum(common[name] != value for name, value in setting.knobs().items())
+
     while True:
         yield from _ask(tried, around(answer, problem.fixed, problem.lowest_fraction(answer)))
-        enough = [s for s in _alike(tried, answer) if tried[s] >= problem.target]
-        best = min(enough, key=lambda setting: (problem.pool_tokens(setting), -tried[setting]))
-        if problem.pool_tokens(best) >= problem.pool_tokens(answer):
+        pool, reached = problem.pool_tokens(answer), tried[answer]
+        better = [
+            s
+            for s in _alike(tried, answer)
+            if tried[s] >= problem.target
+            and (
+                problem.pool_tokens(s) * (1 + POOL_TOLERANCE) < pool
+                or (problem.pool_tokens(s) <= pool and tried[s] >= reached + problem.gain)
+                or (
+                    problem.pool_tokens(s) <= pool
+                    and tried[s] >= reached
+                    and num_moved(s) < num_moved(answer)
+                )
+            )
+        ]
+        if not better:
             return answer
-        answer = best
+        answer = min(better, key=lambda s: (problem.pool_tokens(s), num_moved(s)))
 
 
 def _alike(tried: Attainments, answer: Setting) -> list[Setting]:
