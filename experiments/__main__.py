@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import commands
-from harness.config import ConfigError, unknown_name
-from harness.runs.store import NotStoredError
+from harness.config import unknown_name
+from harness.reporting import reporting
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,18 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         message = unknown_name(name, commands.available(), "command")
         print(f"error: {message}", file=sys.stderr)
         return 2
-    try:
-        status: int = commands.load(name).main(rest)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except NotStoredError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted: what is stored is kept", file=sys.stderr)
-        return 130
-    return status
+    return reporting(lambda: int(commands.load(name).main(rest)))
 
 
 def _overview() -> str:

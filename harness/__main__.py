@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -15,8 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from harness.compose import compose_study, hydra_session, parse_command
-from harness.config import ConfigError
-from harness.runs.store import NotStoredError
+from harness.reporting import reporting
 from harness.runs.study import run_study
 from harness.schema import admit_files, register_schema
 
@@ -26,7 +24,7 @@ def main() -> None:
     # a,b,c sweeps with or without Hydra's flag for it
     arguments = [arg for arg in sys.argv[1:] if arg not in ("-m", "--multirun")]
     if any(argument.startswith("-") for argument in arguments):
-        sys.exit(_reporting(lambda: _hydra_command_line(arguments)))
+        sys.exit(reporting(lambda: _hydra_command_line(arguments)))
     sys.exit(_run(arguments))
 
 
@@ -36,30 +34,7 @@ def _run(arguments: Sequence[str]) -> int:
         with hydra_session():
             return run_study(command, Console(soft_wrap=True))
 
-    return _reporting(study)
-
-
-def _reporting(task: Callable[[], int]) -> int:
-    """The exit status of `task`; what stops it is told in one line."""
-    try:
-        return task()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except NotStoredError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        way_out = ": free space, then repeat the command; stored runs are kept" if is_full else ""
-        print(f"error: {error}{way_out}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted: finished runs are stored; the same command goes on from here",
-            file=sys.stderr,
-        )
-        return 130
+    return reporting(study)
 
 
 def _hydra_command_line(arguments: Sequence[str]) -> int:

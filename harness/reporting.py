@@ -1,0 +1,33 @@
+"""How a command that cannot go on says so: one line, and an exit status."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+
+from harness.config import ConfigError
+from harness.runs.store import NotStoredError
+
+
+def reporting(task: Callable[[], int]) -> int:
+    """The exit status of `task`; what stops it is told in one line."""
+    try:
+        return task()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except NotStoredError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = ": free space, then repeat the command; stored runs are kept" if is_full else ""
+        print(f"error: {error}{way_out}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted: finished runs are stored; the same command goes on from here",
+            file=sys.stderr,
+        )
+        return 130
