@@ -183,8 +183,9 @@ class KVCacheAllocator(ABC):
 
         Children keep their bounds. Keys and values are live sequences of one length, as beams
         are, computed equally far, and none has released what another is yet to compute;
-        ValueError for other lengths. Read the tables of all keys again afterwards. Default: every
-        page copied into the child's own, which needs no room, so it is never refused.
+        ValueError for other lengths. The result's `first_changed` holds for the tables of all
+        keys. Default: every page copied into the child's own, which changes no table and needs no
+        room, so it is never refused.
         """
         length = self._rebranch_length(parents)
         count = self.pages_for(length)
@@ -193,7 +194,7 @@ class KVCacheAllocator(ABC):
             if child_id != parent_id:
                 source = self.block_table(parent_id)[:count]
                 copies += copies_between(source, self.block_table(child_id))
-        return Allocation(length, tuple(copies))
+        return Allocation(length, tuple(copies), UNCHANGED.first_changed)
 
     def commit(self, seq_id: int, token_ids: Sequence[int]) -> None:  # noqa: B027
         """These tokens, which follow the ones committed before (at first, those cached by

@@ -105,7 +105,8 @@ class LayerGroups(KVCacheAllocator):
 
     def rebranch(self, parents: Mapping[int, int]) -> Allocation | None:
         given = [self._granted(group.rebranch(parents)) for group in self._groups]
-        return Allocation(given[0].num_cached_tokens, _copies(given))
+        first_changed = min(one.first_changed for one in given)
+        return Allocation(given[0].num_cached_tokens, _copies(given), first_changed)
 
     def commit(self, seq_id: int, token_ids: Sequence[int]) -> None:
         self._each(lambda group: group.commit(seq_id, token_ids))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from allocators.base import NULL_PAGE, Allocation, PageCopy, SequenceState
+from allocators.base import NULL_PAGE, UNCHANGED, Allocation, PageCopy, SequenceState
 from allocators.page_pool import PagePool
 from allocators.paged import Paged
 
@@ -88,19 +88,22 @@ class PagedCopyOnWrite(Paged):
         """Let each key share its value's pages: nothing is copied now, no room is needed."""
         length = self._rebranch_length(parents)
         count = self.pages_for(length)
+        first_changed = UNCHANGED.first_changed
         moves: list[tuple[SequenceState, list[int], int]] = []
         for child_id, parent_id in parents.items():
             if child_id != parent_id:
                 parent = self.sequences[parent_id]
                 table = parent.page_ids[:count]
                 self.pool.share(table[parent.num_released :])
-                moves.append((self.sequences[child_id], table, parent.num_released))
+                child = self.sequences[child_id]
+                first_changed = min(first_changed, _first_difference(child.page_ids, table))
+                moves.append((child, table, parent.num_released))
         for child, table, num_released in moves:
             dropped = child.page_ids[child.num_released : count]
             child.page_ids[:count] = table
             child.num_released = num_released
             self._give_back(dropped)
-        return Allocation(length)
+        return Allocation(length, (), first_changed)
 
     def swap_out(self, seq_ids: Sequence[int]) -> Allocation | None:
         """Give the pages up, remembering which of them these sequences share."""
@@ -148,3 +151,11 @@ class PagedCopyOnWrite(Paged):
 
     def _give_back(self, pages: Sequence[int]) -> None:
         self.pool.put_back(self.pool.drop(pages))
+
+
+def _first_difference(table: Sequence[int], other: Sequence[int]) -> int:
+    """The first index at which the tables differ, as far as both go."""
+    return next(
+        (index for index, (a, b) in enumerate(zip(table, other, strict=False)) if a != b),
+        min(len(table), len(other)),
+    )

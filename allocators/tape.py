@@ -164,11 +164,12 @@ class TapeEngine:
         for child_id, parent_id in parents.items():
             child, parent = self.live[child_id], self.live[parent_id]
             branches[child_id] = parent.copy(child.max_len, child.expected_len)
+            branches[child_id].table = child.table
             branches[child_id].num_released = max(child.num_released, parent.num_released)
         self.live.update(branches)
         self._apply(outcome)
         for child_id in parents:
-            self._update_table(child_id, 0)
+            self._update_table(child_id, outcome.first_changed)
         self.check()
         return True
 

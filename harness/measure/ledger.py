@@ -113,10 +113,13 @@ class Ledger:
         """A live sequence's table, from entry `update.first` on, is now `update.page_ids`."""
         row_id = update.seq_id * self._num_groups + update.group
         row = self._rows[row_id]
+        first = update.first
+        as_many = first + len(update.page_ids) == len(row.pages) and row.released <= first
+        if as_many and NULL_PAGE not in update.page_ids:  # a beam step: no slot changes its class
+            self._map_pages(row_id, row, update)
+            return
         self._count(row, -1)
-        self._cut_table(row_id, row, update.first)
-        for page in update.page_ids:
-            self._map_page(row_id, row, page)
+        self._map_pages(row_id, row, update)
         self._count(row, 1)
 
     def unmap(self, seq_id: int) -> None:
@@ -208,6 +211,11 @@ class Ledger:
             end,
             is_size_class,
         )
+
+    def _map_pages(self, row_id: int, row: _Row, update: TableUpdate) -> None:
+        self._cut_table(row_id, row, update.first)
+        for page in update.page_ids:
+            self._map_page(row_id, row, page)
 
     def _map_page(self, row_id: int, row: _Row, page: int) -> None:
         index = len(row.pages)

@@ -108,7 +108,7 @@ class GroupMemory:
         group.parents.clear()
         step.copies.add(allocation.copies)
         for sequence in group.live:
-            self._note_whole_tables(sequence, step)
+            step.note_tables(sequence.seq_id, self._groups, allocation.first_changed)
         return True
 
     def shrink(self, sequence: Sequence) -> list[TableUpdate]:
@@ -210,7 +210,7 @@ class GroupMemory:
         step.restores += [PageCopy(host, page) for page, host in restored.items()]
         for sequence in holders:
             step.admitted.append(self._extent(sequence, sequence.num_computed_tokens))
-            self._note_whole_tables(sequence, step)
+            step.note_tables(sequence.seq_id, self._groups, 0)
         self.host.put_back(group.saved.distinct)
         group.saved = None
         if to_branch:
@@ -285,7 +285,7 @@ class GroupMemory:
             for sibling in siblings:
                 sibling.inherit(prompt_len)
                 step.inherited.append((sibling.seq_id, prompt_len))
-                self._note_whole_tables(sibling, step)
+                step.note_tables(sibling.seq_id, self._groups, moved.first_changed)
         group.is_branched = True
         if carrier.finished:
             self.free_sequence(carrier)
@@ -306,13 +306,6 @@ class GroupMemory:
             step.admitted.append(self._extent(sequence, num_cached))
             step.note_change(sequence.seq_id, self._groups, allocation)
 
-    def _note_whole_tables(self, sequence: Sequence, step: StepBuilder) -> None:
-        step.note_change(sequence.seq_id, self._groups, _WHOLE)
-
     @staticmethod
     def _extent(sequence: Sequence, num_computed: int) -> Extent:
         return Extent(sequence.seq_id, num_computed, sequence.final_len, sequence.group.asked_len)
-
-
-_WHOLE = Allocation()
-"""Tables are to be read again from their first entry on."""

@@ -126,14 +126,20 @@ class StepBuilder:
     def note_change(
         self, seq_id: int, groups: tuple[KVCacheAllocator, ...], allocation: Allocation
     ) -> None:
-        """The device must learn what `allocation` changed in a sequence's tables."""
-        first = allocation.first_changed
-        for index, group in enumerate(groups):
-            table = group.block_table(seq_id)
-            if first < len(table):
-                self.updates.append(TableUpdate(seq_id, first, tuple(table[first:]), index))
+        """The device must carry out what `allocation` did for a sequence."""
+        self.note_tables(seq_id, groups, allocation.first_changed)
         if allocation.copies:
             self.copies.add(allocation.copies)
+
+    def note_tables(
+        self, seq_id: int, groups: tuple[KVCacheAllocator, ...], first_changed: int
+    ) -> None:
+        """The device must learn a sequence's tables from entry `first_changed` on."""
+        for index, group in enumerate(groups):
+            table = group.block_table(seq_id)
+            if first_changed < len(table):
+                change = tuple(table[first_changed:])
+                self.updates.append(TableUpdate(seq_id, first_changed, change, index))
 
     def withdraw(self, group: SequenceGroup) -> set[int]:
         """Forget what this step was to do for a group that loses its memory after all; returns
