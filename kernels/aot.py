@@ -15,14 +15,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.triton_attention import decode_tiling, prefill_tiling
-from kernels.triton_cache import copy_rows_kernel, store_kv_kernel
+from kernels.triton_cache import copy_pages_kernel, store_kv_kernel
 from kernels.triton_decode import decode_join_kernel, decode_splits_kernel
 from kernels.triton_prefill import prefill_kernel
 
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _FLOAT32 = {"part_acc", "part_peak", "part_total"}
 _INT32 = {"table", "start_slots", "query_start_loc", "seq_lens"}
-_INT64 = {"slot_mapping", "source_ids", "destination_ids"}
+_INT64 = {"slot_mapping", "pages"}
 _SCALARS = {"scale": "fp32", "softcap": "fp32"}
 _NUM_SPLITS = 8
 
@@ -80,7 +80,7 @@ def variants(
     row = 8 * head_dim
     yield Variant(store_kv_kernel, {"ROW": row, "BLOCK": triton.next_power_of_2(row)}, 4, 2)
     for gather in (True, False):
-        yield Variant(copy_rows_kernel, {"GATHER": gather, "BLOCK": 4096}, 4, 2)
+        yield Variant(copy_pages_kernel, {"GATHER": gather, "BLOCK": 4096}, 4, 2)
 
 
 def compile_variant(variant: Variant, dtype: torch.dtype, capability: int) -> Resources:
@@ -107,9 +107,9 @@ def compile_variant(variant: Variant, dtype: torch.dtype, capability: int) -> Re
 
 
 def _unhinted(variant: Variant, index: int) -> bool:
-    """`do_not_specialize` arguments, and the copies' id stride, which is 2."""
+    """`do_not_specialize` arguments."""
     parameter = variant.kernel.params[index]
-    return parameter.do_not_specialize or parameter.name == "id_stride"
+    return bool(parameter.do_not_specialize)
 
 
 def _type_of(name: str, constants: dict[str, Any], dtype: torch.dtype) -> str:
@@ -123,7 +123,7 @@ def _type_of(name: str, constants: dict[str, Any], dtype: torch.dtype) -> str:
         return "*i64"
     if name in _SCALARS:
         return _SCALARS[name]
-    is_count = name.endswith("stride") or name in {"window", "num_seqs", "row_size"}
+    is_count = name.endswith("stride") or name in {"window", "num_seqs", "row_size", "num_staged"}
     return "i32" if is_count else f"*{_TYPES[dtype]}"
 
 

@@ -98,12 +98,13 @@ def rope_store_kernel(
             else:
                 first = (part - Q_PARTS - KV_PARTS) * HEADS
                 inside = (first + h < NUM_KV_HEADS) & (i < HALF)[None, :]
-                source = row + (NUM_Q_HEADS + NUM_KV_HEADS + first) * HEAD_DIM + offsets
-                target = value_cache + slot * slot_stride + first * HEAD_DIM + offsets
-                left = tl.load(source, mask=inside)
-                right = tl.load(source + HALF, mask=inside)
-                tl.store(target, left.to(value_cache.dtype.element_ty), mask=inside)
-                tl.store(target + HALF, right.to(value_cache.dtype.element_ty), mask=inside)
+                source = row + (NUM_Q_HEADS + NUM_KV_HEADS + first) * HEAD_DIM
+                target = value_cache + slot * slot_stride + first * HEAD_DIM
+                left = tl.load(source + offsets, mask=inside)
+                right = tl.load(source + offsets + HALF, mask=inside)
+                dtype = value_cache.dtype.element_ty
+                tl.store(target + offsets, left.to(dtype), mask=inside)
+                tl.store(target + offsets + HALF, right.to(dtype), mask=inside)
 
 
 def rope_store(
