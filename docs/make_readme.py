@@ -136,8 +136,8 @@ def compare_figure() -> str:
 
 def peers() -> str:
     arguments = "--repetitions 1 --peers engine,generate:16,generate:32,generate_batch"
-    output = script_output("benchmarks/peers.py", *arguments.split())
-    return fenced(f"python benchmarks/peers.py {arguments}", output)
+    output = script_output("-m", "benchmarks.peers", *arguments.split())
+    return fenced(f"python -m benchmarks.peers {arguments}", output)
 
 
 def example() -> str:
