@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from experiments.gpu.child import conclude, guarded, parser, task
+from experiments.gpu.layer_checks import layer_cases
 from experiments.gpu.ragged import Heads, Ragged, exact_attention, make_ragged, relative_error
 from experiments.gpu.rows import RowLog
 from kernels.backend import AttentionBackend, load
@@ -58,6 +59,8 @@ def main() -> int:
         for case in attention_cases(small=given.dry or given.extra.small, dry=given.dry)
     ]
     cases += memory_cases(backend, device, dry=given.dry)
+    dtypes = [dtype for dtype in TOLERANCE if not (given.dry and dtype == torch.bfloat16)]
+    cases += layer_cases(device, dtypes, TOLERANCE, small=given.dry or given.extra.small)
     for name, check in cases:
         if log.is_done(name):
             continue
