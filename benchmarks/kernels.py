@@ -145,7 +145,7 @@ def main() -> int:
     bench = Bench(given, torch.device("cpu" if on_cpu else "cuda"), sizes)
     store = make_store(bench)
     if given.extra.tune:
-        tuning.run(bench, store)
+        tuning.run(bench, store, dry=given.dry)
         return conclude(bench.log)
     for batch, context in sizes.decode:
         for page in (*sizes.page_sizes, 0):

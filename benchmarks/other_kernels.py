@@ -85,22 +85,24 @@ def cases(
 
 def prefill(bench: Bench, shape: Shape, count: int, new: int, context: int) -> Prepared:
     """Ragged causal attention of `count` chunks over shuffled pages."""
-    device, whole = bench.device, {"dtype": torch.int32, "device": bench.device}
+    arguments, options = chunk_inputs(bench.device, shape, count, new, context)
+    call = partial(bench.backend.paged_attention, *arguments, **options)
+    return Prepared([call], chunk_cost(shape, count, new, context), {"contender": "paged"})
+
+
+def chunk_inputs(
+    device: torch.device, shape: Shape, count: int, new: int, context: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of `paged_attention` for the last `new` of `context` tokens of `count` prompts."""
     pages_each = -(-context // _PAGE)
     size = (count * pages_each * _PAGE, shape.kv_heads, shape.head_dim)
-    keys, values = (torch.randn(size, device=device, dtype=shape.dtype) for _ in range(2))
+    keys, values = (torch.randn(size, device=device).to(shape.dtype) for _ in range(2))
     query = torch.randn(count * new, shape.q_heads, shape.head_dim, device=device).to(shape.dtype)
     table = torch.randperm(count * pages_each, device=device).int().view(count, -1)
-    bounds = torch.arange(0, count * new + 1, new, **whole)
-    lens = torch.full((count,), context, **whole)
-    out = torch.empty_like(query)
-
-    def call() -> object:
-        return bench.backend.paged_attention(
-            query, keys, values, table, _PAGE, bounds, lens, scale=shape.head_dim**-0.5, out=out
-        )
-
-    return Prepared([call], _prefill_cost(shape, count, new, context), {"contender": "paged"})
+    bounds = torch.arange(0, count * new + 1, new, dtype=torch.int32, device=device)
+    lens = torch.full((count,), context, dtype=torch.int32, device=device)
+    options = {"scale": shape.head_dim**-0.5, "out": torch.empty_like(query)}
+    return (query, keys, values, table, _PAGE, bounds, lens), options
 
 
 def causal_sdpa(bench: Bench, shape: Shape, count: int, new: int, context: int) -> Prepared:
@@ -114,10 +116,11 @@ def causal_sdpa(bench: Bench, shape: Shape, count: int, new: int, context: int) 
     def call() -> object:
         return scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=True)
 
-    return Prepared([call], _prefill_cost(shape, count, new, context), {"contender": "sdpa"})
+    return Prepared([call], chunk_cost(shape, count, new, context), {"contender": "sdpa"})
 
 
-def _prefill_cost(shape: Shape, count: int, new: int, context: int) -> Cost:
+def chunk_cost(shape: Shape, count: int, new: int, context: int) -> Cost:
+    """Bytes and operations of attention over such chunks."""
     return attention_cost(
         [new] * count, [context] * count, num_q_heads=shape.q_heads,
         num_kv_heads=shape.kv_heads, head_dim=shape.head_dim, element_bytes=shape.dtype.itemsize,

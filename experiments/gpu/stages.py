@@ -80,6 +80,15 @@ STAGES: Sequence[Stage] = (
     _sweep("compare_allocators", 150),
     _sweep("sweep_memory_fraction", 240),
     Stage(
+        "tuning",
+        "the attention kernels' tiles, warps, stages and splits",
+        ("-m", "benchmarks.kernels", "--tune"),
+        600,
+        60,
+        (*_KERNELS, "benchmarks"),
+        on_request=True,
+    ),
+    Stage(
         "sanitizer", "the kernels under compute-sanitizer",
         ("-m", "experiments.gpu.sanitizer"), 600, 30, _KERNELS, on_request=True,
     ),
