@@ -46,6 +46,14 @@ class AttentionCall(NamedTuple):
     softcap: float | None
 
 
+class StoreTarget(NamedTuple):
+    """A layer's caches (num_slots, kv_heads, head_dim), and each new token's slot, (T,) int64."""
+
+    key_cache: Tensor
+    value_cache: Tensor
+    slots: Tensor
+
+
 @dataclass(slots=True)
 class AttentionStep:
     """What attention has to know about one ragged batch of S sequences and T tokens.
@@ -68,12 +76,18 @@ class AttentionStep:
     block_tables: Sequence[Tensor] | None = None
     start_slots: Tensor | None = None
     calls: list[AttentionCall] = field(default_factory=list)
+    _stored: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def probe(cls) -> AttentionStep:
-        """A step without KV that notes its calls: each token is a sequence of length one."""
+    def probe(
+        cls, caches: Sequence[tuple[Tensor, Tensor]] = (), slots: Tensor | None = None
+    ) -> AttentionStep:
+        """A step that notes its calls and attends to nothing: each token is a sequence of length
+        one. caches, slots: as of a real step, for callers that write into the caches themselves;
+        without them nothing is kept from one call to the next."""
         nothing = torch.empty(0)
-        return cls(None, (), (), 1, nothing, nothing, ())
+        slot_mappings = () if slots is None else (slots,)
+        return cls(None, caches, (0,) * len(caches), 1, nothing, nothing, slot_mappings)
 
     def attend(
         self,
@@ -88,23 +102,62 @@ class AttentionStep:
         out: Tensor | None = None,
     ) -> Tensor:
         """Write the new KV, then attend. query (T, Hq, D), key and value (T, Hkv, D)."""
+        self.store(layer, key, value)
+        return self.read(layer, query, scale=scale, window=window, softcap=softcap, out=out)
+
+    def target(self, layer: int) -> StoreTarget:
+        """Where the new KV of `layer` goes, for a kernel that writes it on its way."""
+        return StoreTarget(*self.caches[layer], self.slot_mappings[self.group_of[layer]])
+
+    def store(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Write the new KV of `layer`, key and value (T, Hkv, D); tokens at slot -1 are skipped."""
+        if self.kernels is not None:
+            target = self.target(layer)
+            self.kernels.store_kv(key, value, target.key_cache, target.value_cache, target.slots)
+        elif self.caches:
+            target = self.target(layer)
+            target.key_cache[target.slots], target.value_cache[target.slots] = key, value
+        else:
+            self._stored = (key, value)
+
+    def read(
+        self,
+        layer: int,
+        query: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Attend to the sequences' KV, the new tokens' included, which were written before."""
         if self.kernels is None:
-            copies = (query.clone(), key.clone(), value.clone())
-            self.calls.append(AttentionCall(layer, *copies, scale, window, softcap))
-            return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+            return self._note(layer, query, scale, window, softcap)
         key_cache, value_cache = self.caches[layer]
-        group = self.group_of[layer]
-        self.kernels.store_kv(key, value, key_cache, value_cache, self.slot_mappings[group])
         bounds = (self.query_start_loc, self.seq_lens)
         options = {"scale": scale, "window": window, "softcap": softcap, "out": out}
         if self.block_tables is None:
             return self.kernels.contiguous_attention(
                 query, key_cache, value_cache, self.start_slots, *bounds, **options
             )
-        table = self.block_tables[group]
+        table = self.block_tables[self.group_of[layer]]
         return self.kernels.paged_attention(
             query, key_cache, value_cache, table, self.page_size, *bounds, **options
         )
+
+    def _note(
+        self, layer: int, query: Tensor, scale: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        """What a probe does for attention: a sequence of length one attends to its own value."""
+        if self.caches:
+            target = self.target(layer)
+            key, value = target.key_cache[target.slots], target.value_cache[target.slots]
+        else:
+            assert self._stored is not None  # `store` comes before `read`
+            key, value = self._stored
+        copies = (query.clone(), key.clone(), value.clone())
+        self.calls.append(AttentionCall(layer, *copies, scale, window, softcap))
+        return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
 
 
 def kv_attention(

@@ -19,7 +19,7 @@ class ModelRunner:
 
     attention: "paged" reads through block tables, "contiguous" from each sequence's first
     slot on, which asks for an allocator that hands out consecutive pages. fused: use
-    `harness.engine.device.fused` where the model allows it; `lean` says whether it did.
+    `harness.engine.device.lean` where the model allows it; `lean` says whether it did.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ModelRunner:
         self.kernels = kernels
         self.attention = attention
         self.device = pool.storage.device
-        self.lean = loaded.lean if fused else None
+        self.lean = loaded.lean.decoder(kernels.name) if fused and loaded.lean else None
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (sample rows, vocabulary); the KV of all tokens is written on the way."""
