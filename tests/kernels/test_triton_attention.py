@@ -160,6 +160,17 @@ def test_head_sizes_of_real_models(head_dim: int) -> None:
     torch.testing.assert_close(paged(batch, None), expected(batch), rtol=2e-3, atol=2e-3)
 
 
+def test_empty_batch() -> None:
+    batch = make_batch([(0, 9)])
+    nobody = batch._replace(
+        block_table=batch.block_table[:0],
+        query_start_loc=batch.query_start_loc[:1],
+        seq_lens=batch.seq_lens[:0],
+    )
+    for nothing in (batch, nobody):
+        assert paged(nothing, None).shape == (0, 4, 16)
+
+
 def test_table_without_columns() -> None:
     """No sequence has a context: there is nothing to look up."""
     batch = make_batch([(1, 0), (3, 0)])
