@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from kernels.variant import KernelShape, Variant
 
 
 @triton.jit
@@ -189,3 +193,23 @@ def copy_block(row_size: int) -> int:
 def _layers(cache: Tensor) -> Tensor:
     """(layers, num_slots, num_kv_heads, head_dim)."""
     return cache.unsqueeze(0) if cache.dim() == 3 else cache.flatten(0, -4)
+
+
+def variants(shape: KernelShape) -> Iterator[Variant]:
+    """Storing a token; gathering pages to the staging buffer, and writing them."""
+    pointer = f"*{shape.element}:16"
+    row = shape.num_kv_heads * shape.head_dim
+    strides = dict.fromkeys(("key_stride", "value_stride", "slot_stride"), "i32:16")
+    tensors = dict.fromkeys(("key", "value", "key_cache", "value_cache"), pointer)
+    types = tensors | {"slot_mapping": "*i64:16"} | strides
+    yield Variant(store_kv_kernel, types, {"ROW": row, "BLOCK": triton.next_power_of_2(row)})
+    places = ("source", "staged", "destination")
+    types = dict.fromkeys((f"{place}_{kind}" for place in places for kind in _KINDS), pointer)
+    types |= {"pages": "*i64", "num_staged": "i32", "row_size": "i32:16"}
+    types |= dict.fromkeys((f"{place}_layer_stride" for place in places), "i64:16")
+    block = copy_block(row * (shape.page_size or 1))
+    for gather in (True, False):
+        yield Variant(copy_pages_kernel, types, {"GATHER": gather, "BLOCK": block})
+
+
+_KINDS = ("keys", "values")

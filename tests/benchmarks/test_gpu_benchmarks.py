@@ -1,0 +1,152 @@
+"""The benchmarks for GPUs count, time and compare rightly; no figure of theirs is tested."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from benchmarks.attention_peers import (
+    AbsentError,
+    arguments_for,
+    flash_attention_3,
+    flashinfer,
+    sdpa,
+)
+from benchmarks.decode_cases import Case, Shape, Store, cost_of, error_of, make_inputs, our_calls
+from benchmarks.engine import roofline_s, summarise, workload
+from benchmarks.read_kernel import num_programs, read_all
+from benchmarks.timing import WallTimer
+from harness.engine.device.model_shape import model_preset, model_shape
+from kernels import backend
+
+CPU = torch.device("cpu")
+SHAPE = Shape(4, 2, 16, torch.float32)
+RATES = {"read bandwidth": 4000.0, "matrix product": 800.0}
+
+
+@pytest.fixture(scope="module")
+def store() -> Store:
+    return Store.filled(SHAPE, 256, CPU, l2_bytes=0)
+
+
+@pytest.mark.parametrize("page_size", [0, 1, 16])
+def test_what_is_timed_is_checked_and_a_wrong_page_shows(store: Store, page_size: int) -> None:
+    inputs = make_inputs(store, Case(3, 32, page_size))
+    calls = our_calls(backend.load("cpu", "reference"), inputs)
+    assert error_of(calls[0](), inputs) < 1e-5
+    places = inputs.tables[0] if page_size else inputs.starts[0]
+    places[0] = places[1]
+    assert error_of(inputs.outs[0], inputs) > 0.1
+
+
+def test_sets_of_inputs_share_no_slot_and_exceed_the_cache() -> None:
+    store = Store.filled(SHAPE, 256, CPU, l2_bytes=4096)
+    case = Case(2, 16, 4)
+    inputs = make_inputs(store, case)
+    assert len(inputs.tables) == 2  # of 32 tokens of 256 bytes, for three caches of 4096
+    pages = torch.cat([table.flatten() for table in inputs.tables])
+    assert len(pages.unique()) == len(pages)
+    assert len(make_inputs(store, Case(8, 32, 0)).starts) == 1  # no more fit
+
+
+def test_least_bytes_are_keys_values_queries_outputs_and_the_table() -> None:
+    cost = cost_of(Case(3, 32, 16), SHAPE)
+    assert cost.read_bytes == 3 * (32 * SHAPE.token_bytes + 4 * 16 * 4 + 2 * 4)
+    assert cost_of(Case(3, 32, 0), SHAPE).read_bytes == cost.read_bytes - 3 * 2 * 4
+    assert cost.flops == 3 * 4 * 32 * 4 * 16
+
+
+def test_torch_is_a_peer_on_contiguous_keys_only(store: Store) -> None:
+    inputs = make_inputs(store, Case(2, 32, 0))
+    (peer,) = sdpa(inputs)
+    assert error_of(peer.calls[0](), inputs) < 1e-5
+    with pytest.raises(AbsentError, match="no pages"):
+        sdpa(make_inputs(store, Case(2, 32, 16)))
+
+
+@pytest.mark.parametrize("peer", [flash_attention_3, flashinfer])
+def test_a_peer_that_is_not_there_says_so(peer, store: Store) -> None:
+    with pytest.raises(AbsentError):
+        peer(make_inputs(store, Case(2, 32, 16)))
+
+
+class Parameter(NamedTuple):
+    name: str
+    type: str
+    default: bool = False
+
+    def has_default_value(self) -> bool:
+        return self.default
+
+
+def test_a_library_is_called_by_the_names_in_its_schema() -> None:
+    parameters = [
+        Parameter("k", "Tensor"), Parameter("q", "Tensor"), Parameter("k_new", "Optional[Tensor]"),
+        Parameter("is_rotary_interleaved", "bool"), Parameter("sm_margin", "int"),
+        Parameter("pack_gqa", "Optional[bool]", default=True),
+    ]  # fmt: skip
+    found = arguments_for(parameters, {"q": 1, "k": 2, "unknown": 3})
+    assert found == {
+        "k": 2, "q": 1, "k_new": None, "is_rotary_interleaved": False, "sm_margin": 0,
+    }  # fmt: skip
+
+
+def test_the_read_kernel_reads_every_word_once() -> None:
+    source = torch.arange(5000, dtype=torch.int32)
+    sums = torch.zeros(num_programs(5000, 256, 3), dtype=torch.int32)
+    read_all(source, sums, 256, 3)
+    assert int(sums.sum()) == 5000 * 4999 // 2
+    assert (sums > 0).all()
+
+
+def test_calls_take_turns_and_the_first_round_is_not_counted() -> None:
+    seen: list[int] = []
+    calls = [lambda i=i: seen.append(i) for i in range(3)]  # type: ignore[misc]
+    timing = WallTimer(least_rounds=7).time(calls, limit_s=0.0)
+    assert seen == [0, 0, 1, 2, 0, 1, 2, 0]
+    assert timing.rounds == 7 and timing.method == "wall"
+    assert timing.low_us <= timing.median_us <= timing.high_us
+
+
+def test_a_step_of_the_large_model_reads_its_weights_and_keys_once() -> None:
+    """By hand: every weight but the input embedding, the KV, and logits of 4 bytes twice."""
+    shape = model_shape(model_preset("llama_3_1_8b"))
+    weights = shape.num_parameters - shape.vocab_size * shape.hidden_size
+    least = 2 * weights / 4e12 + 64 * 1024 * 131072 / 4e12
+    assert roofline_s(shape, 64, 64 * 1024, RATES) == pytest.approx(least, rel=0.02)
+    compute_bound = roofline_s(shape, 1024, 0, RATES)
+    assert compute_bound == pytest.approx(2 * 1024 * weights / 800e12, rel=0.02)
+
+
+def step(start_s: float, prefill: int, decode: int) -> SimpleNamespace:
+    return SimpleNamespace(start_s=start_s, num_prefill_tokens=prefill, num_decode_tokens=decode)
+
+
+def test_only_steps_in_which_all_decode_are_counted() -> None:
+    """Four prefill, four settle, five at 10 ms count, then one has ended."""
+    times = (
+        [0.0, 1.0, 2.0, 3.0] + [4 + 0.5 * k for k in range(4)] + [6 + 0.01 * k for k in range(6)]
+    )
+    kinds = [(8, 0)] * 4 + [(0, 2)] * 10
+    steps = [step(time, *kind) for time, kind in zip(times, kinds, strict=True)]
+    steps += [step(6.06, 0, 1), step(9.0, 0, 1)]
+    entries = [SimpleNamespace(token=100)] * len(steps)
+    shape = model_shape(model_preset("tiny"))
+    records = SimpleNamespace(steps=steps, entries=entries)
+    found = summarise(records, 2, shape, RATES)  # type: ignore[arg-type]
+    assert found["num_steps"] == 5
+    assert found["step_ms"] == pytest.approx(10.0)
+    assert found["decode_tokens_per_s"] == pytest.approx(200.0)
+    assert found["roofline_share"] == pytest.approx(found["roofline_ms"] / 10.0)
+    with pytest.raises(RuntimeError, match="all 3"):
+        summarise(records, 3, shape, RATES)  # type: ignore[arg-type]
+
+
+def test_requests_are_as_long_as_asked_and_forced() -> None:
+    requests = workload(3, 20, 5, 512).requests
+    assert [len(request.prompt_ids) for request in requests] == [20] * 3
+    assert all(request.true_output_len == 5 for request in requests)
+    assert len({tuple(request.prompt_ids) for request in requests}) == 3
