@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from harness.engine.plan import StepOutcome, StepPlan
+
+
+class CaptureReport(NamedTuple):
+    """What recording decode steps beforehand took.
+
+    sizes: numbers of rows. seconds: in all. num_bytes: device memory that it left occupied.
+    """
+
+    sizes: tuple[int, ...] = ()
+    seconds: float = 0.0
+    num_bytes: int = 0
 
 
 class Executor(Protocol):

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from harness.config import ConfigError, DeviceConfig, RunConfig
+from harness.engine.device.capture import Capture, CudaCapture, Rehearsal
 from harness.engine.device.model_shape import LayerGroup, ModelConfig, ModelShape
 from harness.engine.device.models import LoadedModel, load_model
 from harness.engine.device.torch_executor import TorchExecutor
@@ -57,9 +58,13 @@ def describe_device(config: DeviceConfig) -> str:
 
 
 class TorchDevice:
-    """A loaded model on its device; every run gets a pool and an executor of its own."""
+    """A loaded model on its device; every run gets a pool and an executor of its own.
 
-    def __init__(self, model: ModelConfig, device: DeviceConfig) -> None:
+    rehearses_graphs: on a CPU, what CUDA graphs replay is done step by step (for tests)."""
+
+    def __init__(
+        self, model: ModelConfig, device: DeviceConfig, *, rehearses_graphs: bool = False
+    ) -> None:
         self.kind = resolve_device(device)
         self._set_threads(device.threads)
         self._wanted_threads = device.threads
@@ -71,6 +76,7 @@ class TorchDevice:
         self.eos_ids = _eos_ids(self._loaded)
         self._warm: set[tuple[str, str, bool, int, str]] = set()
         self._clean_bytes: int | None = None
+        self._rehearses_graphs = rehearses_graphs
         self._drafts: dict[str, LoadedModel] = {}
 
     @property
@@ -98,7 +104,8 @@ class TorchDevice:
             self._warm.add(key)
             self._set_threads(self._wanted_threads)  # numba's thread pool resets it at its start
         self._check_clean()
-        return self._build(config, num_pages, max_len, config.engine.max_num_seqs, groups)
+        max_seqs = config.engine.max_num_seqs
+        return self._build(config, num_pages, max_len, max_seqs, groups, self._capture(config))
 
     @staticmethod
     def _set_threads(threads: int | None) -> None:
@@ -133,6 +140,7 @@ class TorchDevice:
         max_len: int,
         max_seqs: int,
         groups: Sequence[LayerGroup] = (),
+        capture: Capture | None = None,
     ) -> TorchExecutor:
         kind = config.attention.kind
         if kind == "auto":
@@ -150,7 +158,17 @@ class TorchDevice:
             fused=config.engine.fused,
             draft=self._draft(config),
             groups=groups,
+            capture=capture,
+            samples=config.workload.temperature > 0,
         )
+
+    def _capture(self, config: RunConfig) -> Capture | None:
+        """What records decode steps, if anything does."""
+        if not config.engine.cuda_graph:
+            return None
+        if self.kind == "cuda":
+            return CudaCapture(torch.device("cuda", torch.cuda.current_device()))
+        return Rehearsal() if self._rehearses_graphs else None
 
     def _draft(self, config: RunConfig) -> LoadedModel | None:
         """The draft model of speculative decoding, loaded once."""

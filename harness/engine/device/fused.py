@@ -8,6 +8,7 @@ shows the same queries, keys, values and logits as its own forward pass; nothing
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,12 @@ class FusedDecoder:
         self._num_q_heads = num_q_heads
         self._head_dim = head_dim
         self._buffers: dict[str, Tensor] = {}
+
+    def with_own_buffers(self) -> FusedDecoder:
+        """The same weights with buffers of their own, which hold what only this one computes."""
+        other = copy.copy(self)
+        other._buffers = {}
+        return other
 
     def __call__(
         self, input_ids: Tensor, positions: Tensor, sample_rows: Tensor, step: AttentionStep
