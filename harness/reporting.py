@@ -26,8 +26,5 @@ def reporting(task: Callable[[], int]) -> int:
         print(f"error: {error}{way_out}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted: finished runs are stored; the same command goes on from here",
-            file=sys.stderr,
-        )
+        print("\ninterrupted: the same command goes on from what is stored", file=sys.stderr)
         return 130

@@ -1,141 +1,275 @@
-"""Compile the Triton attention kernels for a GPU that need not be there, and count their spills."""
+"""`python -m kernels.aot`: compile the Triton kernels for GPUs that need not be there, and list the
+registers, shared memory and spilled bytes of every variant that the model presets use (by default
+those of 16 bits; the others are made for a CPU).
+
+A module joins by defining `variants` (see `kernels.variant`) and standing in MODULES.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import os
 import re
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from kernels.triton_attention import decode_tiling, prefill_tiling
-from kernels.triton_cache import copy_rows_kernel, store_kv_kernel
-from kernels.triton_decode import decode_join_kernel, decode_splits_kernel
-from kernels.triton_prefill import prefill_kernel
+from kernels.variant import KernelShape, Variant
 
-_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-_FLOAT32 = {"part_acc", "part_peak", "part_total"}
-_INT32 = {"table", "start_slots", "query_start_loc", "seq_lens"}
-_INT64 = {"slot_mapping", "source_ids", "destination_ids"}
-_SCALARS = {"scale": "fp32", "softcap": "fp32"}
-_NUM_SPLITS = 8
+MODULES = ("triton_decode", "triton_prefill", "triton_cache")
+"""Modules of this package whose kernels are compiled."""
 
+PRESETS = {
+    "llama_3_1_8b": KernelShape(torch.bfloat16, 32, 8, 128, 4096, 14336),
+    "llama_3_2_1b": KernelShape(torch.bfloat16, 32, 8, 64, 2048, 8192),
+    "llama_13b": KernelShape(torch.float16, 40, 40, 128, 5120, 13824),
+    "opt_13b": KernelShape(torch.float16, 40, 40, 128, 5120, 20480),
+    "opt_66b": KernelShape(torch.float16, 72, 72, 128, 9216, 36864),
+    "opt_175b": KernelShape(torch.float16, 96, 96, 128, 12288, 49152),
+    "small": KernelShape(torch.float32, 8, 4, 64, 512, 1408),
+    "small_draft": KernelShape(torch.float32, 2, 1, 64, 128, 352),
+    "tiny": KernelShape(torch.float32, 4, 2, 16, 64, 128),
+    "tiny_32k": KernelShape(torch.float32, 4, 2, 16, 64, 128),
+    "tiny_32k_window": KernelShape(torch.float32, 4, 2, 16, 64, 128, window=True),
+    "tiny_32k_alternating": KernelShape(torch.float32, 4, 2, 16, 64, 128, window=True),
+}
+"""conf/model's shapes."""
 
-class Variant(NamedTuple):
-    """A kernel with its compile-time values, as the launchers start it on even shapes."""
+_GPU_PRESETS = [name for name, shape in PRESETS.items() if shape.dtype != torch.float32]
 
-    kernel: Any
-    constants: dict[str, Any]
-    num_warps: int
-    num_stages: int
+CAPABILITIES = (80, 90, 100)
+PAGE_SIZES = (1, 16, 64, 256)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TOOLS = Path("backends") / "nvidia" / "bin"
 
 
 class Resources(NamedTuple):
-    """What one thread of a compiled kernel takes; stack_bytes > 0 means that registers spill."""
+    """What one thread of a compiled kernel takes, and shared bytes a program.
+
+    stack_bytes: local memory a thread; spilled_bytes: stores and loads of spilled registers, in
+    bytes a thread, as ptxas counts them.
+    """
 
     kernel: str
     registers: int
     stack_bytes: int
+    spilled_bytes: int
     shared_bytes: int
 
 
-def variants(
-    *,
-    head_dim: int,
-    page_size: int,
-    dtype: torch.dtype,
-    group: int = 4,
-    has_table: bool = True,
-    softcap: bool = False,
-) -> Iterator[Variant]:
-    """Every kernel, with the tile sizes that the launchers choose for these shapes."""
-    block_d = max(16, triton.next_power_of_2(head_dim))
-    attention = {
-        "GROUP": group,
-        "HEAD_DIM": head_dim,
-        "BLOCK_D": block_d,
-        "PAGE_SIZE": page_size,
-        "HAS_TABLE": has_table,
-        "HAS_SOFTCAP": softcap,
-        "PRECISION": "tf32" if dtype == torch.float32 else "ieee",
-    }
-    for kernel, tiling, more in (
-        (
-            decode_splits_kernel,
-            decode_tiling(group, head_dim, dtype),
-            {"NUM_SPLITS": _NUM_SPLITS},
-        ),
-        (prefill_kernel, prefill_tiling(group, head_dim, dtype), {}),
-    ):
-        sizes = {"BLOCK_M": tiling.block_m, "TILE_N": tiling.tile_n, **more}
-        yield Variant(kernel, attention | sizes, tiling.num_warps, tiling.num_stages)
-    joined = {"HEAD_DIM": head_dim, "BLOCK_D": block_d, "NUM_SPLITS": _NUM_SPLITS}
-    yield Variant(decode_join_kernel, joined, 2, 2)
-    row = 8 * head_dim
-    yield Variant(store_kv_kernel, {"ROW": row, "BLOCK": triton.next_power_of_2(row)}, 4, 2)
-    for gather in (True, False):
-        yield Variant(copy_rows_kernel, {"GATHER": gather, "BLOCK": 4096}, 4, 2)
+class Row(NamedTuple):
+    """One line of the report."""
+
+    capability: int
+    models: str
+    setting: str
+    resources: Resources
 
 
-def compile_variant(variant: Variant, dtype: torch.dtype, capability: int) -> Resources:
+class _Job(NamedTuple):
+    """Picklable: a variant is found again by its place among its module's."""
+
+    models: str
+    shape: KernelShape
+    module: str
+    place: int
+    capability: int
+
+
+def variants(shape: KernelShape, modules: Iterable[str] = MODULES) -> Iterator[Variant]:
+    """Every kernel as its launcher starts it for this shape."""
+    for module in modules:
+        yield from importlib.import_module(f"kernels.{module}").variants(shape)
+
+
+def compile_variant(variant: Variant, capability: int) -> Resources:
     """Compile for sm_`capability` (80, 90, ...) and read what the binary takes.
 
-    Pointers and strides are taken to be divisible by 16, as they are for whole tensors with such
-    head sizes; without that hint another kernel is compiled than the one that runs. Needs an
-    environment without TRITON_INTERPRET.
+    Raises RuntimeError where triton was imported with TRITON_INTERPRET: nothing is compiled then.
     """
-    names = variant.kernel.arg_names
-    plain = {variant.kernel.params[i].name for i in range(len(names)) if _unhinted(variant, i)}
-    signature = {name: _type_of(name, variant.constants, dtype) for name in names}
-    constants = {(names.index(name),): value for name, value in variant.constants.items()}
+    compiled = compile_kernel(variant, capability)
+    registers, stack = _usage_of(compiled.asm["cubin"])
+    # a stack may hold an array instead of spilled registers: only ptxas tells
+    spilled = _spilled_bytes(compiled.asm["ptx"], capability) if stack else 0
+    name = variant.kernel.__name__
+    return Resources(name, registers, stack, spilled, compiled.metadata.shared)
+
+
+def compile_kernel(variant: Variant, capability: int) -> Any:
+    """Triton's compiled kernel: `.asm` has "ttgir", "ptx" and "cubin"."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if not hasattr(variant.kernel, "arg_names") or triton.knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET is set: unset it to compile kernels")
+    names = list(variant.kernel.arg_names)
+    types = {name: variant.types.get(name, "constexpr") for name in names}
+    missing = [n for n in names if n not in variant.types and n not in variant.constants]
+    if missing or variant.types.keys() & variant.constants.keys():
+        raise ValueError(f"{variant.kernel.__name__}: {missing} have neither a type nor a value")
     hints = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
-        if name not in variant.constants and name not in _SCALARS and name not in plain
+        if types[name].endswith(":16")
     }
-    source = ASTSource(fn=variant.kernel, signature=signature, constexprs=constants, attrs=hints)
+    source = ASTSource(
+        fn=variant.kernel,
+        signature={name: kind.removesuffix(":16") for name, kind in types.items()},
+        constexprs={(names.index(name),): value for name, value in variant.constants.items()},
+        attrs=hints,
+    )
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    registers, stack = _usage_of(compiled.asm["cubin"])
-    return Resources(variant.kernel.__name__, registers, stack, compiled.metadata.shared)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def _unhinted(variant: Variant, index: int) -> bool:
-    """`do_not_specialize` arguments, and the copies' id stride, which is 2."""
-    parameter = variant.kernel.params[index]
-    return parameter.do_not_specialize or parameter.name == "id_stride"
+def report(
+    shapes: dict[str, KernelShape],
+    capabilities: Sequence[int],
+    page_sizes: Sequence[int | None],
+    modules: Sequence[str] = MODULES,
+    processes: int = 1,
+) -> Iterator[Row]:
+    """A row for each distinct variant, in the order of capabilities, models and kernels.
+
+    Models that ask for the same variant share a row. processes > 1 compiles side by side.
+    """
+    jobs = list(_jobs(shapes, capabilities, page_sizes, modules))
+    if processes == 1:
+        yield from map(_run_job, jobs)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        yield from pool.map(_run_job, jobs, chunksize=4)
 
 
-def _type_of(name: str, constants: dict[str, Any], dtype: torch.dtype) -> str:
-    if name in constants:
-        return "constexpr"
-    if name in _FLOAT32:
-        return "*fp32"
-    if name in _INT32:
-        return "*i32"
-    if name in _INT64:
-        return "*i64"
-    if name in _SCALARS:
-        return _SCALARS[name]
-    is_count = name.endswith("stride") or name in {"window", "num_seqs", "row_size"}
-    return "i32" if is_count else f"*{_TYPES[dtype]}"
+def _jobs(
+    shapes: dict[str, KernelShape],
+    capabilities: Sequence[int],
+    page_sizes: Sequence[int | None],
+    modules: Sequence[str],
+) -> Iterator[_Job]:
+    for capability in capabilities:
+        found: dict[str, _Job] = {}
+        for model, base in shapes.items():
+            for page_size in page_sizes:
+                shape = base._replace(page_size=page_size)
+                for module in modules:
+                    for place, variant in enumerate(variants(shape, [module])):
+                        key = _key(variant)
+                        known = found.get(key, _Job("", shape, module, place, capability))
+                        models = dict.fromkeys([*known.models.split(), model])
+                        found[key] = known._replace(models=" ".join(models))
+        yield from found.values()
+
+
+def _key(variant: Variant) -> str:
+    return repr((variant.kernel.__name__, *variant[1:]))
+
+
+def _run_job(job: _Job) -> Row:
+    variant = list(variants(job.shape, [job.module]))[job.place]
+    setting = _setting(variant, job.shape)
+    return Row(job.capability, job.models, setting, compile_variant(variant, job.capability))
+
+
+def _setting(variant: Variant, shape: KernelShape) -> str:
+    """The compile-time values that tell a kernel's variants apart, in words."""
+    parts = [f"{shape.element} D {shape.head_dim} group {shape.group}"]
+    if "PAGE_SIZE" in variant.constants:
+        parts.append(f"page {shape.page_size}" if shape.page_size else "no table")
+    for constant, word in (("HAS_WINDOW", "window"), ("HAS_SOFTCAP", "softcap")):
+        parts += [word] if variant.constants.get(constant) else []
+    if "HAS_SPLITS" in variant.constants:
+        parts.append("split" if variant.constants["HAS_SPLITS"] else "whole")
+    return " ".join(parts)
+
+
+def _tool(name: str) -> Path:
+    import triton
+
+    return Path(triton.__file__).parent / _TOOLS / name
 
 
 def _usage_of(cubin: bytes) -> tuple[int, int]:
     """Registers and stack bytes a thread, from the cuobjdump that triton brings along."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
+        command = [str(_tool("cuobjdump")), "--dump-resource-usage", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = re.search(r"REG:(\d+)\s+STACK:(\d+)", text)
     if found is None:
-        raise RuntimeError(f"{tool} printed no resource usage: {text!r}")
+        raise RuntimeError(f"{command[0]} printed no resource usage: {text!r}")
     return int(found[1]), int(found[2])
+
+
+def _spilled_bytes(ptx: str, capability: int) -> int:
+    tool = _tool("ptxas-blackwell" if capability >= 100 else "ptxas")
+    target = re.search(r"^\.target (\S+?),?$", ptx, re.MULTILINE)
+    name = target[1].rstrip(",") if target else f"sm_{capability}"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        command = [str(tool), "-v", f"--gpu-name={name}", str(source), "-o", f"{folder}/cubin"]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    return sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", text))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report; 1 if any variant spills."""
+    parsed = _parser().parse_args(arguments)
+    shapes = {name: PRESETS[name] for name in parsed.models}
+    if parsed.dtype:
+        shapes = {n: s._replace(dtype=DTYPES[parsed.dtype]) for n, s in shapes.items()}
+    pages = [size or None for size in parsed.page_sizes]
+    count, spilling = 0, 0
+    print(f"{'sm':>3}  {'kernel':20} {'regs':>4} {'shared':>7} {'spilled':>7}  variant")
+    for row in report(shapes, parsed.capabilities, pages, parsed.modules, parsed.processes):
+        count += 1
+        spilling += row.resources.spilled_bytes > 0
+        print(
+            f"{row.capability:>3}  {row.resources.kernel:20} {row.resources.registers:>4} "
+            f"{row.resources.shared_bytes:>7} {row.resources.spilled_bytes:>7}  "
+            f"{row.setting} ({row.models})",
+            flush=True,
+        )
+    print(f"{count} variants, {spilling} with spilled registers")
+    return 1 if spilling else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__)
+    add = parser.add_argument
+    add("--capabilities", type=int, nargs="+", default=CAPABILITIES, metavar="SM")
+    add(
+        "--models",
+        nargs="+",
+        choices=PRESETS,
+        default=_GPU_PRESETS,
+        metavar="MODEL",
+        help=f"of {', '.join(PRESETS)}; those of 16 bits if not given",
+    )
+    add(
+        "--page-sizes",
+        type=int,
+        nargs="+",
+        default=[*PAGE_SIZES, 0],
+        metavar="N",
+        help="0 is KV without a table",
+    )
+    add("--dtype", choices=DTYPES, help="instead of each model's own")
+    add("--modules", nargs="+", choices=MODULES, default=list(MODULES), metavar="MODULE")
+    add("--processes", type=int, default=min(8, len(os.sched_getaffinity(0))))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,45 +3,28 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from kernels.triton_cache import copy_pages, store_kv
-from kernels.triton_decode import decode_join_kernel, decode_splits_kernel
+from kernels.triton_decode import decode_kernel, join_kernel
 from kernels.triton_prefill import prefill_kernel
+from kernels.triton_tile import rows_of_group
+from kernels.tuning import (
+    AttentionTuning,
+    DecodeTuning,
+    PrefillTuning,
+    attention_tuning,
+    num_work_items,
+)
 
 __all__ = ["contiguous_attention", "copy_pages", "paged_attention", "store_kv"]
 
 _NO_WINDOW = 2**30
-_MAX_SPLITS = 32
-
-
-class Tiling(NamedTuple):
-    """Compile-time sizes of a kernel."""
-
-    block_m: int
-    tile_n: int
-    num_warps: int
-    num_stages: int
-
-
-def decode_tiling(group: int, head_dim: int, dtype: torch.dtype) -> Tiling:
-    """Sizes for the decode kernel: one padded tile row for each query of a group."""
-    wide = head_dim > 128 or dtype == torch.float32
-    return Tiling(max(16, triton.next_power_of_2(group)), 32 if wide else 64, 4, 2)
-
-
-def prefill_tiling(group: int, head_dim: int, dtype: torch.dtype) -> Tiling:
-    """Sizes for the prefill kernel: at least one query of a group.
-
-    64 x 64 at a head dimension of 128 spills on sm_80.
-    """
-    wide = head_dim > 128 or dtype == torch.float32
-    least = max(16, triton.next_power_of_2(group))
-    return Tiling(max(least, 16 if wide else 64), 32 if wide or head_dim > 64 else 64, 4, 2)
 
 
 def paged_attention(
@@ -57,11 +40,13 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     out: Tensor | None = None,
+    tuning: AttentionTuning | None = None,
 ) -> Tensor:
-    """See `reference.paged_attention`."""
+    """See `reference.paged_attention`. A batch with as many query tokens as sequences is taken to
+    have one for each. tuning: another choice than `kernels.tuning`'s."""
     where = _Where(block_table, block_table.stride(0), block_table, page_size, True)
     args = (query, key_cache, value_cache, where, query_start_loc, seq_lens)
-    return _attention(*args, scale, window, softcap, out)
+    return _attention(*args, scale, window, softcap, out, tuning)
 
 
 def contiguous_attention(
@@ -76,11 +61,12 @@ def contiguous_attention(
     window: int | None = None,
     softcap: float | None = None,
     out: Tensor | None = None,
+    tuning: AttentionTuning | None = None,
 ) -> Tensor:
-    """See `reference.contiguous_attention`."""
+    """See `paged_attention` and `reference.contiguous_attention`."""
     where = _Where(query_start_loc, 0, start_slots, 1, False)
     args = (query, key_cache, value_cache, where, query_start_loc, seq_lens)
-    return _attention(*args, scale, window, softcap, out)
+    return _attention(*args, scale, window, softcap, out, tuning)
 
 
 class _Where(NamedTuple):
@@ -104,103 +90,148 @@ def _attention(
     window: int | None,
     softcap: float | None,
     out: Tensor | None,
+    tuning: AttentionTuning | None,
 ) -> Tensor:
     out = torch.empty_like(query) if out is None else out
-    num_tokens, num_heads, head_dim = query.shape
-    num_seqs, num_kv_heads = seq_lens.shape[0], key_cache.shape[1]
+    num_tokens, _, head_dim = query.shape
     if key_cache.stride() != value_cache.stride() or key_cache.stride(2) != 1:
         raise ValueError(
             f"KV caches with strides {key_cache.stride()} and {value_cache.stride()}: "
             "the Triton kernels need equal strides with a contiguous head dimension"
         )
-    inputs = (
+    processors, capability = _chip(query.device)
+    tuning = tuning or attention_tuning(head_dim, query.dtype, capability)
+    call = _Call(
         query if query.stride(2) == 1 else query.contiguous(),
         key_cache,
         value_cache,
-        where.table,
-        where.start_slots,
+        where,
         query_start_loc,
         seq_lens,
+        out,
+        (scale, softcap or 1.0, window or _NO_WINDOW),
+        _constants(query, key_cache, where, window, softcap),
     )
-    query = inputs[0]
-    kv_strides = (key_cache.stride(0), key_cache.stride(1), where.table_stride)
-    numbers = (scale, softcap or 1.0, window or _NO_WINDOW)
-    constants = {
-        "GROUP": num_heads // num_kv_heads,
+    if num_tokens != seq_lens.shape[0]:
+        _prefill(call, tuning.prefill)
+    _decode(call, tuning.decode, tuning.split, processors)
+    return out
+
+
+class _Call(NamedTuple):
+    """The arguments of one call, as both kernels take them."""
+
+    query: Tensor
+    key_cache: Tensor
+    value_cache: Tensor
+    where: _Where
+    query_start_loc: Tensor
+    seq_lens: Tensor
+    out: Tensor
+    numbers: tuple[float, float, int]
+    constants: dict[str, Any]
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        where = (self.where.table, self.where.start_slots)
+        return (*self[:3], *where, self.query_start_loc, self.seq_lens, self.out)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        kv_strides = self.key_cache.stride()[:2]
+        return (
+            *self.query.stride()[:2],
+            *self.out.stride()[:2],
+            *kv_strides,
+            self.where.table_stride,
+        )
+
+
+def _constants(
+    query: Tensor, key_cache: Tensor, where: _Where, window: int | None, softcap: float | None
+) -> dict[str, Any]:
+    head_dim = query.shape[2]
+    return {
+        "GROUP": query.shape[1] // key_cache.shape[1],
         "HEAD_DIM": head_dim,
         "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
         "PAGE_SIZE": where.page_size,
         "HAS_TABLE": where.has_table,
+        "HAS_WINDOW": bool(window),
         "HAS_SOFTCAP": bool(softcap),
         "PRECISION": _precision(query.dtype),
     }
-    group = constants["GROUP"]
-    if num_tokens != num_seqs:
-        tiling = prefill_tiling(group, head_dim, query.dtype)
-        num_blocks = num_tokens // (tiling.block_m // group) + num_seqs
-        prefill_kernel[(num_blocks, num_kv_heads)](
-            *inputs,
-            out,
-            query.stride(0),
-            query.stride(1),
-            out.stride(0),
-            out.stride(1),
-            *kv_strides,
-            num_seqs,
-            *numbers,
-            **constants,
-            BLOCK_M=tiling.block_m,
-            TILE_N=tiling.tile_n,
-            num_warps=tiling.num_warps,
-            num_stages=tiling.num_stages,
-        )
-    splits = num_splits(num_seqs * num_kv_heads, query.device)
-    part_acc = query.new_empty((num_seqs, num_heads, splits, head_dim), dtype=torch.float32)
-    part_peak = query.new_empty((num_seqs, num_heads, splits), dtype=torch.float32)
-    part_total = torch.empty_like(part_peak)
-    tiling = decode_tiling(group, head_dim, query.dtype)
-    decode_splits_kernel[(num_seqs, num_kv_heads, splits)](
-        *inputs,
-        part_acc,
-        part_peak,
-        part_total,
-        query.stride(0),
-        query.stride(1),
-        *kv_strides,
-        *numbers,
-        **constants,
-        BLOCK_M=tiling.block_m,
-        TILE_N=tiling.tile_n,
-        NUM_SPLITS=splits,
-        num_warps=tiling.num_warps,
-        num_stages=tiling.num_stages,
+
+
+def _prefill(call: _Call, tuning: PrefillTuning) -> None:
+    num_tokens, num_seqs = call.query.shape[0], call.seq_lens.shape[0]
+    group = call.constants["GROUP"]
+    block_m = max(tuning.block_m, rows_of_group(group))
+    num_blocks = num_tokens // (block_m // group) + num_seqs
+    prefill_kernel[(call.key_cache.shape[1], num_blocks)](
+        *call.inputs,
+        *call.strides,
+        num_seqs,
+        *call.numbers,
+        **call.constants,
+        BLOCK_M=block_m,
+        TILE_N=tuning.tile_n,
+        num_warps=tuning.num_warps,
+        num_stages=tuning.num_stages,
     )
-    decode_join_kernel[(num_seqs, num_heads)](
+
+
+def _decode(call: _Call, tuning: DecodeTuning, split: int | None, processors: int) -> None:
+    query, out = call.query, call.out
+    num_seqs, num_kv_heads = call.seq_lens.shape[0], call.key_cache.shape[1]
+    _, num_heads, head_dim = query.shape
+    budget, items = num_work_items(num_seqs, num_kv_heads, processors, tuning, split)
+    parts = items if budget else 0
+    part_acc = query.new_empty((parts, num_heads, head_dim), dtype=torch.float32)
+    part_lse = query.new_empty((parts, num_heads), dtype=torch.float32)
+    plan = query.new_empty((num_seqs, 2), dtype=torch.int32)
+    decode_kernel[(num_kv_heads, items)](
+        *call.inputs,
         part_acc,
-        part_peak,
-        part_total,
-        query_start_loc,
+        part_lse,
+        plan,
+        *call.strides,
+        num_seqs,
+        budget,
+        *call.numbers,
+        **call.constants,
+        BLOCK_M=rows_of_group(call.constants["GROUP"]),
+        BLOCK_S=max(128, triton.next_power_of_2(num_seqs)),
+        TILE_N=tuning.tile_n,
+        LEAST_TILES=max(1, tuning.least_tokens // tuning.tile_n),
+        HAS_SPLITS=budget > 0,
+        num_warps=tuning.num_warps,
+        num_stages=tuning.num_stages,
+    )
+    if not budget:
+        return
+    block_p = min(64, max(4, triton.next_power_of_2(triton.cdiv(budget, num_seqs))))
+    join_kernel[(num_heads, num_seqs)](
+        part_acc,
+        part_lse,
+        plan,
+        call.query_start_loc,
         out,
-        out.stride(0),
-        out.stride(1),
+        *out.stride()[:2],
         HEAD_DIM=head_dim,
-        BLOCK_D=constants["BLOCK_D"],
-        NUM_SPLITS=splits,
-        num_warps=2,
+        BLOCK_D=call.constants["BLOCK_D"],
+        BLOCK_P=block_p,
+        num_warps=1 if block_p <= 8 else 4,
     )
-    return out
 
 
-def num_splits(num_groups: int, device: torch.device) -> int:
-    """Splits that fill the device twice over with `num_groups` sequences x KV heads.
-
-    A power of two that depends on no length, so a captured graph stays valid.
-    """
+@cache
+def _chip(device: torch.device) -> tuple[int, int]:
+    """Processors and capability (90 for 9.0); the interpreter gets a chip of four programs."""
     if device.type != "cuda":
-        return 2
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    wanted = triton.next_power_of_2(triton.cdiv(2 * processors, max(1, num_groups)))
-    return min(_MAX_SPLITS, wanted)
+        return 2, 80
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, 10 * properties.major + properties.minor
 
 
 def _precision(dtype: torch.dtype) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from kernels.variant import KernelShape, Variant
 
 
 @triton.jit
@@ -124,3 +128,19 @@ def copy_pages(key_cache: Tensor, value_cache: Tensor, copies: Tensor, page_size
                 GATHER=gather,
                 BLOCK=block,
             )
+
+
+def variants(shape: KernelShape) -> Iterator[Variant]:
+    """Storing a token, and gathering and scattering pages."""
+    pointer = f"*{shape.element}:16"
+    row = shape.num_kv_heads * shape.head_dim
+    strides = dict.fromkeys(("key_stride", "value_stride", "slot_stride"), "i32:16")
+    tensors = dict.fromkeys(("key", "value", "key_cache", "value_cache"), pointer)
+    types = tensors | {"slot_mapping": "*i64:16"} | strides
+    yield Variant(store_kv_kernel, types, {"ROW": row, "BLOCK": triton.next_power_of_2(row)})
+    ids = dict.fromkeys(("source_ids", "destination_ids"), "*i64")
+    sizes = ("source_layer_stride", "destination_layer_stride", "row_size")
+    types = dict.fromkeys(("source", "destination"), pointer) | ids
+    types |= dict.fromkeys(sizes, "i32:16") | {"id_stride": "i32"}
+    for gather in (True, False):
+        yield Variant(copy_rows_kernel, types, {"GATHER": gather, "BLOCK": 4096})

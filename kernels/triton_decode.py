@@ -1,17 +1,73 @@
-"""Decode attention in Triton: each sequence's KV is split, a second kernel joins the parts.
+"""Decode attention in Triton: work is cut into pieces of about equal size, a second kernel joins
+the pieces of a sequence.
 
-Flash-Decoding (Dao et al., 2023). The number of splits and the grid depend on no length, so that
-a CUDA graph captured once serves every later step.
+Flash-Decoding (Dao et al., 2023) splits every sequence alike. Here a grid of fixed size shares out
+the tiles of the whole batch, as FlashInfer's plan does on the host (Ye et al., 2025, section
+3.3.1); it is computed on the device, so that a captured CUDA graph fits whatever the lengths
+become and one long sequence beside short ones does not leave the chip idle.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator
 
 import triton
 import triton.language as tl
 
-from kernels.triton_tile import attend_tile, tile_slots
+from kernels.triton_tile import (
+    LOWEST_LOGIT,
+    attend_tiles,
+    attention_constants,
+    attention_types,
+    rows_of_group,
+)
+from kernels.tuning import attention_tuning
+from kernels.variant import KernelShape, Variant
 
 
-@triton.jit(do_not_specialize=["window", "table_stride"])
-def decode_splits_kernel(
+@triton.jit
+def _piece_of_item(
+    query_start_loc,
+    seq_lens,
+    num_seqs,
+    item,
+    budget,
+    window,
+    TILE_N: tl.constexpr,
+    LEAST_TILES: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """(sequence or -1, its first item, tiles a piece at most) of a work item.
+
+    A piece is at most max(LEAST_TILES, ceil(all tiles / budget)) tiles of one sequence; that makes
+    at most budget + num_seqs pieces. A sequence without context has one piece, one that does not
+    decode has none.
+    """
+    s = tl.arange(0, BLOCK_S)
+    is_seq = s < num_seqs
+    context = tl.load(seq_lens + s, mask=is_seq, other=0)
+    last = tl.load(query_start_loc + s + 1, mask=is_seq, other=0)
+    first = tl.load(query_start_loc + s, mask=is_seq, other=0)
+    tiles = tl.maximum(_num_tiles(context, window, TILE_N, HAS_WINDOW), 1)
+    tiles = tl.where(last - first == 1, tiles, 0)
+    share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), budget), LEAST_TILES)
+    stop = tl.cumsum(tl.cdiv(tiles, share), 0)
+    is_before = stop <= item
+    seq = tl.sum(is_before.to(tl.int32), 0)
+    first_item = tl.max(tl.where(is_before, stop, 0), 0)
+    return tl.where(seq < BLOCK_S, seq, -1), first_item, share
+
+
+@triton.jit
+def _num_tiles(context, window, TILE_N: tl.constexpr, HAS_WINDOW: tl.constexpr):
+    if HAS_WINDOW:
+        return tl.cdiv(context, TILE_N) - tl.maximum(context - window, 0) // TILE_N
+    return tl.cdiv(context, TILE_N)
+
+
+@triton.jit(do_not_specialize=["window", "table_stride", "num_seqs", "budget"])
+def decode_kernel(
     query,
     key_cache,
     value_cache,
@@ -19,14 +75,19 @@ def decode_splits_kernel(
     start_slots,
     query_start_loc,
     seq_lens,
+    out,
     part_acc,
-    part_peak,
-    part_total,
+    part_lse,
+    plan,
     query_token_stride,
     query_head_stride,
+    out_token_stride,
+    out_head_stride,
     slot_stride,
     head_stride,
     table_stride,
+    num_seqs,
+    budget,
     scale,
     softcap,
     window,
@@ -34,110 +95,183 @@ def decode_splits_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     TILE_N: tl.constexpr,
+    LEAST_TILES: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
     HAS_TABLE: tl.constexpr,
+    HAS_SPLITS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One split of one sequence and KV head; the rows of the tile are the queries of the group.
+    """One piece of one sequence and KV head; the rows of the tile are the queries of the group.
 
-    Sequences with a query count other than 1 are left alone. Writes part_acc (num_seqs, q heads,
-    NUM_SPLITS, HEAD_DIM), part_peak and part_total (num_seqs, q heads, NUM_SPLITS), all float32;
-    a split without tokens writes total 0 and leaves part_acc as it is.
+    Grid: (KV heads, work items). Without splits an item is a whole sequence. A sequence in one
+    piece goes to `out` at once; any other to part_acc (items, q heads, HEAD_DIM) and part_lse
+    (items, q heads), the base-2 logarithm of the sum of weights, all float32. plan (num_seqs, 2),
+    int32, is each decoding sequence's first item and number of pieces. Sequences with a query
+    count other than 1 are left alone.
     """
-    seq = tl.program_id(0)
-    kv_head = tl.program_id(1)
-    split = tl.program_id(2)
+    # heads side by side: programs that run together read neighbouring bytes of the same slots
+    kv_head = tl.program_id(0)
+    item = tl.program_id(1)
+    seq = item
+    first_item = item
+    share = 1
+    if HAS_SPLITS:
+        seq, first_item, share = _piece_of_item(
+            query_start_loc,
+            seq_lens,
+            num_seqs,
+            item,
+            budget,
+            window,
+            TILE_N,
+            LEAST_TILES,
+            HAS_WINDOW,
+            BLOCK_S,
+        )
+        if seq < 0:
+            return
+    else:
+        if tl.load(query_start_loc + seq + 1) - tl.load(query_start_loc + seq) != 1:
+            return
     token = tl.load(query_start_loc + seq)
-    if tl.load(query_start_loc + seq + 1) - token != 1:
-        return
     context = tl.load(seq_lens + seq)
-    lowest = tl.maximum(context - window, 0)
-    share = tl.cdiv(tl.cdiv(context - lowest, NUM_SPLITS), TILE_N) * TILE_N
-    begin = lowest + split * share
-    end = tl.minimum(begin + share, context)
+    lowest = 0
+    if HAS_WINDOW:
+        lowest = tl.maximum(context - window, 0)
+    begin = lowest // TILE_N * TILE_N
+    stop = context
+    num_pieces = 1
+    if HAS_SPLITS:
+        tiles = tl.maximum(_num_tiles(context, window, TILE_N, HAS_WINDOW), 1)
+        num_pieces = tl.cdiv(tiles, share)
+        # the pieces of a sequence are as equal as its tiles allow
+        piece = item - first_item
+        stop = tl.minimum(begin + tiles * (piece + 1) // num_pieces * TILE_N, context)
+        begin += tiles * piece // num_pieces * TILE_N
+        if (kv_head == 0) & (piece == 0):
+            tl.store(plan + 2 * seq, first_item)
+            tl.store(plan + 2 * seq + 1, num_pieces)
 
     m = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
-    row = seq.to(tl.int64) * tl.num_programs(1) * GROUP + kv_head * GROUP + m
-    part = row * NUM_SPLITS + split
-    if begin >= end:
-        tl.store(part_peak + part, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=m < GROUP)
-        tl.store(part_total + part, tl.zeros([BLOCK_M], tl.float32), mask=m < GROUP)
-        return
-
+    heads = kv_head * GROUP + m
     is_real = (m < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
-    q_row = token.to(tl.int64) * query_token_stride + (kv_head * GROUP + m) * query_head_stride
+    q_row = token.to(tl.int64) * query_token_stride + heads * query_head_stride
     q = tl.load(query + q_row[:, None] + d[None, :], mask=is_real, other=0.0)
-    table_row = table + seq.to(tl.int64) * table_stride
     start_slot = tl.full([], 0, tl.int64)
     if not HAS_TABLE:
         start_slot = tl.load(start_slots + seq).to(tl.int64)
     head = kv_head.to(tl.int64) * head_stride
 
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    for first in range(begin, end, TILE_N):
-        positions = first + tl.arange(0, TILE_N)
-        in_context = positions < end
-        slots = tile_slots(positions, in_context, table_row, start_slot, PAGE_SIZE, HAS_TABLE)
-        visible = tl.broadcast_to(in_context[None, :], [BLOCK_M, TILE_N])
-        acc, peak, total = attend_tile(
-            q,
-            acc,
-            peak,
-            total,
-            key_cache + head,
-            value_cache + head,
-            slots,
-            in_context,
-            visible,
-            slot_stride,
-            scale,
-            softcap,
-            HEAD_DIM,
-            BLOCK_D,
-            HAS_SOFTCAP,
-            PRECISION,
-        )
-    tl.store(part_acc + part[:, None] * HEAD_DIM + d[None, :], acc, mask=is_real)
-    tl.store(part_peak + part, peak, mask=m < GROUP)
-    tl.store(part_total + part, total, mask=m < GROUP)
+    # Every tile is masked: the mask costs a dozen of some 400 instructions, and a last tile of its
+    # own would be loaded after the others, not with them.
+    acc, peak, total = attend_tiles(
+        q,
+        tl.zeros([BLOCK_M, BLOCK_D], tl.float32),
+        tl.full([BLOCK_M], LOWEST_LOGIT, tl.float32),
+        tl.zeros([BLOCK_M], tl.float32),
+        key_cache + head,
+        value_cache + head,
+        table + seq.to(tl.int64) * table_stride,
+        start_slot,
+        slot_stride,
+        m,
+        begin,
+        stop,
+        lowest,
+        context,
+        scale,
+        softcap,
+        window,
+        HEAD_DIM,
+        BLOCK_D,
+        TILE_N,
+        PAGE_SIZE,
+        HAS_TABLE,
+        HAS_WINDOW,
+        HAS_SOFTCAP,
+        True,
+        False,
+        PRECISION,
+    )
+    result = acc / tl.where(total == 0, 1.0, total)[:, None]
+    if num_pieces == 1:
+        out_row = token.to(tl.int64) * out_token_stride + heads * out_head_stride
+        target = out + out_row[:, None] + d[None, :]
+        tl.store(target, result.to(out.dtype.element_ty), mask=is_real)
+    else:
+        part = item.to(tl.int64) * tl.num_programs(0) * GROUP + heads
+        tl.store(part_acc + part[:, None] * HEAD_DIM + d[None, :], result, mask=is_real)
+        tl.store(part_lse + part, peak + tl.log2(total), mask=m < GROUP)
 
 
 @triton.jit
-def decode_join_kernel(
+def join_kernel(
     part_acc,
-    part_peak,
-    part_total,
+    part_lse,
+    plan,
     query_start_loc,
     out,
     out_token_stride,
     out_head_stride,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
 ):
-    """Join the splits of one sequence and query head; no tokens at all give zeros."""
-    seq = tl.program_id(0)
-    head = tl.program_id(1)
+    """Join the pieces of one sequence and query head, BLOCK_P at a time; one piece is done with.
+
+    Grid: (q heads, num_seqs).
+    """
+    head = tl.program_id(0)
+    seq = tl.program_id(1)
     token = tl.load(query_start_loc + seq)
     if tl.load(query_start_loc + seq + 1) - token != 1:
         return
-    s = tl.arange(0, NUM_SPLITS)
+    num_pieces = tl.load(plan + 2 * seq + 1)
+    if num_pieces == 1:
+        return
+    first_item = tl.load(plan + 2 * seq).to(tl.int64)
+    p = tl.arange(0, BLOCK_P)
     d = tl.arange(0, BLOCK_D)
-    part = (seq.to(tl.int64) * tl.num_programs(1) + head) * NUM_SPLITS + s
-    total = tl.load(part_total + part)
-    peak = tl.load(part_peak + part)
-    is_empty = total == 0  # a NaN is not: it must come out as one
-    highest = tl.max(tl.where(is_empty, -1e30, peak), 0)
-    weight = tl.where(is_empty, 0.0, tl.exp2(peak - highest))
-    inside = (total != 0)[:, None] & (d < HEAD_DIM)[None, :]
-    acc = tl.load(part_acc + part[:, None] * HEAD_DIM + d[None, :], mask=inside, other=0.0)
-    whole = tl.sum(weight * total, 0)
-    result = tl.sum(acc * weight[:, None], 0) / tl.where(whole == 0, 1.0, whole)
+    acc = tl.zeros([BLOCK_D], tl.float32)
+    total = tl.full([], 0.0, tl.float32)
+    peak = tl.full([], LOWEST_LOGIT, tl.float32)
+    for first in range(0, num_pieces, BLOCK_P):
+        is_piece = first + p < num_pieces
+        part = (first_item + first + p) * tl.num_programs(0) + head
+        lse = tl.load(part_lse + part, mask=is_piece, other=float("-inf"))
+        inside = is_piece[:, None] & (d < HEAD_DIM)[None, :]
+        some = tl.load(part_acc + part[:, None] * HEAD_DIM + d[None, :], mask=inside, other=0.0)
+        new_peak = tl.maximum(peak, tl.max(lse, 0))
+        weights = tl.exp2(lse - new_peak)
+        shrink = tl.exp2(peak - new_peak)
+        acc = acc * shrink + tl.sum(some * weights[:, None], 0)
+        total = total * shrink + tl.sum(weights, 0)
+        peak = new_peak
     target = out + token.to(tl.int64) * out_token_stride + head * out_head_stride + d
-    tl.store(target, result.to(out.dtype.element_ty), mask=d < HEAD_DIM)
+    tl.store(target, (acc / total).to(out.dtype.element_ty), mask=d < HEAD_DIM)
+
+
+def variants(shape: KernelShape) -> Iterator[Variant]:
+    """The decode kernel with and without splits, and the join for few and for many sequences."""
+    tuning = attention_tuning(shape.head_dim, shape.dtype).decode
+    constants = attention_constants(shape) | {
+        "BLOCK_M": rows_of_group(shape.group),
+        "BLOCK_S": 128,
+        "TILE_N": tuning.tile_n,
+        "LEAST_TILES": max(1, tuning.least_tokens // tuning.tile_n),
+    }
+    parts = {"part_acc": "*fp32:16", "part_lse": "*fp32:16", "plan": "*i32:16", "budget": "i32"}
+    types = attention_types(shape) | parts
+    for has_splits in (True, False):
+        choice = constants | {"HAS_SPLITS": has_splits}
+        yield Variant(decode_kernel, types, choice, tuning.num_warps, tuning.num_stages)
+    names = (*parts, "query_start_loc", "out", "out_token_stride", "out_head_stride")
+    join_types = {name: types[name] for name in names if name != "budget"}
+    for block_p, num_warps in ((4, 1), (64, 4)):
+        choice = {name: constants[name] for name in ("HEAD_DIM", "BLOCK_D")} | {"BLOCK_P": block_p}
+        yield Variant(join_kernel, join_types, choice, num_warps)

@@ -61,6 +61,20 @@ class Question:
     overrides: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def name(self) -> str:
+        """Tells apart what is asked of the same trace, in a folder's name."""
+        parts = [self.trace.stem, self.model, self.gpu]
+        parts += [f"{bound.removesuffix('_ms')}{value:g}" for bound, value in self.slo.items()]
+        plain = Question(self.trace, self.format, self.model, self.gpu, self.slo)
+        for key in ("load", "attainment", "requests", "host_us"):
+            value = getattr(self, key)
+            if value != getattr(plain, key):
+                parts.append(f"{key.replace('_', '')}{value:g}")
+        for key, text in self.overrides.items():
+            parts.append(re.sub(r"[^A-Za-z0-9.]", "", key.rpartition(".")[2] + text))
+        return "_".join(parts)
+
+    @property
     def slo_in_words(self) -> str:
         names = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "normalised_ms": "normalised latency"}
         bounds = [f"{names[name]} <= {value:g} ms" for name, value in self.slo.items()]
@@ -76,6 +90,8 @@ def parse_question(words: Sequence[str]) -> Question:
         key, equals, value = word.partition("=")
         if not equals:
             raise ConfigError(f"{word!r}: give key=value, as in {USAGE}")
+        if key in given or key in overrides:
+            raise ConfigError(f"{word}: {key} is given twice; leave one out")
         if key in OWN_KEYS:
             raise ConfigError(f"{key}: {OWN_KEYS[key]}")
         if "." in key:
@@ -130,6 +146,8 @@ def _slo(text: str) -> dict[str, float]:
         name, _, value = re.sub(r"\s", "", part).partition(":")
         if name not in _BOUNDS:
             raise ConfigError(f"slo: {unknown_name(name, _BOUNDS, 'bound')}")
+        if name in bounds:
+            raise ConfigError(f"slo={text}: {name} is given twice; leave one out")
         bounds[name] = _number(f"slo={name}", value, 1e-3, None)
     return bounds
 

@@ -5,11 +5,22 @@ slo=ttft_ms:2000,tpot_ms:100`.
 The busiest stretch of the trace is served by the simulator (executor=simulated, cost=roofline),
 some fifty times with other settings: memory fraction, page size, token budget, preemption,
 allocator. docs/advise.md says how it searches and what to believe. Runs are stored, so that the
-same command answers at once the next time. More keys: load=0.5 (times of the trace divided by it),
-attainment=0.9 (share of requests that must keep the SLO), requests=N (simulated at once),
-host_us=4000 (host time a step), error=FILE (the simulator's measured errors), results_dir=DIR, and
-any GROUP.KEY=VALUE of `python -m harness`. Exit status: 0, 1 if no pool will do, 2 for a wrong
-command line.
+same command answers at once the next time.
+
+  trace=FILE        the trace, or its folder
+  format=NAME       what wrote it: azure, mooncake, ... (a wrong name lists them)
+  model=NAME        conf/model, without weights
+  gpu=NAME          published figures of a GPU: a100_40gb, a100_80gb, h100, h200, l4
+  slo=BOUNDS        ttft_ms:2000,tpot_ms:100,normalised_ms:500, or some of these
+  load=1            the trace's times are divided by it
+  attainment=0.9    share of the requests that must keep the SLO
+  requests=N        simulated in a run (default: as many as a minute allows)
+  host_us=4000      the host's time a step
+  error=FILE        the simulator's measured errors, to stand beside the answer
+  results_dir=DIR   results
+  GROUP.KEY=VALUE   any setting of `python -m harness`; a knob given so is not searched
+
+Exit status: 0, 3 if no pool will do, 1 if it could not be done, 2 for a wrong command line.
 """
 
 from __future__ import annotations
@@ -36,9 +47,11 @@ from harness.runs.store import RunStore
 
 WIDTH = 118
 
+NO_POOL_WILL_DO = 3
+
 
 def main(arguments: Sequence[str]) -> int:
-    """Answer the question in `arguments`. 0 where a pool will do, 1 where none does."""
+    """Answer the question in `arguments`. 0 where a pool will do, 3 where none does."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2
@@ -140,7 +153,7 @@ def conclude(
         report.say(console, report.too_short_in_words(point))
     if point["queue_grows"]:
         report.say(console, "The queue grows to the end of this stretch: a longer one fares worse.")
-    folder = question.results_dir / "advise" / _name(question)
+    folder = question.results_dir / "advise" / question.name
     arriving = question.load * window.requests_per_s
     folder.mkdir(parents=True, exist_ok=True)
     everything = folder / "tried.csv"
@@ -156,9 +169,4 @@ def conclude(
     console.print(report.command_in_words(answer, runs), soft_wrap=True, highlight=False)
     names = ", ".join(path.name for path in paths)
     console.print(f"results: {folder}/  ({names})", highlight=False)
-    return 0 if advice.is_met else 1
-
-
-def _name(question: Question) -> str:
-    load = f"_load{question.load:g}" if question.load != 1 else ""
-    return f"{question.trace.stem}_{question.model}_{question.gpu}{load}"
+    return 0 if advice.is_met else NO_POOL_WILL_DO

@@ -20,7 +20,7 @@ from experiments.advice.runs import AdviceRuns
 from experiments.advice.search import HIGHEST_FRACTION, POOL_TOLERANCE, SAVING
 from experiments.advice.setting import KNOBS
 from experiments.advice.window import SHORTEST_SPAN, busiest_window, read_rows
-from experiments.commands.advise import pose
+from experiments.commands.advise import NO_POOL_WILL_DO, pose
 from harness.compose import hydra_session
 from harness.config import ConfigError
 from harness.engine.device.model_shape import model_preset, model_shape
@@ -157,7 +157,9 @@ def test_says_all_that_it_promises_and_repeats_at_once(
 def test_an_slo_that_no_pool_meets_is_said_with_the_best(
     trace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["advise", *words(trace, "slo=ttft_ms:50,tpot_ms:20", "load=20")]) == 1
+    assert (
+        main(["advise", *words(trace, "slo=ttft_ms:50,tpot_ms:20", "load=20")]) == NO_POOL_WILL_DO
+    )
     said = " ".join(capsys.readouterr().out.split())
     assert "No pool of l4 serves 90%" in said
     assert "The best found is" in said
@@ -229,6 +231,7 @@ def test_a_measured_error_is_shown(trace: Path, tmp_path: Path) -> None:
         ("slo=ttft:2000", "did you mean ttft_ms"),
         ("slo=ttft_ms:fast", "slo=ttft_ms=fast: expected a number"),
         ("slo=", "slo is missing"),
+        ("slo=ttft_ms:500,ttft_ms:900", "ttft_ms is given twice"),
         ("modle=tiny", "did you mean model"),
         ("attainment=90", "attainment=90: must be from 0.01 to 1"),
         ("load=0", "load=0: must be at least 0.001"),
@@ -247,6 +250,29 @@ def test_a_wrong_word_is_told_in_a_line(
     error = capsys.readouterr().err
     assert named in error
     assert error.count("\n") == 1
+
+
+def test_a_key_that_is_given_twice_is_told(trace: Path) -> None:
+    for again in (f"slo={SLO}", "kv.page_size=16"):
+        with pytest.raises(ConfigError, match="is given twice"):
+            parse_question([*words(trace, "kv.page_size=16"), again])
+
+
+def test_answers_to_different_questions_have_folders_of_their_own(trace: Path) -> None:
+    asked = [
+        parse_question(words(trace, *changes))
+        for changes in (
+            (),
+            ("slo=ttft_ms:501,tpot_ms:20",),
+            ("load=2",),
+            ("attainment=0.8",),
+            ("host_us=1",),
+            ("requests=50",),
+            ("kv.page_size=32",),
+            ("kv.page_size=16",),
+        )
+    ]
+    assert len({question.name for question in asked}) == len(asked)
 
 
 def test_a_trace_that_is_none_is_told(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,9 +107,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(running, tmp_path):
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to parent and children
     _, err = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 130
-    assert err.strip() == (
-        "interrupted: finished runs are stored; the same command goes on from here"
-    )
+    assert err.strip() == ("interrupted: the same command goes on from what is stored")
     until(lambda: not any(child.is_running() for child in children))
     before = stored(tmp_path)
     status, _, _ = finish(tmp_path, *SWEEP)
@@ -133,7 +131,7 @@ def test_ctrl_c_while_workers_start_is_as_quiet(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130
-    assert err.strip().startswith("interrupted: finished runs are stored")
+    assert err.strip().startswith("interrupted: the same command goes on")
     assert "Traceback" not in err
 
 

@@ -42,7 +42,7 @@ class DecodeGraphs:
         *,
         samples: bool = False,
     ) -> None:
-        self._runner = runner.for_graphs()
+        self._runner = runner.for_graphs(sizes[-1])
         self._batches = batches
         self._drawn = outputs.device["tokens"]
         self._margins = outputs.device["margins"]

@@ -20,7 +20,7 @@ class ModelRunner:
 
     attention: "paged" reads through block tables, "contiguous" from each sequence's first
     slot on, which asks for an allocator that hands out consecutive pages. fused: use
-    `harness.engine.device.fused` where the model allows it; `lean` says whether it did.
+    `harness.engine.device.lean` where the model allows it; `lean` says whether it did.
     """
 
     def __init__(
@@ -39,7 +39,8 @@ class ModelRunner:
         self.kernels = kernels
         self.attention = attention
         self.device = pool.storage.device
-        self.lean = loaded.lean if fused else None
+        self._build_lean = loaded.lean.decoder if fused and loaded.lean else None
+        self.lean = self._build_lean(kernels.name) if self._build_lean else None
 
     def forward(self, batch: Batch, drawn: Tensor | None = None) -> Tensor:
         """Logits (sample rows, vocabulary); the KV of all tokens is written on the way. An input
@@ -93,12 +94,14 @@ class ModelRunner:
             start_slots=tables[0, :, 0].long() * self.pool.page_size if contiguous else None,
         )
 
-    def for_graphs(self) -> ModelRunner:
-        """The same model on the same pool, with activation buffers that nobody else makes grow:
-        a captured graph goes on using their addresses."""
+    def for_graphs(self, max_tokens: int) -> ModelRunner:
+        """The same model on the same pool, with activation buffers for so many tokens that nobody
+        else makes grow: a captured graph goes on using their addresses."""
         other = copy.copy(self)
-        if self.lean is not None:
-            other.lean = self.lean.with_own_buffers()
+        if self._build_lean is not None:
+            other.lean = self._build_lean(self.kernels.name)
+        if other.lean is not None:
+            other.lean.reserve(max_tokens, max_tokens)
         return other
 
 

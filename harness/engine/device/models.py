@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from harness.engine.device.attention import ATTENTION_NAME, AttentionRefusedError, AttentionStep
-from harness.engine.device.fused import FusedDecoder, fuse
+from harness.engine.device.lean.build import LeanModel, build
 from harness.engine.device.model_shape import ModelConfig, ModelShape
 
 
@@ -22,14 +22,14 @@ class LoadedModel:
     """A decoder in evaluation mode whose attention goes through `harness.engine.device.attention`.
 
     tokenizer: a transformers tokenizer where the checkpoint has one, else None.
-    lean: the fused forward pass, which shares the model's weights, or None where the model
+    lean: the lean forward pass, which shares the model's weights, or None where the model
         is not of a build that has one.
     """
 
     model: Any
     tokenizer: Any | None
     shape: ModelShape
-    lean: FusedDecoder | None
+    lean: LeanModel | None
 
 
 def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> LoadedModel:
@@ -48,7 +48,7 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> Loade
     model.eval().requires_grad_(False)
     shape = _shape_of(model, model.config, model.dtype.itemsize)
     _bind_attention(model, shape)
-    return LoadedModel(model=model, tokenizer=tokenizer, shape=shape, lean=fuse(model))
+    return LoadedModel(model=model, tokenizer=tokenizer, shape=shape, lean=build(model))
 
 
 def shape_from_transformers(config: ModelConfig) -> ModelShape:

@@ -1,0 +1,111 @@
+"""Tile sizes, pipelining and occupancy of the Triton attention kernels, by GPU and shape.
+
+Chosen from what the compiled kernels take and from what the chip needs, and to be confirmed or
+changed by a sweep (`paged_attention(..., tuning=...)` takes any other choice):
+
+- Decode is bound by memory. By Little's law an H200 needs about 4.8 TB/s x 0.9 us = 4.3 MB in
+  flight, 33 KB an SM. A tile of 64 tokens of 128 x 2 bytes is 32 KB of keys and values, and
+  num_stages - 1 tiles are in flight a program: 3 stages and 3 programs an SM give 192 KB, enough
+  when only one of the three is loading, and 70 KB of shared memory each just fit (227 KB an SM;
+  two fit in the 163 KB of sm_80). With 2 stages a tile is loaded only after the one before it has
+  been used.
+- A piece of fewer than 128 tokens is over before its loads have paid for its start and its join.
+- Prefill is bound by the tensor cores: 128 rows are the shape of two warpgroups' products; in
+  float32, and beyond a head dimension of 128, smaller tiles keep the accumulator in registers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class DecodeTuning(NamedTuple):
+    """tile_n: tokens a step. programs_per_processor: how many fit on an SM together.
+    least_tokens: a sequence is not cut into pieces of fewer tokens."""
+
+    tile_n: int
+    num_warps: int
+    num_stages: int
+    programs_per_processor: int
+    least_tokens: int
+
+
+class PrefillTuning(NamedTuple):
+    """block_m: rows (queries x heads of a group) of a program. tile_n: tokens a step."""
+
+    block_m: int
+    tile_n: int
+    num_warps: int
+    num_stages: int
+
+
+class AttentionTuning(NamedTuple):
+    """split: None leaves the number of work items to `num_work_items`; 1 never cuts a sequence;
+    n cuts the batch into at most about n pieces a KV head."""
+
+    decode: DecodeTuning
+    prefill: PrefillTuning
+    split: int | None = None
+
+
+class _Row(NamedTuple):
+    capability: int  # from this one on
+    row_bytes: int  # head_dim x bytes an element, up to this
+    decode: DecodeTuning
+    prefill: PrefillTuning
+
+
+# The first row whose capability is not above the device's and whose row_bytes are enough.
+_ROWS = (
+    _Row(90, 64, DecodeTuning(64, 4, 3, 3, 128), PrefillTuning(64, 64, 4, 3)),
+    _Row(90, 128, DecodeTuning(128, 4, 3, 3, 128), PrefillTuning(128, 64, 8, 3)),
+    _Row(90, 256, DecodeTuning(64, 4, 3, 3, 128), PrefillTuning(128, 64, 8, 3)),
+    _Row(90, 512, DecodeTuning(32, 4, 3, 3, 128), PrefillTuning(64, 32, 4, 2)),
+    _Row(90, 1024, DecodeTuning(16, 4, 3, 3, 128), PrefillTuning(16, 32, 4, 2)),
+    _Row(0, 64, DecodeTuning(64, 4, 3, 2, 128), PrefillTuning(64, 64, 4, 3)),
+    _Row(0, 128, DecodeTuning(128, 4, 3, 2, 128), PrefillTuning(128, 64, 8, 3)),
+    _Row(0, 256, DecodeTuning(64, 4, 3, 2, 128), PrefillTuning(128, 64, 8, 3)),
+    _Row(0, 512, DecodeTuning(32, 4, 3, 2, 128), PrefillTuning(64, 32, 4, 2)),
+    _Row(0, 1024, DecodeTuning(16, 4, 3, 2, 128), PrefillTuning(16, 32, 4, 2)),
+)
+
+
+def attention_tuning(head_dim: int, dtype: torch.dtype, capability: int = 90) -> AttentionTuning:
+    """The table's choice; raises ValueError for rows longer than 1024 bytes."""
+    row_bytes = head_dim * dtype.itemsize
+    for row in _ROWS:
+        if row.capability <= capability and row_bytes <= row.row_bytes:
+            return AttentionTuning(row.decode, row.prefill)
+    raise ValueError(
+        f"head dimension {head_dim} of {dtype}: {row_bytes} bytes a row; the Triton attention "
+        "kernels take up to 1024"
+    )
+
+
+class WorkItems(NamedTuple):
+    """Pieces that the tiles of a batch are shared out to, and the items (programs a KV head) that
+    are enough for them; budget 0: a sequence is not cut and is an item."""
+
+    budget: int
+    items: int
+
+
+def num_work_items(
+    num_seqs: int,
+    num_kv_heads: int,
+    processors: int,
+    tuning: DecodeTuning,
+    split: int | None = None,
+) -> WorkItems:
+    """A grid that fits the chip and depends on no length, so that a captured graph stays valid.
+
+    Few sequences: a piece for each program that the chip holds, one wave. More sequences than
+    that: twice as many, since a piece of half a wave is the least that can be left over at the
+    end. Sequences and heads that fill the chip sixteen times over level out by themselves.
+    """
+    held = max(1, processors * tuning.programs_per_processor // num_kv_heads)
+    if split is None:
+        split = 1 if num_seqs >= 16 * held else held if num_seqs < held else 2 * held
+    return WorkItems(0, num_seqs) if split == 1 else WorkItems(split, split + num_seqs)
