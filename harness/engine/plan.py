@@ -105,7 +105,8 @@ class StepOutcome(NamedTuple):
     duration_s: time the step took on the executor's clock.
     candidates: of the chunks that asked for some.
     num_accepted: drafts kept of each chunk that had some.
-    device_s: time that the device worked on it; NaN where there is none.
+    device_s: time that the device worked on it. waited_s: time that the host did nothing but wait
+        for it. Both as far as the executor knows.
     """
 
     token_ids: Sequence[int]
@@ -114,3 +115,4 @@ class StepOutcome(NamedTuple):
     candidates: Sequence[Candidates] = ()
     num_accepted: Sequence[int] = ()
     device_s: float = math.nan
+    waited_s: float = 0.0

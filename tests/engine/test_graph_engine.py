@@ -10,6 +10,8 @@ import pytest
 from experiments.modes.cases import FAMILIES, PAGE_SIZE, Mode, modes, save_near_draft
 from harness.config import AllocatorConfig, DeviceConfig, KVConfig, RunConfig
 from harness.engine.device.capture import graph_sizes
+from harness.engine.device.torch_executor import PendingTokens, TorchExecutor
+from harness.engine.plan import PENDING_TOKEN, StepPlan
 from harness.engine.request import Workload
 from harness.measure.record_files import KeptRecords
 from harness.runs.build import prepare
@@ -86,6 +88,35 @@ def test_tokens_are_those_without_graphs(
     got, num_graphs = outputs(devices[is_windowed][True], mode, config)
     assert (no_graphs, num_graphs) == (0, len(graph_sizes(mode.engine.max_num_seqs)))
     assert got == expected
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("name", ["greedy", "n=4 samples", "preempted by swap", "shared prefix"])
+def test_tokens_are_those_of_steps_that_wait(
+    stage: Stage, name: str, graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that takes its input from the outputs of the one before, which nobody has read."""
+    found, devices, _ = stage
+    mode = found[name]
+    config = RunConfig(
+        kv=KVConfig(page_size=PAGE_SIZE, pool_tokens=mode.pool_tokens),
+        engine=mode.engine,
+        model=FAMILIES["llama"],
+        device=CPU,
+    )
+    submit, num_pending = TorchExecutor.submit, 0
+
+    def watched(executor: TorchExecutor, plan: StepPlan) -> PendingTokens:
+        nonlocal num_pending
+        num_pending += sum(chunk.token_ids[-1] == PENDING_TOKEN for chunk in plan.chunks)
+        return submit(executor, plan)
+
+    monkeypatch.setattr(TorchExecutor, "submit", watched)
+    expected, _ = outputs(devices[False], mode, config)
+    assert num_pending == 0
+    monkeypatch.setattr(TorchExecutor, "works_apart", True)
+    assert outputs(devices[graphs], mode, config)[0] == expected
+    assert num_pending > 10
 
 
 def test_graphs_can_be_turned_off(stage: Stage) -> None:

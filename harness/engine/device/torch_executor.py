@@ -187,10 +187,12 @@ class TorchExecutor:
     def result(self, pending: PendingTokens) -> StepOutcome:
         """Wait until the device is done with a step; what it chose. duration_s: since the step
         was submitted."""
-        device_s = pending.submitted_s - pending.start_s
+        device_s = waited_s = pending.submitted_s - pending.start_s  # a CPU is its own device
         if pending.events is not None:
             begin, end = pending.events
+            asked_s = time.perf_counter()
             end.synchronize()
+            waited_s = time.perf_counter() - asked_s
             device_s = begin.elapsed_time(end) / 1e3
         chosen = pending.chosen or Chosen([], [], [], [])
         if pending.fetched is not None:
@@ -205,6 +207,7 @@ class TorchExecutor:
             chosen.candidates,
             chosen.num_accepted,
             device_s,
+            waited_s,
         )
 
     def _sample(self, logits: Tensor, asking: Sequence[Chunk]) -> range:
