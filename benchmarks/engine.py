@@ -78,7 +78,7 @@ def main() -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     for peer in PEERS:
-        for batch, context in sizes.shapes:
+        for batch, context in sizes.shapes[:1] if given.dry else sizes.shapes:
             beside(given, log, sizes, peer, batch, context)
     return conclude(log)
 
