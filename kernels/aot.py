@@ -24,7 +24,14 @@ import torch
 
 from kernels.variant import KernelShape, Variant
 
-MODULES = ("triton_decode", "triton_prefill", "triton_cache")
+MODULES = (
+    "triton_decode",
+    "triton_prefill",
+    "triton_cache",
+    "triton_rope",
+    "triton_norm",
+    "triton_activation",
+)
 """Modules of this package whose kernels are compiled."""
 
 PRESETS = {
