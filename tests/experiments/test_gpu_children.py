@@ -77,11 +77,12 @@ def test_copies_and_stores_are_exact_or_wrong() -> None:
         assert check(right)["error_norm"] == 0
     in_turn = backend.AttentionBackend(
         "broken", right.paged_attention, right.contiguous_attention, right.store_kv,
-        lambda k, v, pairs, size: [reference.copy_pages(k, v, p[None], size) for p in pairs],  # type: ignore[arg-type, return-value]
+        lambda k, v, pairs, size, _: [reference.copy_pages(k, v, p[None], size) for p in pairs],  # type: ignore[arg-type, return-value]
         right.dtypes,
     )  # fmt: skip
     assert kernel_checks.check_copies(in_turn, CPU, 4)["error_norm"] == 1
-    assert kernel_checks.check_swap(CPU, 4)["error_norm"] == 0
+    for direct in (True, False):
+        assert kernel_checks.check_swap(CPU, 4, direct)["error_norm"] == 0
 
 
 def test_layer_kernels_pass_and_a_wrong_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
