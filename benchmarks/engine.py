@@ -12,6 +12,7 @@ longer output, so that prompts cancel out.
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -75,7 +76,8 @@ def main() -> int:
         log.add(case, bench="rate", **values)
         print(f"{case}: {values['value']:,.1f} {values['unit']}", flush=True)
     ours(given, log, sizes, device, rates)
-    if device.type == "cuda":
+    if device.type == "cuda":  # the peers' processes need the memory
+        gc.collect()
         torch.cuda.empty_cache()
     for peer in PEERS:
         for batch, context in sizes.shapes[:1] if given.dry else sizes.shapes:

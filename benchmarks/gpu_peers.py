@@ -67,7 +67,8 @@ def jobs(batch: int, context: int, output: int, vocab: int) -> list[Job]:
 def generate_batch(
     model: str, batch: int, longest: int
 ) -> tuple[Serve, Callable[[], dict[str, Any]]]:
-    """transformers' continuous batching; what attention it took stands in its row."""
+    """transformers' continuous batching, on a GPU with all that it chooses itself; what attention
+    it took stands in its row."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_model(model_preset(model), device).model
     flash = importlib.util.find_spec("flash_attn") is not None
@@ -78,7 +79,7 @@ def generate_batch(
     serve = serve_continuously(
         loaded,
         max_output=longest,
-        max_batch_tokens=max(512, 2 * batch),
+        max_batch_tokens=None if device == "cuda" else 512,
         note_attention=taken.add,
     )
     return serve, lambda: {"attention": ", ".join(sorted(taken))}
