@@ -198,17 +198,20 @@ def test_a_step_of_the_large_model_reads_its_weights_and_keys_once() -> None:
     assert compute_bound == pytest.approx(2 * 1024 * weights / 800e12, rel=0.02)
 
 
-def step(start_s: float, prefill: int, decode: int) -> SimpleNamespace:
-    return SimpleNamespace(start_s=start_s, num_prefill_tokens=prefill, num_decode_tokens=decode)
+def step(end_s: float, prefill: int, decode: int) -> SimpleNamespace:
+    return SimpleNamespace(
+        start_s=end_s - 0.004, duration_s=0.004, num_prefill_tokens=prefill,
+        num_decode_tokens=decode, device_us=9500.0, host_us=float("nan"),
+    )  # fmt: skip
 
 
 def test_only_steps_in_which_all_decode_are_counted() -> None:
-    """Four prefill, four settle, five at 10 ms count, then one has ended."""
-    times = (
-        [0.0, 1.0, 2.0, 3.0] + [4 + 0.5 * k for k in range(4)] + [6 + 0.01 * k for k in range(6)]
-    )
+    """Four prefill; of ten that decode, one has no such step before it and four settle: five at 10
+    ms count, then a sequence has ended."""
+    slow = [0.0, 1.0, 2.0, 3.0] + [4 + 0.5 * k for k in range(5)]
+    ends = slow + [6.01 + 0.01 * k for k in range(5)]
     kinds = [(8, 0)] * 4 + [(0, 2)] * 10
-    steps = [step(time, *kind) for time, kind in zip(times, kinds, strict=True)]
+    steps = [step(end, *kind) for end, kind in zip(ends, kinds, strict=True)]
     steps += [step(6.06, 0, 1), step(9.0, 0, 1)]
     entries = [SimpleNamespace(token=100)] * len(steps)
     shape = model_shape(model_preset("tiny"))
@@ -218,6 +221,7 @@ def test_only_steps_in_which_all_decode_are_counted() -> None:
     assert found["step_ms"] == pytest.approx(10.0)
     assert found["decode_tokens_per_s"] == pytest.approx(200.0)
     assert found["roofline_share"] == pytest.approx(found["roofline_ms"] / 10.0)
+    assert found["device_ms"] == pytest.approx(9.5) and "host_ms" not in found
     with pytest.raises(RuntimeError, match="all 3"):
         summarise(records, 3, shape, RATES)  # type: ignore[arg-type]
 

@@ -184,7 +184,8 @@ def test_logits_are_as_good_as_transformers_and_a_wrong_page_is_noticed(
         return replace(made, paged_attention=wrong)
 
     monkeypatch.setattr(model_checks, "load", broken)
-    assert model_checks.check_logits(config, "cpu", "reference")["error_norm"] > 1e-2
+    wrong = model_checks.check_logits(config, "cpu", "reference")
+    assert not wrong["error_norm"] <= wrong["tolerance"]  # a page of NaN, or of other tokens
 
 
 def test_greedy_tokens_are_compared_under_every_strategy_and_switch() -> None:
