@@ -91,6 +91,20 @@ class TorchExecutor:
         """The lean forward pass is in use."""
         return self.runner.lean is not None
 
+    @property
+    def kv_bytes(self) -> int:
+        """Size of the pool, and of the draft model's."""
+        return self.pool.kv_bytes + (0 if self.drafter is None else self.drafter.kv_bytes)
+
+    @torch.inference_mode()
+    def reserve(self, max_tokens: int, max_samples: int) -> None:
+        """Take the activations' buffers for steps of at most so many tokens and sampled rows, so
+        that nothing grows later on; the draft model's too."""
+        drafting = None if self.drafter is None else self.drafter.lean
+        for lean in (self.runner.lean, drafting):
+            if lean is not None:
+                lean.reserve(max_tokens, max_samples)
+
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutcome:
         """Free rows, update tables, move pages, run the chunks, choose tokens."""

@@ -23,7 +23,7 @@ class Angles:
         frequencies = getattr(rotary, "inv_freq", None)
         is_fixed = getattr(rotary, "rope_type", "default") not in _CHANGING_TYPES
         has_all = isinstance(frequencies, Tensor) and frequencies.shape == (self._half,)
-        self._frequencies: Tensor | None = frequencies if is_fixed and has_all else None
+        self._frequencies: Tensor | None = frequencies.float() if is_fixed and has_all else None
         self._scaling = float(getattr(rotary, "attention_scaling", 1.0))
 
     def cos_sin(self, positions: Tensor, like: Tensor, buffers: Buffers) -> Tensor:
