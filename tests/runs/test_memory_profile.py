@@ -115,6 +115,8 @@ def test_activations_are_measured_once_for_the_same_settings(memory: CountedMemo
     assert beside.activation_bytes > hidden + logits
     assert device.beside_pool(composed(*RUN, "kv.memory_fraction=0.5"), 64) == beside
     assert memory.allocated_bytes() == beside.weight_bytes, "the measured step left something"
+    larger_pages = device.beside_pool(composed(*RUN, "kv.page_size=256"), 64)
+    assert larger_pages == beside, "the pool that the step lies on counts as activations"
     wide = device.beside_pool(
         composed(*RUN, "engine.token_budget=256", "engine.max_num_seqs=32"), 64
     )
