@@ -211,6 +211,17 @@ def test_a_kernel_out_of_memory_in_mid_run_is_no_other_error(
     assert memory.allocated_bytes() == before
 
 
+def test_a_model_that_does_not_fit_says_what_would_help(
+    memory: CountedMemory, tmp_path: Path
+) -> None:
+    config = composed(*RUN, "kv.memory_fraction=0.9")
+    memory.fail_above = 100_000
+    result = do_job(job(config, tmp_path), _Devices(memory))
+    assert result.status == "out_of_memory" and result.is_clean
+    assert "before there was a pool" in result.error and "smaller model" in result.error
+    assert memory.allocated_bytes() == 0
+
+
 def test_what_is_left_behind_costs_the_worker_its_model_then_its_life(
     memory: CountedMemory, tmp_path: Path
 ) -> None:
