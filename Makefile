@@ -4,9 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
+DRY    ?=
+
+# `make gpu` takes a Python that has CUDA torch as it is; DRY=1 goes the same way on a CPU
+GPU_PYTHON   ?= $(if $(DRY),$(BIN)/python,python3)
+GPU_PACKAGES := build/gpu-packages
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test check bench contract modes paper readme clean
+.PHONY: help install sweep test check bench contract modes paper gpu wheelhouse readme clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -47,6 +52,15 @@ modes: $(READY)  ## every way of decoding under every strategy, beside transform
 paper: $(READY)  ## the PagedAttention paper's figures beside its numbers; ARGS='preset=full' for more
 	$(BIN)/python -m experiments attention_latency
 	$(BIN)/python -m harness experiment=paper $(ARGS)
+
+gpu: $(if $(DRY),$(READY))  ## all that a CUDA GPU is asked, with GPU_PYTHON's torch; DRY=1 on a CPU
+	@$(GPU_PYTHON) -m experiments.gpu.packages --target $(GPU_PACKAGES)
+	@PYTHONPATH=$(CURDIR):$(CURDIR)/$(GPU_PACKAGES) $(GPU_PYTHON) -m experiments gpu $(if $(DRY),--dry) $(ARGS)
+
+wheelhouse:  ## wheels that a GPU machine's Python lacks, for where there is no network
+	$(PYTHON) -m pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir wheelhouse \
+	  hydra-core omegaconf antlr4-python3-runtime
+	@ls wheelhouse
 
 readme: $(READY)  ## README's output, table and pictures, from fresh runs
 	$(BIN)/python docs/make_readme.py $(ARGS)

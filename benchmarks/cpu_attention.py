@@ -1,6 +1,6 @@
 """Decode attention on the CPU beside torch's SDPA on contiguous copies of the same KV.
 
-    python benchmarks/cpu_attention.py [--threads 2] [--rounds 5] [--statistic median|best]
+    python -m benchmarks.cpu_attention [--threads 2] [--rounds 5] [--statistic median|best]
 
 All contenders of a row take turns in one run, each with cold caches: in an engine the other layers
 pass through them between two calls. `best` is for a machine that gives its processors to others

@@ -117,24 +117,39 @@ def static_batches(threads: int, batch_size: int) -> Serve:
 
 
 def continuous_batching(threads: int) -> Serve:
-    """The manager under `model.generate_batch`, which takes an output length a request."""
+    """transformers' continuous batching, on the CPU."""
+    return serve_continuously(_transformers_model(threads), max_output=600, max_batch_tokens=512)
+
+
+def serve_continuously(
+    model: Any,
+    *,
+    max_output: int,
+    max_batch_tokens: int | None,
+    note_attention: Callable[[str], None] = lambda name: None,
+) -> Serve:
+    """The manager under `model.generate_batch`, which takes an output length a request.
+    max_batch_tokens: None leaves pages, pool and batch to the manager. note_attention: told which
+    attention it chose for the model."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
-    model = _transformers_model(threads)
-    generation = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=600)
+    generation = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=max_output)
 
     def serve(work: list[Job]) -> list[list[int]]:
-        tokens = sum(len(job.prompt) + job.num_output for job in work)
-        config = ContinuousBatchingConfig(
-            page_size=16,
-            num_blocks=tokens // 16 + 2 * len(work),
-            max_batch_tokens=512,
-            allow_block_sharing=False,
-        )
+        config = ContinuousBatchingConfig(allow_block_sharing=False)
+        if max_batch_tokens is not None:
+            tokens = sum(len(job.prompt) + job.num_output for job in work)
+            config = ContinuousBatchingConfig(
+                page_size=16,
+                num_blocks=tokens // 16 + 2 * len(work),
+                max_batch_tokens=max_batch_tokens,
+                allow_block_sharing=False,
+            )
         found: dict[str, list[int]] = {}
         with model.continuous_batching_context_manager(
             generation_config=generation, continuous_batching_config=config
         ) as manager:
+            note_attention(str(model.config._attn_implementation))
             names = [manager.add_request(job.prompt, max_new_tokens=job.num_output) for job in work]
             while len(found) < len(work):
                 result = manager.get_result(timeout=1)

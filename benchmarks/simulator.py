@@ -1,5 +1,5 @@
 """Wall time, memory and speed of simulated runs, each in a process of its own:
-`python benchmarks/simulator.py`.
+`python -m benchmarks.simulator`.
 
 The PagedAttention paper's one-hour ShareGPT trace at 2 requests/s on OPT-13B (section 6.1), the
 same with ten times the pool, and with ten times as many requests at the same rate; `--case

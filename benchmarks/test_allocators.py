@@ -1,16 +1,16 @@
 """Host time of the allocators: `pytest benchmarks/test_allocators.py --benchmark-enable`.
 
 Each operation on pools of 10,000 and 100,000 pages of 16 slots, which must make no difference.
-`benchmarks/vllm_allocator.py` prints the same figures beside vLLM's.
+`python -m benchmarks.vllm_allocator` prints the same figures beside vLLM's.
 """
 
 from __future__ import annotations
 
 import pytest
-from allocator_cases import CASES, POOL_PAGES, STRATEGIES, new_allocator, prompts
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from allocators.prefix_index import PrefixIndex
+from benchmarks.allocator_cases import CASES, POOL_PAGES, STRATEGIES, new_allocator, prompts
 
 ROUNDS = 3000
 

@@ -1,7 +1,7 @@
 """Host time of the allocators beside vLLM's KVCacheManager, in one process.
 
 Run it with a Python that has vLLM, from the repository root:
-`PYTHONPATH=. path/to/vllm/python benchmarks/vllm_allocator.py`. Without vLLM it prints our own
+`path/to/vllm/python -m benchmarks.vllm_allocator`. Without vLLM it prints our own
 figures only. Both sides see the same requests; what vLLM does when a request is made (hashing
 its blocks) is untimed there, and our hashing is timed apart. A prompt's pages become findable
 inside vLLM's `allocate_slots`; ours do in `commit`, so that is timed with it where it says so.
@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from allocator_cases import (
+from allocators.base import KVCacheAllocator
+from allocators.prefix_index import PrefixIndex
+from benchmarks.allocator_cases import (
     CASES,
     PAGE_SIZE,
     POOL_PAGES,
@@ -26,9 +28,6 @@ from allocator_cases import (
     new_allocator,
     prompts,
 )
-
-from allocators.base import KVCacheAllocator
-from allocators.prefix_index import PrefixIndex
 
 ROUNDS = 3000
 CACHING = {"contiguous": False, "paged": False, "paged_cow": False, "paged_prefix": True}

@@ -2,7 +2,8 @@
 
 A block lies between `<!-- generated: NAME -->` and `<!-- end -->`. Of a long output the README
 shows the first table and the closing lines; all of it goes to docs/output/. Runs go to
-results/, so what is stored is not run again; `--only NAME` fills one block.
+results/, so what is stored is not run again; `--only NAME` fills one block. The section on GPUs
+(`--only performance`) is there if results/reference/gpu is, and comes from there alone.
 """
 
 from __future__ import annotations
@@ -16,17 +17,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from make_performance import section, with_performance
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+PERFORMANCE = "performance"
 MAX_RUN_LINES = 4
 TABLE_TITLE = re.compile(r"^\w+ · .+ · (simulated|timed)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=sorted(BLOCKS))
+    parser.add_argument("--only", choices=sorted([*BLOCKS, PERFORMANCE]))
     chosen = parser.parse_args().only
     text = README.read_text()
+    if chosen in (None, PERFORMANCE):
+        content = section(ROOT / "results/reference/gpu", ROOT / "docs/images", ROOT)
+        text = with_performance(text, content)
     for name, fill in BLOCKS.items():
         if chosen in (None, name):
             text = replace_block(text, name, fill())
@@ -136,8 +143,8 @@ def compare_figure() -> str:
 
 def peers() -> str:
     arguments = "--repetitions 1 --peers engine,generate:16,generate:32,generate_batch"
-    output = script_output("benchmarks/peers.py", *arguments.split())
-    return fenced(f"python benchmarks/peers.py {arguments}", output)
+    output = script_output("-m", "benchmarks.peers", *arguments.split())
+    return fenced(f"python -m benchmarks.peers {arguments}", output)
 
 
 def example() -> str:

@@ -60,7 +60,8 @@ ALLOCATOR_KEYS = tuple(key for key in AllocatorConfig.__dataclass_fields__ if ke
 @dataclass(frozen=True, slots=True)
 class KVConfig:
     """The pool: of `pool_tokens`, else `pool_demand` times the mean length of a finished
-    request, else `memory_fraction` of the device less weights and activations.
+    request, else `memory_fraction` of the device less weights and activations, which a GPU
+    measures (docs/gpu.md).
     """
 
     page_size: int = 16

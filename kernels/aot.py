@@ -24,7 +24,14 @@ import torch
 
 from kernels.variant import KernelShape, Variant
 
-MODULES = ("triton_decode", "triton_prefill", "triton_cache")
+MODULES = (
+    "triton_decode",
+    "triton_prefill",
+    "triton_cache",
+    "triton_rope",
+    "triton_norm",
+    "triton_activation",
+)
 """Modules of this package whose kernels are compiled."""
 
 PRESETS = {
@@ -43,6 +50,17 @@ PRESETS = {
 }
 """conf/model's shapes."""
 
+HUB_SHAPES = {
+    "gemma_2_9b": KernelShape(torch.bfloat16, 16, 8, 256, 3584, 14336, window=True, softcap=True),
+    "mistral_7b": KernelShape(torch.bfloat16, 32, 8, 128, 4096, 14336, window=True),
+    "qwen_2_7b": KernelShape(torch.bfloat16, 28, 4, 128, 3584, 18944),
+    "phi_2": KernelShape(torch.float16, 32, 32, 80, 2560, 10240),
+    "phi_3_mini": KernelShape(torch.bfloat16, 32, 32, 96, 3072, 8192),
+    "llama_3_1_8b_fp32": KernelShape(torch.float32, 32, 8, 128, 4096, 14336),
+}
+"""Shapes that model=hub brings: head sizes, groups, windows and caps that no preset has."""
+
+SHAPES = PRESETS | HUB_SHAPES
 _GPU_PRESETS = [name for name, shape in PRESETS.items() if shape.dtype != torch.float32]
 
 CAPABILITIES = (80, 90, 100)
@@ -160,7 +178,7 @@ def _jobs(
         found: dict[str, _Job] = {}
         for model, base in shapes.items():
             for page_size in page_sizes:
-                shape = base._replace(page_size=page_size)
+                shape = base._replace(page_size=page_size, capability=capability)
                 for module in modules:
                     for place, variant in enumerate(variants(shape, [module])):
                         key = _key(variant)
@@ -226,7 +244,7 @@ def _spilled_bytes(ptx: str, capability: int) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; 1 if any variant spills."""
     parsed = _parser().parse_args(arguments)
-    shapes = {name: PRESETS[name] for name in parsed.models}
+    shapes = {name: SHAPES[name] for name in parsed.models}
     if parsed.dtype:
         shapes = {n: s._replace(dtype=DTYPES[parsed.dtype]) for n, s in shapes.items()}
     pages = [size or None for size in parsed.page_sizes]
@@ -252,10 +270,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--models",
         nargs="+",
-        choices=PRESETS,
+        choices=SHAPES,
         default=_GPU_PRESETS,
         metavar="MODEL",
-        help=f"of {', '.join(PRESETS)}; those of 16 bits if not given",
+        help=f"of {', '.join(SHAPES)}; the presets of 16 bits if not given",
     )
     add(
         "--page-sizes",

@@ -62,7 +62,7 @@ class AttentionBackend:
     paged_attention: PagedAttention
     contiguous_attention: ContiguousAttention
     store_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-    copy_pages: Callable[[Tensor, Tensor, Tensor, int], None]
+    copy_pages: Callable[[Tensor, Tensor, Tensor, int, int | None], None]
     dtypes: tuple[torch.dtype, ...]
     max_page_size: int | None = None
     max_head_dim: int | None = None

@@ -72,3 +72,58 @@ def copy_pages_cost(
     """Whole pages of keys and values in every layer, without the staging in between."""
     page_bytes = 2 * num_layers * page_size * num_kv_heads * head_dim * element_bytes
     return Cost(num_copies * page_bytes, num_copies * page_bytes, 0)
+
+
+def swap_pages_cost(
+    num_pages: int,
+    page_size: int,
+    *,
+    num_layers: int,
+    num_kv_heads: int,
+    head_dim: int,
+    element_bytes: int,
+) -> Cost:
+    """Whole pages to the host or from it: half of the traffic is the link's, not the memory's."""
+    sizes = {"num_kv_heads": num_kv_heads, "head_dim": head_dim, "element_bytes": element_bytes}
+    return copy_pages_cost(num_pages, page_size, num_layers=num_layers, **sizes)
+
+
+def add_rms_norm_cost(
+    num_rows: int, width: int, *, element_bytes: int, has_added: bool = True
+) -> Cost:
+    """Rows read once, and written once more where something is added to them; the weight once.
+
+    FLOPs: an element is added, squared, summed, scaled and multiplied by its weight.
+    """
+    row_bytes = num_rows * width * element_bytes
+    written = (2 if has_added else 1) * row_bytes
+    read = (2 if has_added else 1) * row_bytes + width * element_bytes
+    return Cost(read, written, num_rows * width * (5 if has_added else 4))
+
+
+def rope_store_cost(
+    num_tokens: int,
+    *,
+    num_q_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    element_bytes: int,
+    has_norm: bool = False,
+) -> Cost:
+    """Queries, keys and values read and written once; of each token its angles and its 8-byte slot.
+
+    FLOPs: 3 for each element of a rotated head, 4 more where heads are normalised.
+    """
+    heads = num_q_heads + 2 * num_kv_heads
+    written = num_tokens * heads * head_dim * element_bytes
+    read = written + num_tokens * (head_dim * element_bytes + 8)
+    if has_norm:
+        read += 2 * head_dim * element_bytes
+    turned = num_tokens * (num_q_heads + num_kv_heads) * head_dim
+    return Cost(read, written, turned * (7 if has_norm else 3))
+
+
+def silu_mul_cost(num_tokens: int, width: int, *, element_bytes: int) -> Cost:
+    """Gates and ups read, products written. FLOPs: exp, sum, quotient, product."""
+    row_bytes = num_tokens * width * element_bytes
+    return Cost(2 * row_bytes, row_bytes, 4 * num_tokens * width)

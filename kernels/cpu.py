@@ -221,7 +221,13 @@ def store_kv(
     value_cache.index_copy_(0, slots, value.to(value_cache.dtype))
 
 
-def copy_pages(key_cache: Tensor, value_cache: Tensor, copies: Tensor, page_size: int) -> None:
+def copy_pages(
+    key_cache: Tensor,
+    value_cache: Tensor,
+    copies: Tensor,
+    page_size: int,
+    num_staged: int | None = None,
+) -> None:
     """See `reference.copy_pages`."""
     if copies.numel() == 0:
         return

@@ -124,11 +124,19 @@ def store_kv(
     value_cache[slots] = value[kept].to(value_cache.dtype)
 
 
-def copy_pages(key_cache: Tensor, value_cache: Tensor, copies: Tensor, page_size: int) -> None:
-    """Copy whole pages: `copies` is int (n, 2) of (source, destination) page ids.
+def copy_pages(
+    key_cache: Tensor,
+    value_cache: Tensor,
+    copies: Tensor,
+    page_size: int,
+    num_staged: int | None = None,
+) -> None:
+    """Copy whole pages: `copies` is int64 (n, 2) of (source, destination) page ids.
 
     All sources are read before any destination is written. Caches may have leading dimensions,
     (..., num_slots, num_kv_heads, head_dim): all layers are then copied in one call.
+    num_staged: promises that only the first so many copies have a source which another copy
+        writes; None promises nothing.
     """
     if copies.numel() == 0:
         return

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from kernels.variant import KernelShape, Variant
 
 _BLOCK = 1024
 _NUM_WARPS = 4
@@ -46,3 +50,10 @@ def silu_mul(gate_up: Tensor, out: Tensor) -> Tensor:
         num_warps=_NUM_WARPS,
     )
     return out
+
+
+def variants(shape: KernelShape) -> Iterator[Variant]:
+    """A model's MLP."""
+    types = dict.fromkeys(("gate_up", "out"), f"*{shape.element}:16")
+    types |= dict.fromkeys(("gate_up_stride", "out_stride", "width"), "i32:16")
+    yield Variant(silu_mul_kernel, types, {"BLOCK": _BLOCK}, _NUM_WARPS)

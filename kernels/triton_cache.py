@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.variant import KernelShape, Variant
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slot_mapping"])
 def store_kv_kernel(
     key,
     value,
@@ -36,37 +36,52 @@ def store_kv_kernel(
     tl.store(value_cache + slot * slot_stride + i, v.to(value_cache.dtype.element_ty), mask=i < ROW)
 
 
-@triton.jit
-def copy_rows_kernel(
-    source,
-    destination,
-    source_ids,
-    destination_ids,
+@triton.jit(do_not_specialize=["num_staged"], do_not_specialize_on_alignment=["pages"])
+def copy_pages_kernel(
+    source_keys,
+    source_values,
+    staged_keys,
+    staged_values,
+    destination_keys,
+    destination_values,
+    pages,
+    num_staged,
     source_layer_stride,
+    staged_layer_stride,
     destination_layer_stride,
-    id_stride,
     row_size,
     GATHER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Part of a row of `row_size` elements, of one layer, from or to a staging buffer.
+    """Part of one page, `row_size` elements, of one layer's keys or values.
 
-    GATHER: row source_ids[i] becomes row i; otherwise row i becomes row destination_ids[i].
+    pages: (n, 2) of (source, destination). GATHER: page `source` of the source becomes row i of
+    the destination. Otherwise it becomes page `destination`; the first `num_staged` are read
+    from the rows of the staging buffer.
     """
     i = tl.program_id(0).to(tl.int64)
-    layer = tl.program_id(1).to(tl.int64)
+    plane = tl.program_id(1)
+    layer = (plane // 2).to(tl.int64)
     column = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    if GATHER:
-        from_row = tl.load(source_ids + i * id_stride).to(tl.int64)
-        to_row = i
+    inside = column < row_size
+    is_key = plane % 2 == 0
+    from_row = tl.load(pages + 2 * i).to(tl.int64)
+    to_row = i
+    if not GATHER:
+        to_row = tl.load(pages + 2 * i + 1).to(tl.int64)
+    if is_key:
+        start = source_keys + layer * source_layer_stride + from_row * row_size
+        target = destination_keys
     else:
-        from_row = i
-        to_row = tl.load(destination_ids + i * id_stride).to(tl.int64)
-    start = source + layer * source_layer_stride + from_row * row_size
-    target = destination + layer * destination_layer_stride + to_row * row_size
-    tl.store(
-        target + column, tl.load(start + column, mask=column < row_size), mask=column < row_size
-    )
+        start = source_values + layer * source_layer_stride + from_row * row_size
+        target = destination_values
+    if not GATHER and i < num_staged:
+        if is_key:
+            start = staged_keys + layer * staged_layer_stride + i * row_size
+        else:
+            start = staged_values + layer * staged_layer_stride + i * row_size
+    target += layer * destination_layer_stride + to_row * row_size
+    tl.store(target + column, tl.load(start + column, mask=inside), mask=inside)
 
 
 def store_kv(
@@ -99,48 +114,102 @@ def _dense_rows(tokens: Tensor) -> Tensor:
     return tokens if dense else tokens.contiguous()
 
 
-def copy_pages(key_cache: Tensor, value_cache: Tensor, copies: Tensor, page_size: int) -> None:
-    """See `reference.copy_pages`.
-
-    Sources go to a staging buffer first: one copy's source may be another's destination, and
-    programs of one launch run in no order.
-    """
+def copy_pages(
+    key_cache: Tensor,
+    value_cache: Tensor,
+    copies: Tensor,
+    page_size: int,
+    num_staged: int | None = None,
+) -> None:
+    """See `reference.copy_pages`. One launch for all layers' keys and values where no copy needs
+    staging, else two: programs of one launch run in no order, so that a page which is a source
+    and a destination has to be read in a launch of its own."""
     num_copies = copies.shape[0]
     if num_copies == 0:
         return
-    for cache in (key_cache, value_cache):
-        layers = cache.unsqueeze(0) if cache.dim() == 3 else cache.flatten(0, -4)
-        num_layers, _, num_kv_heads, head_dim = layers.shape
-        row_size = page_size * num_kv_heads * head_dim
-        staging = cache.new_empty((num_layers, num_copies, row_size))
-        block = min(4096, triton.next_power_of_2(row_size))
-        grid = (num_copies, num_layers, triton.cdiv(row_size, block))
-        sources, destinations = copies[:, 0], copies[:, 1]
-        for gather in (True, False):
-            ends = (layers, staging) if gather else (staging, layers)
-            copy_rows_kernel[grid](
-                *ends,
-                sources,
-                destinations,
-                *(end.stride(0) for end in ends),
-                copies.stride(0),
-                row_size,
-                GATHER=gather,
-                BLOCK=block,
-            )
+    num_staged = num_copies if num_staged is None else num_staged
+    pool = (_layers(key_cache), _layers(value_cache))
+    if pool[0].stride() != pool[1].stride():
+        raise ValueError(
+            f"key and value caches with strides {key_cache.stride()} and {value_cache.stride()}: "
+            "the Triton kernels need equal ones"
+        )
+    row_size = page_size * key_cache.shape[-2] * key_cache.shape[-1]
+    staging = pool
+    if num_staged:
+        rows = key_cache.new_empty((2, pool[0].shape[0], num_staged, row_size))
+        staging = (rows[0], rows[1])
+        _launch_copy(pool, pool, staging, copies[:num_staged], 0, row_size, gather=True)
+    _launch_copy(pool, staging, pool, copies, num_staged, row_size, gather=False)
+
+
+def move_pages(source: Tensor, destination: Tensor, moves: Tensor, page_size: int) -> None:
+    """Pages of one pool to another's, all layers' keys and values in one launch.
+
+    source, destination: (layers, 2, num_slots, num_kv_heads, head_dim). moves: int64 (n, 2) of
+    (page of source, page of destination). On a GPU either may lie in pinned host memory, which
+    the device reads and writes in place; no page is a destination twice.
+    """
+    if moves.shape[0] == 0:
+        return
+    ends = [(pool[:, 0], pool[:, 1]) for pool in (source, destination)]
+    row_size = page_size * source.shape[-2] * source.shape[-1]
+    _launch_copy(ends[0], ends[0], ends[1], moves, 0, row_size, gather=False)
+
+
+def _launch_copy(
+    source: tuple[Tensor, Tensor],
+    staging: tuple[Tensor, Tensor],
+    destination: tuple[Tensor, Tensor],
+    pages: Tensor,
+    num_staged: int,
+    row_size: int,
+    *,
+    gather: bool,
+) -> None:
+    """source, staging, destination: keys and values, whose first dimension is the layer."""
+    num_layers = source[0].shape[0]
+    block = copy_block(row_size)
+    copy_pages_kernel[(pages.shape[0], 2 * num_layers, triton.cdiv(row_size, block))](
+        *source,
+        *staging,
+        *destination,
+        pages,
+        num_staged,
+        source[0].stride(0),
+        staging[0].stride(0),
+        destination[0].stride(0),
+        row_size,
+        GATHER=gather,
+        BLOCK=block,
+    )
+
+
+def copy_block(row_size: int) -> int:
+    """Elements of a page that one program copies: 64 bytes a thread in 16-bit types."""
+    return min(4096, triton.next_power_of_2(row_size))
+
+
+def _layers(cache: Tensor) -> Tensor:
+    """(layers, num_slots, num_kv_heads, head_dim)."""
+    return cache.unsqueeze(0) if cache.dim() == 3 else cache.flatten(0, -4)
 
 
 def variants(shape: KernelShape) -> Iterator[Variant]:
-    """Storing a token, and gathering and scattering pages."""
+    """Storing a token; gathering pages to the staging buffer, and writing them."""
     pointer = f"*{shape.element}:16"
     row = shape.num_kv_heads * shape.head_dim
     strides = dict.fromkeys(("key_stride", "value_stride", "slot_stride"), "i32:16")
     tensors = dict.fromkeys(("key", "value", "key_cache", "value_cache"), pointer)
-    types = tensors | {"slot_mapping": "*i64:16"} | strides
+    types = tensors | {"slot_mapping": "*i64"} | strides
     yield Variant(store_kv_kernel, types, {"ROW": row, "BLOCK": triton.next_power_of_2(row)})
-    ids = dict.fromkeys(("source_ids", "destination_ids"), "*i64")
-    sizes = ("source_layer_stride", "destination_layer_stride", "row_size")
-    types = dict.fromkeys(("source", "destination"), pointer) | ids
-    types |= dict.fromkeys(sizes, "i32:16") | {"id_stride": "i32"}
+    places = ("source", "staged", "destination")
+    types = dict.fromkeys((f"{place}_{kind}" for place in places for kind in _KINDS), pointer)
+    types |= {"pages": "*i64", "num_staged": "i32", "row_size": "i32:16"}
+    types |= dict.fromkeys((f"{place}_layer_stride" for place in places), "i64:16")
+    block = copy_block(row * (shape.page_size or 1))
     for gather in (True, False):
-        yield Variant(copy_rows_kernel, types, {"GATHER": gather, "BLOCK": 4096})
+        yield Variant(copy_pages_kernel, types, {"GATHER": gather, "BLOCK": block})
+
+
+_KINDS = ("keys", "values")

@@ -258,7 +258,7 @@ def join_kernel(
 
 def variants(shape: KernelShape) -> Iterator[Variant]:
     """The decode kernel with and without splits, and the join for few and for many sequences."""
-    tuning = attention_tuning(shape.head_dim, shape.dtype).decode
+    tuning = attention_tuning(shape.head_dim, shape.dtype, shape.capability).decode
     constants = attention_constants(shape) | {
         "BLOCK_M": rows_of_group(shape.group),
         "BLOCK_S": 128,

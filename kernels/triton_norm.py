@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from kernels.variant import KernelShape, Variant
 
 _ELEMENTS_PER_THREAD = 16
 """Two loads of 16 bytes a tensor in 16-bit types: enough in flight, few enough to stay in
 registers while the row's sum is formed."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rows"])
 def add_rms_norm_kernel(
     hidden,
     added,
@@ -83,3 +87,14 @@ def add_rms_norm(
 def norm_warps(block: int) -> int:
     """Warps of a program that keeps a row of `block` elements in registers."""
     return min(16, max(1, block // (32 * _ELEMENTS_PER_THREAD)))
+
+
+def variants(shape: KernelShape) -> Iterator[Variant]:
+    """The first norm of a forward pass, those between its layers, and that of the sampled rows."""
+    types = dict.fromkeys(("hidden", "added", "weight", "out"), f"*{shape.element}:16")
+    types |= {"rows": "*i64", "eps": "fp32"}
+    types |= dict.fromkeys(("hidden_stride", "added_stride", "out_stride"), "i32:16")
+    width, block = shape.hidden_size, triton.next_power_of_2(shape.hidden_size)
+    for has_added, has_rows in ((False, False), (True, False), (True, True)):
+        constants = {"WIDTH": width, "BLOCK": block, "HAS_ADDED": has_added, "HAS_ROWS": has_rows}
+        yield Variant(add_rms_norm_kernel, types, constants, norm_warps(block))

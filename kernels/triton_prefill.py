@@ -159,7 +159,7 @@ def prefill_kernel(
 
 
 def variants(shape: KernelShape) -> Iterator[Variant]:
-    tuning = attention_tuning(shape.head_dim, shape.dtype).prefill
+    tuning = attention_tuning(shape.head_dim, shape.dtype, shape.capability).prefill
     constants = attention_constants(shape) | {
         "BLOCK_M": max(tuning.block_m, rows_of_group(shape.group)),
         "TILE_N": tuning.tile_n,

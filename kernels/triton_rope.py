@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from kernels.variant import KernelShape, Variant
 
 _MOST_HEADS = 8
 _ELEMENTS_PER_THREAD = 8
@@ -45,7 +49,7 @@ def _turn_heads(
     tl.store(destination + offsets + HALF, new_right, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slot_mapping"])
 def rope_store_kernel(
     qkv,
     cos_sin,
@@ -98,12 +102,13 @@ def rope_store_kernel(
             else:
                 first = (part - Q_PARTS - KV_PARTS) * HEADS
                 inside = (first + h < NUM_KV_HEADS) & (i < HALF)[None, :]
-                source = row + (NUM_Q_HEADS + NUM_KV_HEADS + first) * HEAD_DIM + offsets
-                target = value_cache + slot * slot_stride + first * HEAD_DIM + offsets
-                left = tl.load(source, mask=inside)
-                right = tl.load(source + HALF, mask=inside)
-                tl.store(target, left.to(value_cache.dtype.element_ty), mask=inside)
-                tl.store(target + HALF, right.to(value_cache.dtype.element_ty), mask=inside)
+                source = row + (NUM_Q_HEADS + NUM_KV_HEADS + first) * HEAD_DIM
+                target = value_cache + slot * slot_stride + first * HEAD_DIM
+                left = tl.load(source + offsets, mask=inside)
+                right = tl.load(source + offsets + HALF, mask=inside)
+                dtype = value_cache.dtype.element_ty
+                tl.store(target + offsets, left.to(dtype), mask=inside)
+                tl.store(target + offsets + HALF, right.to(dtype), mask=inside)
 
 
 def rope_store(
@@ -161,3 +166,14 @@ def rope_constants(
         "BLOCK": block,
     }
     return constants, min(8, max(1, heads * block // (32 * _ELEMENTS_PER_THREAD)))
+
+
+def variants(shape: KernelShape) -> Iterator[Variant]:
+    """With and without RMSNorm of the heads."""
+    names = ("qkv", "cos_sin", "query", "key_cache", "value_cache", "q_weight", "k_weight")
+    types = dict.fromkeys(names, f"*{shape.element}:16") | {"slot_mapping": "*i64"}
+    strides = ("qkv_stride", "cos_sin_stride", "query_stride", "slot_stride")
+    types |= dict.fromkeys(strides, "i32:16") | {"eps": "fp32"}
+    constants, warps = rope_constants(shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
+    for has_norm in (False, True):
+        yield Variant(rope_store_kernel, types, constants | {"HAS_NORM": has_norm}, warps)

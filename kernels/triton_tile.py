@@ -190,7 +190,7 @@ def attention_constants(shape: KernelShape) -> dict[str, Any]:
         "HAS_TABLE": shape.page_size is not None,
         "HAS_WINDOW": shape.window,
         "HAS_SOFTCAP": shape.softcap,
-        "PRECISION": "tf32" if shape.dtype == torch.float32 else "ieee",
+        "PRECISION": "tf32x3" if shape.dtype == torch.float32 else "ieee",
     }
 
 

@@ -52,35 +52,37 @@ class AttentionTuning(NamedTuple):
 
 class _Row(NamedTuple):
     capability: int  # from this one on
-    row_bytes: int  # head_dim x bytes an element, up to this
+    element_bytes: int  # up to this, as head_dim is
+    head_dim: int
     decode: DecodeTuning
     prefill: PrefillTuning
 
 
-# The first row whose capability is not above the device's and whose row_bytes are enough.
+# The first row that takes a device, dtype and head size is theirs.
 _ROWS = (
-    _Row(90, 64, DecodeTuning(64, 4, 3, 3, 128), PrefillTuning(64, 64, 4, 3)),
-    _Row(90, 128, DecodeTuning(128, 4, 3, 3, 128), PrefillTuning(128, 64, 8, 3)),
-    _Row(90, 256, DecodeTuning(64, 4, 3, 3, 128), PrefillTuning(128, 64, 8, 3)),
-    _Row(90, 512, DecodeTuning(32, 4, 3, 3, 128), PrefillTuning(64, 32, 4, 2)),
-    _Row(90, 1024, DecodeTuning(16, 4, 3, 3, 128), PrefillTuning(16, 32, 4, 2)),
-    _Row(0, 64, DecodeTuning(64, 4, 3, 2, 128), PrefillTuning(64, 64, 4, 3)),
-    _Row(0, 128, DecodeTuning(128, 4, 3, 2, 128), PrefillTuning(128, 64, 8, 3)),
-    _Row(0, 256, DecodeTuning(64, 4, 3, 2, 128), PrefillTuning(128, 64, 8, 3)),
-    _Row(0, 512, DecodeTuning(32, 4, 3, 2, 128), PrefillTuning(64, 32, 4, 2)),
-    _Row(0, 1024, DecodeTuning(16, 4, 3, 2, 128), PrefillTuning(16, 32, 4, 2)),
+    _Row(90, 2, 64, DecodeTuning(128, 4, 3, 3, 128), PrefillTuning(128, 64, 8, 3)),
+    _Row(90, 2, 128, DecodeTuning(64, 4, 3, 3, 128), PrefillTuning(128, 64, 8, 3)),
+    _Row(90, 2, 256, DecodeTuning(32, 4, 3, 3, 128), PrefillTuning(64, 32, 8, 2)),
+    _Row(0, 2, 64, DecodeTuning(128, 4, 3, 2, 128), PrefillTuning(128, 64, 8, 3)),
+    _Row(0, 2, 128, DecodeTuning(64, 4, 3, 2, 128), PrefillTuning(128, 32, 8, 3)),
+    _Row(0, 2, 256, DecodeTuning(32, 4, 3, 2, 128), PrefillTuning(64, 32, 8, 2)),
+    _Row(0, 4, 64, DecodeTuning(32, 4, 3, 2, 128), PrefillTuning(64, 32, 8, 2)),
+    _Row(0, 4, 128, DecodeTuning(32, 4, 3, 2, 128), PrefillTuning(16, 32, 4, 3)),
+    _Row(0, 4, 256, DecodeTuning(16, 4, 3, 2, 128), PrefillTuning(16, 16, 4, 3)),
 )
 
 
 def attention_tuning(head_dim: int, dtype: torch.dtype, capability: int = 90) -> AttentionTuning:
-    """The table's choice; raises ValueError for rows longer than 1024 bytes."""
-    row_bytes = head_dim * dtype.itemsize
+    """The table's choice; raises ValueError for head sizes above 256."""
+    if capability >= 120:
+        capability = 89  # Blackwell outside of data centres has the shared memory of Ada: 99 KB
     for row in _ROWS:
-        if row.capability <= capability and row_bytes <= row.row_bytes:
+        fits = dtype.itemsize <= row.element_bytes and head_dim <= row.head_dim
+        if fits and row.capability <= capability:
             return AttentionTuning(row.decode, row.prefill)
     raise ValueError(
-        f"head dimension {head_dim} of {dtype}: {row_bytes} bytes a row; the Triton attention "
-        "kernels take up to 1024"
+        f"head dimension {head_dim} of {dtype}: the Triton attention kernels take up to 256 in "
+        "16 or 32 bits; take the reference or cpu kernels"
     )
 
 

@@ -10,7 +10,10 @@ import torch
 
 
 class KernelShape(NamedTuple):
-    """What a model and its KV pool ask of the kernels. page_size None: KV without a table."""
+    """What a model, its KV pool and a GPU (capability 90: sm_90) ask of the kernels.
+
+    page_size None: KV without a table.
+    """
 
     dtype: torch.dtype
     num_q_heads: int
@@ -21,6 +24,7 @@ class KernelShape(NamedTuple):
     page_size: int | None = 16
     window: bool = False
     softcap: bool = False
+    capability: int = 90
 
     @property
     def group(self) -> int:

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allocators.base import PageCopy
-from harness.engine.device.kv_pool import HostKV, KVPool
+from harness.engine.device.kv_pool import HostKV, KVPool, staged_first
 from harness.engine.device.model_shape import model_preset, model_shape
 from harness.engine.scheduling.step_builder import PageCopies
-from kernels import reference
+from kernels import backend
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 PAGE = st.integers(0, 7)
 BATCH = st.dictionaries(PAGE, PAGE).map(lambda d: [PageCopy(s, to) for to, s in d.items()])
@@ -44,25 +47,65 @@ def test_resolved_copies_do_at_once_what_allocations_do_in_turn(
 
 
 @given(BATCHES)
-def test_the_pool_copies_pages_of_all_layers(batches: list[list[PageCopy]]) -> None:
+def test_only_sources_that_are_written_are_staged(batches: list[list[PageCopy]]) -> None:
+    copies = _resolved(batches)
+    ordered, num_staged = staged_first(copies)
+    assert sorted(ordered) == sorted(copies)
+    written = {copy.destination for copy in copies}
+    assert [copy.source in written for copy in ordered] == [
+        i < num_staged for i in range(len(copies))
+    ]
+
+
+def _numbered_pool(num_pages: int = 8) -> tuple[KVPool, torch.Tensor]:
+    """A pool of which each element is different, and a copy by page."""
     shape = model_shape(model_preset("tiny"))
-    pool = KVPool(shape, 8, 4, dtype=torch.float32)
+    pool = KVPool(shape, num_pages, 4, dtype=torch.float32, device=DEVICE)
     pool.storage.copy_(torch.arange(pool.storage.numel()).view(pool.storage.shape))
-    before = pool.storage.clone().view(*pool.storage.shape[:2], 8, 4, -1)
-    pool.copy(_resolved(batches), reference)
+    return pool, pool.storage.clone().view(*pool.storage.shape[:2], num_pages, 4, -1)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
+@settings(deadline=None, max_examples=40)
+@given(batches=BATCHES)
+def test_the_pool_copies_pages_of_all_layers(kernels: str, batches: list[list[PageCopy]]) -> None:
+    pool, before = _numbered_pool()
+    pool.copy(_resolved(batches), backend.load(pool.storage.device.type, kernels))
     after = pool.storage.view(before.shape)
     assert torch.equal(after, before[:, :, _in_turn(batches)])
 
 
-@given(st.permutations(range(8)), st.permutations(range(5)), st.permutations(range(8)))
+def test_copies_without_a_chain_are_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernels import triton_cache
+
+    launches: list[bool] = []
+    launch = triton_cache._launch_copy
+
+    def count(*args: object, gather: bool) -> None:
+        launches.append(gather)
+        launch(*args, gather=gather)
+
+    monkeypatch.setattr(triton_cache, "_launch_copy", count)
+    pool, _ = _numbered_pool()
+    pool.copy([PageCopy(0, 3), PageCopy(0, 4), PageCopy(7, 5)], triton_cache)
+    assert launches == [False]
+    launches.clear()
+    pool.copy([PageCopy(0, 3), PageCopy(3, 4), PageCopy(7, 5)], triton_cache)
+    assert launches == [True, False]
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@settings(deadline=None, max_examples=25)
+@given(
+    pages=st.permutations(range(8)),
+    host_pages=st.permutations(range(5)),
+    homes=st.permutations(range(8)),
+)
 def test_saved_pages_come_back_wherever_they_are_restored(
-    pages: list[int], host_pages: list[int], homes: list[int]
+    direct: bool, pages: list[int], host_pages: list[int], homes: list[int]
 ) -> None:
-    shape = model_shape(model_preset("tiny"))
-    pool = KVPool(shape, 8, 4, dtype=torch.float32)
-    pool.storage.copy_(torch.arange(pool.storage.numel()).view(pool.storage.shape))
-    before = pool.storage.clone().view(*pool.storage.shape[:2], 8, 4, -1)
-    host = HostKV(pool, 5)
+    pool, before = _numbered_pool()
+    host = HostKV(pool, 5, direct=direct)
     saves = [PageCopy(*pair) for pair in zip(pages, host_pages, strict=False)]
     host.save(pool, saves)
     pool.storage.fill_(float("nan"))
@@ -70,6 +113,23 @@ def test_saved_pages_come_back_wherever_they_are_restored(
     after = pool.storage.view(before.shape)
     for page, home in zip(pages[:5], homes, strict=False):
         assert torch.equal(after[:, :, home], before[:, :, page])
+    assert after.isnan().any(dim=-1).any(dim=-1).all(dim=0).all(dim=0).sum() == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_reads_and_writes_pinned_pages_in_place() -> None:
+    pool, before = _numbered_pool(64)
+    host = HostKV(pool, 64)
+    assert host.direct and host.storage.is_pinned()
+    order = torch.randperm(64).tolist()
+    host.save(pool, [PageCopy(page, slot) for slot, page in enumerate(order)])
+    torch.cuda.synchronize()
+    saved = host.storage.view(*before.shape)
+    assert torch.equal(saved, before[:, :, order].cpu())
+    pool.storage.zero_()
+    host.restore(pool, [PageCopy(slot, page) for slot, page in enumerate(order)])
+    assert torch.equal(pool.storage.view(before.shape), before)
 
 
 def test_bytes_are_what_the_storage_measures() -> None:

@@ -55,6 +55,9 @@ EXPECTED = {
         for part, count in (("waste", 4 * 6), ("times", 5 * 6 * 6))
         for workload in ("steady", "bursty")
     },
+    ("sweep_page_size", "gpu"): {("times", "sharegpt"): 2 + 4},
+    ("compare_allocators", "gpu"): {("times", "sharegpt"): 3 + 3},
+    ("sweep_memory_fraction", "gpu"): {("times", "lognormal"): 2 * 3},
     ("preemption", "quick"): {
         ("times", "sharegpt"): 2 * 5,
         ("policies", "sharegpt"): 2 * 4 * 3,

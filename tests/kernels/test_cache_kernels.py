@@ -63,3 +63,15 @@ def test_copies_read_all_before_writing(
     for page in set(range(7)) - written:
         kept = slice(page * page_size, (page + 1) * page_size)
         assert torch.equal(pool[:, :, kept], before[:, :, kept])
+
+
+@pytest.mark.parametrize("num_staged", [1, 2, None])
+def test_copies_that_are_not_staged_are_copied_too(
+    backend: ModuleType, num_staged: int | None
+) -> None:
+    pool = torch.randn(2, 2, 6 * 4, 2, 8)
+    before = pool.clone().view(2, 2, 6, -1)
+    copies = torch.tensor([(1, 5), (0, 1), (0, 4)])
+    backend.copy_pages(pool[:, 0], pool[:, 1], copies, 4, num_staged)
+    after = pool.view(before.shape)
+    assert torch.equal(after, before[:, :, [0, 0, 2, 3, 0, 1]])

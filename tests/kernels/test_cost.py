@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from transformers.masking_utils import sliding_window_causal_mask_function
 
-from kernels.cost import attention_cost, copy_pages_cost, store_kv_cost
+from kernels.cost import (
+    add_rms_norm_cost,
+    attention_cost,
+    copy_pages_cost,
+    rope_store_cost,
+    silu_mul_cost,
+    store_kv_cost,
+    swap_pages_cost,
+)
 
 
 def test_decode_reads_each_key_and_value_once() -> None:
@@ -42,3 +50,32 @@ def test_writes() -> None:
     sizes = {"num_kv_heads": 4, "head_dim": 64, "element_bytes": 4}
     assert store_kv_cost(10, **sizes).moved_bytes == 2 * 10 * 2048 + 80
     assert copy_pages_cost(3, 16, num_layers=8, **sizes).moved_bytes == 2 * 3 * 16 * 8 * 2048
+    assert swap_pages_cost(3, 16, num_layers=8, **sizes) == copy_pages_cost(
+        3, 16, num_layers=8, **sizes
+    )
+
+
+def test_element_wise_work_moves_its_tensors_once() -> None:
+    """Against the bytes of the tensors that a call is given, each once."""
+    half = torch.float16
+    hidden, added, out = (torch.empty(6, 40, dtype=half) for _ in range(3))
+    weight = torch.empty(40, dtype=half)
+    cost = add_rms_norm_cost(6, 40, element_bytes=2)
+    assert cost.read_bytes == hidden.nbytes + added.nbytes + weight.nbytes
+    assert cost.written_bytes == hidden.nbytes + out.nbytes
+    alone = add_rms_norm_cost(6, 40, element_bytes=2, has_added=False)
+    assert alone.moved_bytes == hidden.nbytes + weight.nbytes + out.nbytes
+    assert cost.flops - alone.flops == hidden.numel()
+
+    qkv, angles = torch.empty(6, (4 + 2 * 2) * 16, dtype=half), torch.empty(6, 16, dtype=half)
+    slots = torch.empty(6, dtype=torch.int64)
+    heads = {"num_q_heads": 4, "num_kv_heads": 2, "head_dim": 16, "element_bytes": 2}
+    cost = rope_store_cost(6, **heads)
+    assert cost.read_bytes == qkv.nbytes + angles.nbytes + slots.nbytes
+    assert cost.written_bytes == qkv.nbytes
+    assert cost.flops == 3 * 6 * (4 + 2) * 16
+    assert rope_store_cost(6, has_norm=True, **heads).read_bytes == cost.read_bytes + 2 * 16 * 2
+
+    gate_up, product = torch.empty(6, 160, dtype=half), torch.empty(6, 80, dtype=half)
+    cost = silu_mul_cost(6, 80, element_bytes=2)
+    assert (cost.read_bytes, cost.written_bytes) == (gate_up.nbytes, product.nbytes)

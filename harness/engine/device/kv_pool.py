@@ -76,58 +76,81 @@ class KVPool:
         """Copy whole pages; all sources are read before any destination is written."""
         if not copies:
             return
-        pairs = torch.tensor(copies, dtype=torch.int64, device=self.storage.device)
-        kernels.copy_pages(self.storage[:, 0], self.storage[:, 1], pairs, self.page_size)
+        ordered, num_staged = staged_first(copies)
+        pairs = _on_device(ordered, self.storage.device)
+        keys, values = self.storage[:, 0], self.storage[:, 1]
+        kernels.copy_pages(keys, values, pairs, self.page_size, num_staged)
+
+
+def staged_first(copies: Sequence[PageCopy]) -> tuple[list[PageCopy], int]:
+    """`copies` with those first whose source another one writes, and how many these are.
+
+    Only they have to be read before anything is written; most steps have none, as copy-on-write
+    and forks write to pages that were free.
+    """
+    written = {copy.destination for copy in copies}
+    staged = [copy for copy in copies if copy.source in written]
+    if not staged:
+        return list(copies), 0
+    return staged + [copy for copy in copies if copy.source not in written], len(staged)
+
+
+def _on_device(pairs: Sequence[PageCopy], device: torch.device) -> Tensor:
+    """int64 (n, 2). From pinned memory to a GPU, as the host would otherwise wait for it."""
+    on_gpu = device.type == "cuda"
+    numbers = torch.tensor(pairs, dtype=torch.int64, pin_memory=on_gpu)
+    return numbers.to(device, non_blocking=True)
 
 
 class HostKV:
-    """Pages on the host, in the pool's own layout; pinned where the pool is on a GPU."""
+    """Pages on the host, in the pool's own layout; pinned where the pool is on a GPU.
 
-    def __init__(self, pool: KVPool, num_pages: int) -> None:
+    On a GPU a kernel reads and writes the pinned pages in place: one launch whatever the number
+    of pages and layers, in order with what wrote the pages and what will read them. `direct`
+    says whether that kernel moves the pages; by default where the pool is on a GPU.
+    """
+
+    def __init__(self, pool: KVPool, num_pages: int, direct: bool | None = None) -> None:
         layers, two, _, heads, head_dim = pool.storage.shape
         on_gpu = pool.storage.device.type == "cuda"
         self.num_pages = num_pages
+        self.direct = on_gpu if direct is None else direct
         self.storage = torch.empty(
             (layers, two, num_pages * pool.page_size, heads, head_dim),
             dtype=pool.storage.dtype,
             pin_memory=on_gpu and num_pages > 0,
         )
-        self._stream = torch.cuda.Stream(pool.storage.device) if on_gpu else None  # type: ignore[no-untyped-call]
 
     def save(self, pool: KVPool, pages: Iterable[PageCopy]) -> None:
         """Copy these pages of the pool to the host, before anything else writes to them."""
-        self._move(pool.storage, self.storage, pages, pool.page_size)
+        self._move(pool.storage, self.storage, list(pages), pool)
 
     def restore(self, pool: KVPool, pages: Iterable[PageCopy]) -> None:
         """Copy these pages of the host to the pool, before the next forward reads them."""
-        self._move(self.storage, pool.storage, pages, pool.page_size)
+        self._move(self.storage, pool.storage, list(pages), pool)
 
     def _move(
-        self, source: Tensor, destination: Tensor, pages: Iterable[PageCopy], page_size: int
+        self, source: Tensor, destination: Tensor, pages: list[PageCopy], pool: KVPool
     ) -> None:
-        pairs = list(pages)
-        if self._stream is None:
-            self._copy(source, destination, pairs, page_size)
-            return
-        main = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(main)
-        with torch.cuda.stream(self._stream):
-            self._copy(source, destination, pairs, page_size)
-        main.wait_stream(self._stream)
+        if not self.direct:
+            _copy_runs(source, destination, pages, pool.page_size)
+        elif pages:
+            from kernels.triton_cache import move_pages
 
-    @staticmethod
-    def _copy(source: Tensor, destination: Tensor, pairs: list[PageCopy], page_size: int) -> None:
-        """One strided copy a run of consecutive pages on both sides."""
-        begin = 0
-        for end in range(1, len(pairs) + 1):
-            if end < len(pairs) and (
-                pairs[end].source - pairs[end - 1].source == 1
-                and pairs[end].destination - pairs[end - 1].destination == 1
-            ):
-                continue
-            slots = (end - begin) * page_size
-            first, to = pairs[begin].source * page_size, pairs[begin].destination * page_size
-            destination[:, :, to : to + slots].copy_(
-                source[:, :, first : first + slots], non_blocking=True
-            )
-            begin = end
+            moves = _on_device(pages, pool.storage.device)
+            move_pages(source, destination, moves, pool.page_size)
+
+
+def _copy_runs(source: Tensor, destination: Tensor, pairs: list[PageCopy], page_size: int) -> None:
+    """One strided copy a run of consecutive pages on both sides."""
+    begin = 0
+    for end in range(1, len(pairs) + 1):
+        if end < len(pairs) and (
+            pairs[end].source - pairs[end - 1].source == 1
+            and pairs[end].destination - pairs[end - 1].destination == 1
+        ):
+            continue
+        slots = (end - begin) * page_size
+        first, to = pairs[begin].source * page_size, pairs[begin].destination * page_size
+        destination[:, :, to : to + slots].copy_(source[:, :, first : first + slots])
+        begin = end

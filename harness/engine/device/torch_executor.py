@@ -144,6 +144,20 @@ class TorchExecutor:
         return self.runner.lean is not None
 
     @property
+    def kv_bytes(self) -> int:
+        """Size of the pool, and of the draft model's."""
+        return self.pool.kv_bytes + (0 if self.drafter is None else self.drafter.kv_bytes)
+
+    @torch.inference_mode()
+    def reserve(self, max_tokens: int, max_samples: int) -> None:
+        """Take the activations' buffers for steps of at most so many tokens and sampled rows, so
+        that nothing grows later on; the draft model's too."""
+        drafting = None if self.drafter is None else self.drafter.lean
+        for lean in (self.runner.lean, drafting):
+            if lean is not None:
+                lean.reserve(max_tokens, max_samples)
+
+    @property
     def works_apart(self) -> bool:
         """The device goes on while the host does something else."""
         return self.device.type == "cuda"

@@ -71,6 +71,10 @@ class LeanDecoder:
         one = torch.zeros(1, dtype=torch.long, device=own.embedding.device)
         self(one, one, one, AttentionStep.probe(self.probe_caches(1), one))
 
+    def with_own_buffers(self) -> LeanDecoder:
+        """The same weights and operations, for a caller whose activations must stay apart."""
+        return LeanDecoder(self._weights, self.operations)
+
     def probe_caches(self, num_tokens: int) -> list[tuple[Tensor, Tensor]]:
         """Caches of as many slots for each layer, for `AttentionStep.probe`."""
         own = self._weights

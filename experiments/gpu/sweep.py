@@ -1,0 +1,76 @@
+"""One experiment's preset `gpu` through `python -m harness`, which goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.gpu.child import Task, conclude, parser, task
+from experiments.gpu.rows import RowLog
+from experiments.gpu.stages import ROOT
+
+DRY_OVERRIDES = {
+    "sweep_page_size": ("kv.pool_tokens=512",),
+    "compare_allocators": ("kv.pool_tokens=512",),
+    "sweep_memory_fraction": ("device.imagined_memory_gib=0.005", "engine.token_budget=64"),
+}
+_DRY_FOR_ALL = (
+    "model=tiny",
+    "device=cpu",
+    "workload.num_requests=4",
+    "workload.length_scale=0.03",
+)
+
+
+def main() -> int:
+    made = parser(__doc__)
+    made.add_argument("--experiment", required=True, choices=DRY_OVERRIDES)
+    given = task(made)
+    log = given.log()
+    experiment = given.extra.experiment
+    overrides = (*_DRY_FOR_ALL, *DRY_OVERRIDES[experiment]) if given.dry else ()
+    command = [
+        sys.executable, "-m", "harness", f"experiment={experiment}", "preset=gpu",
+        f"results_dir={given.folder}", "tracking=none", *overrides,
+    ]  # fmt: skip
+    exit_code = _run(command, given)
+    _note_runs(log, given.folder / experiment)
+    if exit_code is None:
+        log.add("runs beyond the limit", "cut")
+    elif exit_code:
+        log.add("harness", "failed", error=f"exit status {exit_code}")
+    return conclude(log)
+
+
+def _run(command: list[str], given: Task) -> int | None:
+    try:
+        return subprocess.run(command, cwd=ROOT, timeout=given.budget.left_s).returncode
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _note_runs(log: RowLog, folder: Path) -> None:
+    """A row a stored run, with what its summary says of its first repetition."""
+    for label, status, values in read_runs(folder):
+        log.add(label, "ok" if status == "complete" else "failed", **values)
+
+
+def read_runs(folder: Path) -> Iterator[tuple[str, str, dict[str, object]]]:
+    """Label, status and metrics of the runs stored in an experiment's folder."""
+    for path in sorted(folder.glob("[!.]*/status.json")):
+        status = json.loads(path.read_text())
+        summary = json.loads((path.parent / "summary.json").read_text())
+        values = {
+            key: value
+            for key, value in (summary[0] if summary else {}).items()
+            if isinstance(value, int | float | str)
+        }
+        values["wall_s"] = status["wall_s"]
+        yield status["label"], status["status"], {**values, "error": status["error"]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

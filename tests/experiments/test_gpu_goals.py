@@ -1,0 +1,123 @@
+"""Verdicts on made-up rows: each goal is met, missed and not measured where it should be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from experiments.gpu import closing
+from experiments.gpu.device import Found
+from experiments.gpu.goals import Goal, goals
+from experiments.gpu.rows import RowLog
+
+LARGE, SMALL = 2 * 10**9, 10**6
+
+
+def decode(
+    contender: str, median_us: float, kv_bytes: int = LARGE, page_size: int = 16, **more: Any
+) -> dict[str, Any]:
+    row = {
+        "bench": "decode", "status": "ok", "contender": contender, "batch": 64, "context": 4096,
+        "page_size": page_size, "kv_bytes": kv_bytes, "median_us": median_us, "read_share": 0.93,
+    }  # fmt: skip
+    return row | more
+
+
+def steps(contender: str = "engine", **more: Any) -> dict[str, Any]:
+    row = {
+        "bench": "decode_steps", "status": "ok", "contender": contender, "batch": 64,
+        "context": 1024, "roofline_share": 0.85, "decode_tokens_per_s": 1000.0, "step_ms": 8.0,
+    }  # fmt: skip
+    return row | more
+
+
+def verdict(name: str, kernels: list[dict[str, Any]], engine: list[dict[str, Any]]) -> Goal:
+    (found,) = [goal for goal in goals(kernels, engine) if goal.name.startswith(name)]
+    return found
+
+
+def test_nothing_measured_is_no_verdict() -> None:
+    found = goals([], [])
+    assert {goal.verdict for goal in found} == {"not measured"}
+    assert len(found) == 10
+
+
+def test_the_worst_case_decides_bandwidth() -> None:
+    name = "decode attention, 1 GB of KV and more, page 16"
+    rows = [decode("paged", 100.0), decode("paged", 100.0, context=8192, read_share=0.899)]
+    assert verdict(name, rows[:1], []).verdict == "met"
+    found = verdict(name, rows, [])
+    assert (found.verdict, found.measured, found.cases) == ("missed", "0.899", 2)
+    assert "8192" in found.note
+    small = decode("paged", 1.0, SMALL, read_share=0.1)
+    assert verdict(name, [rows[0], small], []).cases == 1
+    page_one = decode("paged", 1.0, page_size=1, read_share=0.84)
+    assert [goal.cases for goal in goals([page_one], [])[:2]] == [0, 1]
+    assert goals([page_one], [])[1].verdict == "missed"
+
+
+def test_the_best_peer_at_the_same_page_size_is_the_one_beside() -> None:
+    ours = decode("paged", 100.0)
+    peers = [decode("flash_attention_3", 120.0), decode("flashinfer", 96.0)]
+    faster = goals([ours, *peers], [])[2]
+    assert (faster.verdict, faster.measured) == ("missed", "0.960")
+    assert "flashinfer" in faster.note
+    other_page = decode("flashinfer", 1.0, page_size=1)
+    assert goals([ours, peers[0], other_page], [])[2].verdict == "met"
+    assert goals([ours, decode("sdpa", 50.0)], [])[2].verdict == "not measured"
+
+
+@pytest.mark.parametrize(("peer_us", "expected"), [(10.0, "met"), (8.0, "missed")])
+def test_small_kv_is_compared_by_time(peer_us: float, expected: str) -> None:
+    rows = [decode("paged", 11.0, SMALL), decode("flashinfer", peer_us, SMALL)]
+    assert goals(rows, [])[3].verdict == expected
+
+
+def test_indirection_is_against_our_own_kernel_without_a_table() -> None:
+    without = decode("contiguous", 100.0, page_size=0)
+    name = "paged over our kernel"
+    assert verdict(name, [without, decode("paged", 101.9)], []).verdict == "met"
+    assert verdict(name, [without, decode("paged", 102.1)], []).verdict == "missed"
+    at_one = decode("paged", 200.0, page_size=1)
+    assert verdict(name, [without, at_one], []).verdict == "not measured"
+
+
+def test_the_engine_by_shape_beside_vllm_and_its_device_time() -> None:
+    rows = [
+        steps(),
+        steps(context=4096, roofline_share=0.86),
+        steps(batch=256, roofline_share=0.8),
+        steps("engine, overlap=false", overlap=False, step_ms=99.0, device_ms=1.0),
+        steps("vllm", decode_tokens_per_s=1100.0),
+    ]
+    found = {goal.name: goal.verdict for goal in goals([], rows)}
+    assert found["engine, 64 x 1k"] == "met"
+    assert found["engine, 64 x 4k"] == "missed"
+    assert found["engine, batch 256"] == "met"
+    assert found["engine beside vLLM"] == "met"
+    assert found["a step over its device time, overlap on"] == "not measured"
+    hidden = steps(overlap=True, device_ms=7.7)
+    assert goals([], [hidden])[-1].verdict == "missed"
+    assert goals([], [hidden | {"device_ms": 7.8}])[-1].verdict == "met"
+
+
+def test_failed_rows_decide_nothing() -> None:
+    assert goals([decode("paged", 1.0) | {"status": "failed"}], [])[0].verdict == "not measured"
+
+
+def test_a_dry_run_reaches_no_goal_whatever_its_rows_say(tmp_path: Path) -> None:
+    log = RowLog(tmp_path / "kernels", "key", dry=True)
+    log.add("one", **{k: v for k, v in decode("paged", 1.0).items() if k != "status"})
+    assert closing.measured_goals(tmp_path, dry=False)[0].verdict == "met"
+    found = Found("cpu", False, ())
+    console = Console(width=200, record=True)
+    paths = closing.conclude(tmp_path, [], found, console, dry=True)
+    text = console.export_text() + "".join(path.read_text() for path in paths)
+    assert "dry run" in text and "0.930" not in text
+    written = json.loads((tmp_path / "goals.json").read_text())
+    assert written["dry"] is True
+    assert {goal["verdict"] for goal in written["goals"]} == {"not measured"}
