@@ -145,15 +145,8 @@ class TorchDevice:
     def _prepare(self, config: RunConfig) -> None:
         """Load and compile what is loaded and compiled once."""
         attention, kv = config.attention, config.kv
-        engine = config.engine
-        key = (
-            attention.kind,
-            attention.backend,
-            engine.fused,
-            engine.compile,
-            kv.page_size,
-            kv.dtype,
-        )
+        forward = (config.engine.fused, config.engine.compile)
+        key = (attention.kind, attention.backend, *forward, kv.page_size, kv.dtype)
         self._draft(config)  # before the memory is looked at
         if key not in self._warm:
             num_pages_each = -(-_WARM_UP_LEN // kv.page_size)

@@ -49,11 +49,13 @@ def attend(
     bounds = (query_start_loc, seq_lens)
     options: Any = {"scale": scale, "window": window or None, "softcap": softcap or None}
     options["out"] = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
+    caches = (key_cache, value_cache)
+    attended: Tensor
     if page_size == 0:
-        return loaded.contiguous_attention(query, key_cache, value_cache, table, *bounds, **options)
-    return loaded.paged_attention(
-        query, key_cache, value_cache, table, page_size, *bounds, **options
-    )
+        attended = loaded.contiguous_attention(query, *caches, table, *bounds, **options)
+    else:
+        attended = loaded.paged_attention(query, *caches, table, page_size, *bounds, **options)
+    return attended
 
 
 @attend.register_fake
