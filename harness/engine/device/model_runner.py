@@ -46,9 +46,8 @@ class ModelRunner:
         self.attention = attention
         self.device = pool.storage.device
         self._compiled = compiled
-        takes_lean = fused and compiled is None
-        self._build_lean = loaded.lean.decoder if takes_lean and loaded.lean else None
-        self.lean = self._build_lean(kernels.name) if self._build_lean else None
+        lean = loaded.lean if fused and compiled is None else None
+        self.lean = lean.decoder(kernels.name) if lean else None
 
     def forward(self, batch: Batch, drawn: Tensor | None = None) -> Tensor:
         """Logits (sample rows, vocabulary); the KV of all tokens is written on the way. An input
@@ -125,9 +124,8 @@ class ModelRunner:
         """The same model on the same pool, with activation buffers for so many tokens that nobody
         else makes grow: a captured graph goes on using their addresses."""
         other = copy.copy(self)
-        if self._build_lean is not None:
-            other.lean = self._build_lean(self.kernels.name)
-        if other.lean is not None:
+        if self.lean is not None:
+            other.lean = self.lean.with_own_buffers()
             other.lean.reserve(max_tokens, max_tokens)
         return other
 
