@@ -144,7 +144,15 @@ def prepare(
         config.engine.token_budget,
     )
     return PreparedRun(
-        Engine(scheduler, around.executor, around.clock, recorder, limits, allocator),
+        Engine(
+            scheduler,
+            around.executor,
+            around.clock,
+            recorder,
+            limits,
+            allocator,
+            overlap=config.engine.overlap,
+        ),
         around.arrivals,
         around.device,
         recorder,

@@ -13,6 +13,7 @@ import pandas as pd
 
 from harness.config import ConfigError, RunConfig, to_mapping
 from harness.engine.device.model_shape import model_shape
+from harness.engine.executor import CaptureReport
 from harness.engine.request import Workload
 from harness.measure.environment import Environment, capture_environment
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics
@@ -115,6 +116,7 @@ class _Outcome:
     memory_map: pd.DataFrame | None
     step_work: pd.DataFrame | None
     outcome_log: pd.DataFrame | None
+    captured: CaptureReport
 
 
 def _run_repetition(config: RunConfig, device: Device, seed: int, sink: RecordSink) -> _Outcome:
@@ -149,6 +151,7 @@ def _run_repetition(config: RunConfig, device: Device, seed: int, sink: RecordSi
         prepared.memory_map.frame() if prepared.memory_map else None,
         prepared.work_log.frame() if prepared.work_log else None,
         outcome_log,
+        getattr(prepared.executor, "captured", CaptureReport()),
     )
 
 
@@ -170,6 +173,9 @@ def _summary(
         "activation_bytes": outcome.beside and outcome.beside.activation_bytes,
         "activation_source": outcome.beside and outcome.beside.source,
         "extrapolated_share": outcome.extrapolated_share,
+        "graph_capture_s": outcome.captured.seconds,
+        "graph_memory_bytes": outcome.captured.num_bytes,
+        "num_graphs": len(outcome.captured.sizes),
         "workload_description": outcome.description,
     }
 

@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from harness.config import ConfigError, DeviceConfig, RunConfig
+from harness.engine.device.capture import Capture, CudaCapture, Rehearsal
 from harness.engine.device.model_shape import LayerGroup, ModelConfig, ModelShape
 from harness.engine.device.models import LoadedModel, load_model
 from harness.engine.device.torch_executor import TorchExecutor
@@ -60,11 +61,17 @@ class TorchDevice:
     """A loaded model on its device; every run gets a pool and an executor of its own.
 
     memory: the device's counters; a GPU's own by default, and none on a CPU, where nothing is
-    measured and the pool is not sized by them.
+        measured and the pool is not sized by them. rehearses_graphs: on a CPU, what CUDA graphs
+        replay is done step by step (for tests).
     """
 
     def __init__(
-        self, model: ModelConfig, device: DeviceConfig, memory: DeviceMemory | None = None
+        self,
+        model: ModelConfig,
+        device: DeviceConfig,
+        memory: DeviceMemory | None = None,
+        *,
+        rehearses_graphs: bool = False,
     ) -> None:
         self.kind = resolve_device(device)
         self.memory = CudaMemory() if memory is None and self.kind == "cuda" else memory
@@ -79,6 +86,7 @@ class TorchDevice:
         self._warm: set[tuple[str, str, bool, int, str]] = set()
         self._clean_bytes: int | None = None
         self._activation_bytes: dict[str, int] = {}
+        self._rehearses_graphs = rehearses_graphs
         self._drafts: dict[str, LoadedModel] = {}
 
     @property
@@ -97,7 +105,8 @@ class TorchDevice:
         what compiles lazily has been compiled."""
         self._prepare(config)
         self._check_clean()
-        executor = self._build(config, num_pages, max_len, config.engine.max_num_seqs, groups)
+        max_seqs, capture = config.engine.max_num_seqs, self._capture(config)
+        executor = self._build(config, num_pages, max_len, max_seqs, groups, capture)
         executor.reserve(most_tokens(config, max_len), most_samples(config))
         return executor
 
@@ -118,14 +127,16 @@ class TorchDevice:
         return BesidePool(weight_bytes, self._activation_bytes[key], "measured")
 
     def _measure(self, config: RunConfig, longest_len: int, memory: DeviceMemory) -> int:
-        """Peak bytes of the largest step on a pool that just holds it, less that pool."""
+        """Peak bytes of the largest step on a pool that just holds it, less that pool, and what
+        captured graphs keep to themselves."""
         step = largest_step(config, self.shape, longest_len)
         max_len = self.shape.max_positions
-        executor = self._build(config, pages_of(step), max_len, config.engine.max_num_seqs)
+        max_seqs, capture = config.engine.max_num_seqs, self._capture(config)
+        executor = self._build(config, pages_of(step), max_len, max_seqs, capture=capture)
         try:
             executor.reserve(most_tokens(config, longest_len), most_samples(config))
             executor.execute(step)
-            return memory.peak_bytes() - executor.kv_bytes
+            return memory.peak_bytes() - executor.kv_bytes + executor.captured.num_bytes
         finally:
             executor.close()
 
@@ -184,6 +195,7 @@ class TorchDevice:
         max_len: int,
         max_seqs: int,
         groups: Sequence[LayerGroup] = (),
+        capture: Capture | None = None,
     ) -> TorchExecutor:
         kind = config.attention.kind
         if kind == "auto":
@@ -201,7 +213,17 @@ class TorchDevice:
             fused=config.engine.fused,
             draft=self._draft(config),
             groups=groups,
+            capture=capture,
+            samples=config.workload.temperature > 0,
         )
+
+    def _capture(self, config: RunConfig) -> Capture | None:
+        """What records decode steps, if anything does."""
+        if not config.engine.cuda_graph:
+            return None
+        if self.kind == "cuda":
+            return CudaCapture(torch.device("cuda", torch.cuda.current_device()))
+        return Rehearsal() if self._rehearses_graphs else None
 
     def _draft(self, config: RunConfig) -> LoadedModel | None:
         """The draft model of speculative decoding, loaded once."""

@@ -23,6 +23,14 @@ class Chosen(NamedTuple):
     num_accepted: list[int]
 
 
+def draws_one_each(chunks: Sequence[Chunk]) -> bool:
+    """Every chunk that asks for anything asks for one plain draw."""
+    return all(
+        len(chunk.draws) <= 1 and not chunk.num_candidates and not chunk.num_drafts
+        for chunk in chunks
+    )
+
+
 def choose(
     logits: Tensor, chunks: Sequence[Chunk], draft_probs: Mapping[int, Tensor] | None = None
 ) -> Chosen:
