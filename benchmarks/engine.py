@@ -12,7 +12,9 @@ longer output, so that prompts cancel out.
 
 from __future__ import annotations
 
+import gc
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -75,10 +77,11 @@ def main() -> int:
         log.add(case, bench="rate", **values)
         print(f"{case}: {values['value']:,.1f} {values['unit']}", flush=True)
     ours(given, log, sizes, device, rates)
-    if device.type == "cuda":
+    if device.type == "cuda":  # the peers' processes need the memory
+        gc.collect()
         torch.cuda.empty_cache()
     for peer in PEERS:
-        for batch, context in sizes.shapes:
+        for batch, context in sizes.shapes[:1] if given.dry else sizes.shapes:
             beside(given, log, sizes, peer, batch, context)
     return conclude(log)
 
@@ -111,7 +114,8 @@ def ours(
             if not made:
                 made.append(TorchDevice(config.model, config.device))
             values = decode_steps(config, made[0], batch, context, sizes, rates)
-            values |= {"contender": contender, "batch": batch, "context": context, **changes}
+            values |= {"contender": contender, "batch": batch, "context": context}
+            values |= {switch: getattr(config.engine, switch, False) for switch in _SWITCHES}
             log.add(case, bench="decode_steps", **values, **Telemetry().sample())
             print(
                 f"{case}: {values['decode_tokens_per_s']:,.0f} tokens/s, step "
@@ -161,32 +165,30 @@ def decode_steps(
 def summarise(
     records: KeptRecords, batch: int, shape: ModelShape, rates: dict[str, float]
 ) -> dict[str, Any]:
-    """Medians over the steps in which `batch` sequences decode and nothing else happens."""
+    """Medians over the steps in which `batch` sequences decode and nothing else happens, as in
+    the step before. A step lasts from the end of the one before to its own."""
     steps = records.steps
-    whole = [
-        index
-        for index, step in enumerate(steps[:-1])
-        if step.num_prefill_tokens == 0
-        and step.num_decode_tokens == batch == steps[index + 1].num_decode_tokens
-    ][_SETTLING_STEPS:]
+    ends_s = [step.start_s + step.duration_s for step in steps]
+    decodes = [s.num_prefill_tokens == 0 and s.num_decode_tokens == batch for s in steps]
+    whole = [i for i in range(1, len(steps)) if decodes[i - 1] and decodes[i]][_SETTLING_STEPS:]
     if not whole:
         raise RuntimeError(f"no step in which all {batch} sequences decode")
-    step_s = [steps[index + 1].start_s - steps[index].start_s for index in whole]
-    least_s = [roofline_s(shape, batch, records.entries[index].token, rates) for index in whole]
+    step_s = [ends_s[i] - ends_s[i - 1] for i in whole]
+    least_s = [roofline_s(shape, batch, records.entries[i].token, rates) for i in whole]
     values: dict[str, Any] = {
         "num_steps": len(whole),
         "step_ms": 1e3 * median(step_s),
         "step_p10_ms": 1e3 * float(np.percentile(step_s, 10)),
         "step_p90_ms": 1e3 * float(np.percentile(step_s, 90)),
-        "kv_tokens": int(median(records.entries[index].token for index in whole)),
+        "kv_tokens": int(median(records.entries[i].token for i in whole)),
         "roofline_ms": 1e3 * median(least_s),
         "decode_tokens_per_s": batch / median(step_s),
     }
     values["roofline_share"] = values["roofline_ms"] / values["step_ms"]
-    for name in ("device_ms", "host_ms"):
-        found = [getattr(steps[index], f"{name[:-3]}_s", None) for index in whole]
-        if all(isinstance(each, float) for each in found):
-            values[name] = 1e3 * median(found)  # type: ignore[type-var]
+    for name in ("device", "host"):
+        found = [getattr(steps[i], f"{name}_us", math.nan) for i in whole]
+        if not any(map(math.isnan, found)):
+            values[f"{name}_ms"] = median(found) / 1e3
     return values
 
 

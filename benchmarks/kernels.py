@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, other_kernels, tuning
+from benchmarks import layer_kernels, machine, other_kernels, tuning
 from benchmarks.attention_peers import PEERS, AbsentError
 from benchmarks.decode_cases import (
     Case,
@@ -50,6 +50,7 @@ class Sizes:
     pages_at: tuple[int, int]
     all_pages: Sequence[int]
     other: other_kernels.Sizes
+    layer: layer_kernels.Sizes | None = None
 
 
 _ALL_PAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -64,6 +65,7 @@ GPU = Sizes(
     (64, 4096),
     _ALL_PAGES,
     other_kernels.GPU,
+    layer_kernels.GPU,
 )  # fmt: skip
 CPU = Sizes(
     Shape(8, 4, 64, torch.float32),
@@ -75,7 +77,7 @@ CPU = Sizes(
 )
 DRY = Sizes(
     Shape(4, 2, 16, torch.float16), ((1, 32), (2, 32)), (16, 1), (1, 32), (1, 16),
-    other_kernels.DRY,
+    other_kernels.DRY, layer_kernels.DRY,
 )  # fmt: skip
 
 
@@ -103,18 +105,23 @@ class Bench:
         print(f"{case}: {values['value']:,.1f} {values['unit']}", flush=True)
         return float(values["value"])
 
-    def measure(self, case: str, bench: str, calls: Sequence[Call], **facts: Any) -> Row:
+    def measure(
+        self, case: str, bench: str, calls: Sequence[Call], *, capture: bool = True, **facts: Any
+    ) -> Row:
         """Time `calls` and write the row; read_bytes, written_bytes and flops among `facts` become
-        rates and shares."""
-        timing = self.timer.time(calls)
+        rates and shares. capture: as of `Timer.time`."""
+        timing = self.timer.time(calls, capture=capture)
         values = {**timing._asdict(), **facts, **self.rated(timing, facts)}
         row = self.log.add(case, bench=bench, **values, **self.telemetry.sample())
         print(f"{case}: {timing.median_us:,.1f} us, {_brief(values)}", flush=True)
         return row
 
     def rated(self, timing: Timing, facts: dict[str, Any]) -> dict[str, float]:
-        """Rates of what was moved and done, and shares of this machine's."""
+        """Rates of what was moved and done, and shares of this machine's. Of what goes over a link,
+        the link's rate alone."""
         read, written = facts.get("read_bytes", 0), facts.get("written_bytes", 0)
+        if "link" in facts:
+            return {"gb_per_s": read / timing.median_us / 1e3}
         moved = (read + written) / timing.median_us / 1e3
         found = {"gb_per_s": moved}
         limit = "copy_gb_per_s" if written > read / 2 else "read_gb_per_s"
@@ -143,6 +150,8 @@ def main() -> int:
     on_cpu = given.dry or given.extra.device == "cpu" or not torch.cuda.is_available()
     sizes = DRY if given.dry else CPU if on_cpu else GPU
     bench = Bench(given, torch.device("cpu" if on_cpu else "cuda"), sizes)
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()  # what the rates were measured on
     store = make_store(bench)
     if given.extra.tune:
         tuning.run(bench, store, dry=given.dry)
@@ -157,6 +166,8 @@ def main() -> int:
         decode(bench, store, Case(*sizes.pages_at, page), "pages")
     del store
     other_kernels.run(bench, sizes.shape, sizes.other)
+    if sizes.layer is not None:
+        layer_kernels.run(bench, sizes.shape, sizes.layer, machine.l2_bytes(bench.device))
     return conclude(bench.log)
 
 
@@ -247,7 +258,9 @@ def _name(group: str, case: Case, contender: str) -> str:
 
 
 def _brief(values: dict[str, Any]) -> str:
-    words = [f"{values['gb_per_s']:,.1f} GB/s ({values['bandwidth_share']:.0%})"]
+    words = [f"{values['gb_per_s']:,.1f} GB/s"]
+    if "bandwidth_share" in values:
+        words[0] += f" ({values['bandwidth_share']:.0%})"
     if "tflop_per_s" in values:
         words.append(f"{values['tflop_per_s']:,.1f} TFLOP/s ({values['rate_share']:.0%})")
     return ", ".join(words)

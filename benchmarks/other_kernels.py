@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ from benchmarks.decode_cases import Shape
 from experiments.gpu.child import guarded
 from experiments.gpu.rows import RowLog
 from kernels.backend import AttentionBackend
-from kernels.cost import Cost, attention_cost, copy_pages_cost, store_kv_cost
+from kernels.cost import Cost, attention_cost, copy_pages_cost, store_kv_cost, swap_pages_cost
 
 _PAGE = 16
 
@@ -43,26 +43,36 @@ class Bench(Protocol):
     device: torch.device
     backend: AttentionBackend
 
-    def measure(self, case: str, bench: str, calls: Sequence[Any], **facts: Any) -> Any: ...
+    def measure(
+        self, case: str, bench: str, calls: Sequence[Any], *, capture: bool = True, **facts: Any
+    ) -> Any: ...
     def skips(self, case: str) -> bool: ...
 
 
 def run(bench: Bench, shape: Shape, sizes: Sizes) -> None:
     """Every case, in the order of this module."""
-    for name, group, prepare in cases(bench, shape, sizes):
+    run_cases(bench, cases(bench, shape, sizes))
+
+
+def run_cases(bench: Bench, named: Iterable[tuple[str, str, Callable[[], Prepared]]]) -> None:
+    """Measure what has no row yet."""
+    for name, group, prepare in named:
         if not bench.skips(name):
             guarded(bench.log, name, _one, bench, name, group, prepare)
 
 
 def _one(bench: Bench, name: str, group: str, prepare: Callable[[], Prepared]) -> None:
-    calls, cost, facts = prepare()
-    bench.measure(name, group, calls, **cost._asdict(), **facts)
+    calls, cost, facts, capture = prepare()
+    bench.measure(name, group, calls, capture=capture, **cost._asdict(), **facts)
 
 
 class Prepared(NamedTuple):
+    """capture: as of `Timer.time`."""
+
     calls: Sequence[Callable[[], object]]
     cost: Cost
     facts: dict[str, Any]
+    capture: bool = True
 
 
 def cases(
@@ -78,7 +88,9 @@ def cases(
         yield f"store_kv, {tokens} tokens", "store", partial(store, bench, shape, tokens)
     for count in sizes.copies:
         where = (bench, shape, sizes, count)
-        yield f"copy_pages, {count} pages", "copy", partial(copies, *where)
+        yield f"copy_pages, {count} pages", "copy", partial(copies, *where, 0)
+        staged = f"copy_pages, {count} pages, all staged"
+        yield staged, "copy", partial(copies, *where, count)
         for way in ("out", "in"):
             yield f"swap {way}, {count} pages", "swap", partial(swap, *where, way)
 
@@ -141,14 +153,14 @@ def store(bench: Bench, shape: Shape, tokens: int) -> Prepared:
     return Prepared([lambda: bench.backend.store_kv(*new, *caches, places)], cost, {})
 
 
-def copies(bench: Bench, shape: Shape, sizes: Sizes, count: int) -> Prepared:
-    """Pages of all layers within the pool."""
+def copies(bench: Bench, shape: Shape, sizes: Sizes, count: int, num_staged: int) -> Prepared:
+    """Pages of all layers within the pool; the first `num_staged` as if others wrote them."""
     pool = _pool(bench, shape, sizes)
     pairs = torch.randperm(sizes.num_pages, device=bench.device)[: 2 * count].view(-1, 2)
     return Prepared(
-        [lambda: bench.backend.copy_pages(pool[:, 0], pool[:, 1], pairs, _PAGE)],
-        _copy_cost(shape, sizes, count),
-        {"pages": count},
+        [partial(bench.backend.copy_pages, pool[:, 0], pool[:, 1], pairs, _PAGE, num_staged)],
+        copy_pages_cost(count, _PAGE, **_sizes_of(shape, sizes)),
+        {"pages": count, "num_staged": num_staged},
     )
 
 
@@ -169,7 +181,8 @@ def swap(bench: Bench, shape: Shape, sizes: Sizes, count: int, way: str) -> Prep
         call = lambda: host.save(pool, [PageCopy(p, i) for i, p in enumerate(pages)])  # noqa: E731
     else:
         call = lambda: host.restore(pool, [PageCopy(i, p) for i, p in enumerate(pages)])  # noqa: E731
-    return Prepared([call], _copy_cost(shape, sizes, count), {"pages": count, "link": "host"})
+    cost = swap_pages_cost(count, _PAGE, **_sizes_of(shape, sizes))
+    return Prepared([call], cost, {"pages": count, "link": "host"}, capture=False)
 
 
 def _pool(bench: Bench, shape: Shape, sizes: Sizes) -> torch.Tensor:
@@ -177,8 +190,10 @@ def _pool(bench: Bench, shape: Shape, sizes: Sizes) -> torch.Tensor:
     return torch.zeros(size, dtype=shape.dtype, device=bench.device)
 
 
-def _copy_cost(shape: Shape, sizes: Sizes, count: int) -> Cost:
-    return copy_pages_cost(
-        count, _PAGE, num_layers=sizes.num_layers, num_kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim, element_bytes=shape.dtype.itemsize,
-    )  # fmt: skip
+def _sizes_of(shape: Shape, sizes: Sizes) -> dict[str, int]:
+    return {
+        "num_layers": sizes.num_layers,
+        "num_kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "element_bytes": shape.dtype.itemsize,
+    }

@@ -125,23 +125,26 @@ def serve_continuously(
     model: Any,
     *,
     max_output: int,
-    max_batch_tokens: int,
+    max_batch_tokens: int | None,
     note_attention: Callable[[str], None] = lambda name: None,
 ) -> Serve:
     """The manager under `model.generate_batch`, which takes an output length a request.
-    note_attention: told which attention the manager chose for the model."""
+    max_batch_tokens: None leaves pages, pool and batch to the manager. note_attention: told which
+    attention it chose for the model."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     generation = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=max_output)
 
     def serve(work: list[Job]) -> list[list[int]]:
-        tokens = sum(len(job.prompt) + job.num_output for job in work)
-        config = ContinuousBatchingConfig(
-            page_size=16,
-            num_blocks=tokens // 16 + 2 * len(work),
-            max_batch_tokens=max_batch_tokens,
-            allow_block_sharing=False,
-        )
+        config = ContinuousBatchingConfig(allow_block_sharing=False)
+        if max_batch_tokens is not None:
+            tokens = sum(len(job.prompt) + job.num_output for job in work)
+            config = ContinuousBatchingConfig(
+                page_size=16,
+                num_blocks=tokens // 16 + 2 * len(work),
+                max_batch_tokens=max_batch_tokens,
+                allow_block_sharing=False,
+            )
         found: dict[str, list[int]] = {}
         with model.continuous_batching_context_manager(
             generation_config=generation, continuous_batching_config=config

@@ -30,8 +30,12 @@ class Timing(NamedTuple):
 class Timer(Protocol):
     """Times calls that do the same work on different inputs, in turn."""
 
-    def time(self, calls: Sequence[Call], *, limit_s: float = 0.2) -> Timing:
-        """Warm up, then as many rounds over all `calls` as fit into about `limit_s`."""
+    def time(self, calls: Sequence[Call], *, limit_s: float = 0.2, capture: bool = True) -> Timing:
+        """Warm up, then as many rounds over all `calls` as fit into about `limit_s`.
+
+        capture: whether a CUDA graph may hold the calls. Not those that send the device what is
+        made anew on the host: a replay would read what lies there by then.
+        """
         ...
 
 
@@ -46,7 +50,7 @@ class WallTimer:
     def __init__(self, least_rounds: int = 3) -> None:
         self._least_rounds = least_rounds
 
-    def time(self, calls: Sequence[Call], *, limit_s: float = 0.2) -> Timing:
+    def time(self, calls: Sequence[Call], *, limit_s: float = 0.2, capture: bool = True) -> Timing:
         seconds: list[float] = []
         begin_s = time.perf_counter()
         calls[0]()
@@ -68,11 +72,11 @@ class EventTimer:
     def __init__(self, least_rounds: int = 10, most_rounds: int = 200) -> None:
         self._least_rounds, self._most_rounds = least_rounds, most_rounds
 
-    def time(self, calls: Sequence[Call], *, limit_s: float = 0.2) -> Timing:
+    def time(self, calls: Sequence[Call], *, limit_s: float = 0.2, capture: bool = True) -> Timing:
         for call in calls[:2]:
             call()
         torch.cuda.synchronize()
-        replay = _captured(calls)
+        replay = _captured(calls) if capture else None
         method = "events" if replay is None else "graph"
         run = replay or (lambda: _queued(calls))
         once_s = max(1e-6, self._round(run, len(calls), replay is None) * len(calls) / 1e6)

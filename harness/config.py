@@ -60,7 +60,8 @@ ALLOCATOR_KEYS = tuple(key for key in AllocatorConfig.__dataclass_fields__ if ke
 @dataclass(frozen=True, slots=True)
 class KVConfig:
     """The pool: of `pool_tokens`, else `pool_demand` times the mean length of a finished
-    request, else `memory_fraction` of the device less weights and activations.
+    request, else `memory_fraction` of the device less weights and activations, which a GPU
+    measures (docs/gpu.md).
     """
 
     page_size: int = 16
@@ -82,6 +83,11 @@ class EngineConfig:
     """See `SchedulerConfig`. swap_tokens: slots on the host for preemption=swap; None for as
     many as the pool has, 0 recomputes. fused: lean forward pass where the model's modules allow
     it. tensor_parallel: GPUs that a simulated model is split over.
+
+    cuda_graph: on a GPU, decode steps are captured beforehand and replayed. overlap: on a GPU, the
+    next step is decided while the device works on this one, wherever its outcome cannot matter
+    (docs/engine.md). compile: the model's own forward goes through torch.compile, in place of the
+    lean one. The first two have no effect on a CPU, none of the three in simulation.
     """
 
     schedule: Schedule = "mixed_chunked"
@@ -96,6 +102,9 @@ class EngineConfig:
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     fused: bool = True
     tensor_parallel: int = 1
+    cuda_graph: bool = True
+    overlap: bool = True
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _check_at_least_one("engine.token_budget", self.token_budget)

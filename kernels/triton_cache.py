@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.variant import KernelShape, Variant
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slot_mapping"])
 def store_kv_kernel(
     key,
     value,
@@ -36,7 +36,7 @@ def store_kv_kernel(
     tl.store(value_cache + slot * slot_stride + i, v.to(value_cache.dtype.element_ty), mask=i < ROW)
 
 
-@triton.jit(do_not_specialize=["num_staged"])
+@triton.jit(do_not_specialize=["num_staged"], do_not_specialize_on_alignment=["pages"])
 def copy_pages_kernel(
     source_keys,
     source_values,
@@ -201,7 +201,7 @@ def variants(shape: KernelShape) -> Iterator[Variant]:
     row = shape.num_kv_heads * shape.head_dim
     strides = dict.fromkeys(("key_stride", "value_stride", "slot_stride"), "i32:16")
     tensors = dict.fromkeys(("key", "value", "key_cache", "value_cache"), pointer)
-    types = tensors | {"slot_mapping": "*i64:16"} | strides
+    types = tensors | {"slot_mapping": "*i64"} | strides
     yield Variant(store_kv_kernel, types, {"ROW": row, "BLOCK": triton.next_power_of_2(row)})
     places = ("source", "staged", "destination")
     types = dict.fromkeys((f"{place}_{kind}" for place in places for kind in _KINDS), pointer)

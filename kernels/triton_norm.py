@@ -15,7 +15,7 @@ _ELEMENTS_PER_THREAD = 16
 registers while the row's sum is formed."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rows"])
 def add_rms_norm_kernel(
     hidden,
     added,
@@ -92,7 +92,7 @@ def norm_warps(block: int) -> int:
 def variants(shape: KernelShape) -> Iterator[Variant]:
     """The first norm of a forward pass, those between its layers, and that of the sampled rows."""
     types = dict.fromkeys(("hidden", "added", "weight", "out"), f"*{shape.element}:16")
-    types |= {"rows": "*i64:16", "eps": "fp32"}
+    types |= {"rows": "*i64", "eps": "fp32"}
     types |= dict.fromkeys(("hidden_stride", "added_stride", "out_stride"), "i32:16")
     width, block = shape.hidden_size, triton.next_power_of_2(shape.hidden_size)
     for has_added, has_rows in ((False, False), (True, False), (True, True)):

@@ -49,7 +49,7 @@ def _turn_heads(
     tl.store(destination + offsets + HALF, new_right, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slot_mapping"])
 def rope_store_kernel(
     qkv,
     cos_sin,
@@ -171,7 +171,7 @@ def rope_constants(
 def variants(shape: KernelShape) -> Iterator[Variant]:
     """With and without RMSNorm of the heads."""
     names = ("qkv", "cos_sin", "query", "key_cache", "value_cache", "q_weight", "k_weight")
-    types = dict.fromkeys(names, f"*{shape.element}:16") | {"slot_mapping": "*i64:16"}
+    types = dict.fromkeys(names, f"*{shape.element}:16") | {"slot_mapping": "*i64"}
     strides = ("qkv_stride", "cos_sin_stride", "query_stride", "slot_stride")
     types |= dict.fromkeys(strides, "i32:16") | {"eps": "fp32"}
     constants, warps = rope_constants(shape.num_q_heads, shape.num_kv_heads, shape.head_dim)

@@ -7,6 +7,7 @@ that may not be read was read, or an output was not written.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,15 +16,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.gpu.child import conclude, guarded, parser, task
+from experiments.gpu.child import Task, command_line, conclude, guarded, parser, task
 from experiments.gpu.layer_checks import layer_cases
 from experiments.gpu.ragged import Heads, Ragged, exact_attention, make_ragged, relative_error
-from experiments.gpu.rows import RowLog
+from experiments.gpu.rows import RowLog, read_rows
 from kernels.backend import AttentionBackend, load
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 """Of relative errors in norm: operands are rounded once, weights once, the output once."""
 
+NUM_SHARDS = 4
 PAGE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _MIXED = [(1, 70), (1, 16), (5, 300), (20, 20), (1, 1), (2, 9), (1, 0), (33, 600), (1, 1000)]
 _DECODES = [(1, 100), (1, 1), (1, 33), (1, 0), (1, 513), (1, 4097)]
@@ -49,29 +51,71 @@ class Case(NamedTuple):
 
 def main() -> int:
     made = parser(__doc__)
-    made.add_argument("--small", action="store_true", help="short contexts, for a sanitizer")
+    made.add_argument("--small", action="store_true", help="short contexts, in this process")
+    made.add_argument("--shard", default="", help="K/N: this process does each N-th check from K")
     given = task(made)
-    device = torch.device("cpu" if given.dry else "cuda")
-    backend = load(device.type, "triton")
     log = given.log()
-    cases: list[tuple[str, Check]] = [
+    checks = all_checks(dry=given.dry, small=given.dry or given.extra.small)
+    if given.extra.shard:
+        first, count = map(int, given.extra.shard.split("/"))
+        run_checks(given, log, checks[first::count])
+    elif given.extra.small:
+        run_checks(given, log, checks)
+    else:
+        run_shards(given, log, [name for name, _ in checks])
+    if given.dry and not given.extra.shard:
+        log.add("bfloat16", "absent", error="Triton's interpreter multiplies bf16 wrongly")
+    if not given.extra.shard:
+        print(f"{len(log.cases('ok'))} checks passed", flush=True)
+    return conclude(log)
+
+
+def run_shards(given: Task, log: RowLog, names: Sequence[str]) -> None:
+    """The checks by several processes at once: most of their time is compilation on the host. A
+    check that a process died over has failed."""
+    count = 2 if given.dry else NUM_SHARDS
+    folders = [given.folder / f"shard_{shard}" for shard in range(count)]
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "experiments.gpu.kernel_checks", "--shard",
+                f"{shard}/{count}",
+                *command_line(folder, given.key, given.budget.left_s, given.dry),
+            ]
+        )
+        for shard, folder in enumerate(folders)
+    ]  # fmt: skip
+    statuses = [process.wait() for process in processes]
+    for folder in folders:
+        for row in read_rows(folder):
+            log.take(row)
+    for number, name in enumerate(names):
+        if not log.has(name):
+            log.add(name, "failed", error=f"its process ended with {statuses[number % count]}")
+
+
+def all_checks(*, dry: bool, small: bool) -> list[tuple[str, Check]]:
+    """Every check by its name, in an order that spreads what is compiled over shards."""
+    device = torch.device("cpu" if dry else "cuda")
+    backend = load(device.type, "triton")
+    checks: list[tuple[str, Check]] = [
         (case.name, partial(check_attention, backend, case, device))
-        for case in attention_cases(small=given.dry or given.extra.small, dry=given.dry)
+        for case in attention_cases(small=small, dry=dry)
     ]
-    cases += memory_cases(backend, device, dry=given.dry)
-    dtypes = [dtype for dtype in TOLERANCE if not (given.dry and dtype == torch.bfloat16)]
-    cases += layer_cases(device, dtypes, TOLERANCE, small=given.dry or given.extra.small)
-    for name, check in cases:
+    checks += memory_cases(backend, device, dry=dry)
+    dtypes = [dtype for dtype in TOLERANCE if not (dry and dtype == torch.bfloat16)]
+    return checks + list(layer_cases(device, dtypes, TOLERANCE, small=small))
+
+
+def run_checks(given: Task, log: RowLog, checks: Sequence[tuple[str, Check]]) -> None:
+    """Those that have no row yet."""
+    for name, check in checks:
         if log.is_done(name):
             continue
         if given.budget.left_s < 0:
             log.add(name, "cut")
             continue
         guarded(log, name, _note, log, name, check)
-    if given.dry:
-        log.add("bfloat16", "absent", error="Triton's interpreter multiplies bf16 wrongly")
-    print(f"{len(log.cases('ok'))} checks passed", flush=True)
-    return conclude(log)
 
 
 def _note(log: RowLog, name: str, check: Check) -> None:
@@ -152,24 +196,35 @@ def memory_cases(
     """What only moves bytes: it must move them exactly."""
     for size in (1, 16) if dry else (1, 16, 64, 256):
         yield f"copy_pages, page {size}", partial(check_copies, backend, device, size)
-        yield f"swap, page {size}", partial(check_swap, device, size)
+        for direct in (True, False):
+            how = "in place" if direct else "by copies"
+            yield f"swap {how}, page {size}", partial(check_swap, device, size, direct)
     yield "store_kv", partial(check_store, backend, device)
 
 
 def check_copies(backend: AttentionBackend, device: torch.device, page_size: int) -> dict[str, Any]:
-    """Chains, cycles and fan-out, in all layers at once: all sources before any destination."""
+    """Chains, cycles and fan-out in all layers at once, all sources read before any destination:
+    once with every source staged, once with those that have to be."""
+    from allocators.base import PageCopy
+    from harness.engine.device.kv_pool import staged_first
+
     layers, num_pages, width = 3, 40, 2 * 16
-    pool = torch.randn(layers, 2, num_pages * page_size, 2, 16, device=device).half()
-    before = pool.clone().view(layers, 2, num_pages, page_size, width)
-    copies = torch.tensor([(0, 1), (1, 2), (2, 0), (5, 6), (5, 7), (39, 8)], device=device)
-    backend.copy_pages(pool[:, 0], pool[:, 1], copies, page_size)
-    expected = before.clone()
-    expected[:, :, copies[:, 1]] = before[:, :, copies[:, 0]]
-    return _exactly(pool.view_as(expected), expected)
+    copies = [PageCopy(*p) for p in ((5, 6), (0, 1), (1, 2), (2, 0), (5, 7), (39, 8))]
+    errors = []
+    for ordered, num_staged in ((copies, None), staged_first(copies)):
+        pool = torch.randn(layers, 2, num_pages * page_size, 2, 16, device=device).half()
+        before = pool.clone().view(layers, 2, num_pages, page_size, width)
+        pairs = torch.tensor(ordered, device=device)
+        backend.copy_pages(pool[:, 0], pool[:, 1], pairs, page_size, num_staged)
+        expected = before.clone()
+        expected[:, :, pairs[:, 1]] = before[:, :, pairs[:, 0]]
+        errors.append(_exactly(pool.view_as(expected), expected)["error_norm"])
+    return {"error_norm": max(errors), "tolerance": 0.0}
 
 
-def check_swap(device: torch.device, page_size: int) -> dict[str, Any]:
-    """Pages to the host and back to other places of a pool that was overwritten meanwhile."""
+def check_swap(device: torch.device, page_size: int, direct: bool) -> dict[str, Any]:
+    """Pages to the host and back to other places of a pool that was overwritten meanwhile.
+    direct: by a kernel that reads and writes the host's pages in place."""
     from allocators.base import PageCopy
     from harness.engine.device.kv_pool import HostKV, KVPool
     from harness.engine.device.model_shape import model_preset, model_shape
@@ -178,7 +233,7 @@ def check_swap(device: torch.device, page_size: int) -> dict[str, Any]:
     pool = KVPool(shape, 24, page_size, dtype=torch.float16, device=device)
     pool.storage.normal_()
     before = pool.storage.clone()
-    host = HostKV(pool, 12)
+    host = HostKV(pool, 12, direct)
     out = [PageCopy(source, source // 2) for source in range(0, 20, 2)]
     back = [PageCopy(place, 23 - place) for _, place in out]
     host.save(pool, out)

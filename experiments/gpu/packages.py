@@ -23,7 +23,7 @@ CARRIED = {
 """Packages a GPU machine's Python mostly lacks, by the module they bring: pure Python wheels."""
 
 NEEDED = (
-    "torch", "triton", "transformers", "numpy", "pandas", "pyarrow", "matplotlib", "numba", "rich",
+    "torch", "triton", "transformers", "numpy", "pandas", "pyarrow", "matplotlib", "rich",
     "scipy", "psutil", "yaml",
 )  # fmt: skip
 """Modules that have to be there."""

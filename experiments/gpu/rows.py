@@ -52,6 +52,16 @@ class RowLog:
             file.write(_line(row))
         return row
 
+    def has(self, case: str) -> bool:
+        """Whether there is a row of `case`, whatever it says."""
+        return case in self._rows
+
+    def take(self, row: Row) -> None:
+        """Write a row that another process made for this key."""
+        values = {k: v for k, v in row.items() if k not in ("case", "status", "dry", "key")}
+        if row["key"] == self._key and row["dry"] == self._dry:
+            self.add(row["case"], row["status"], **values)
+
     def cases(self, status: str) -> list[str]:
         """Names of the cases that ended so."""
         return [case for case, row in self._rows.items() if row["status"] == status]

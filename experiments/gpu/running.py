@@ -43,7 +43,13 @@ class StageStatus:
 
     @property
     def is_complete(self) -> bool:
+        """Nothing failed and nothing is under way; cases may have been cut."""
         return self.status == "complete"
+
+    @property
+    def has_all(self) -> bool:
+        """Every case has its answer: there is nothing to go on with."""
+        return self.is_complete and self.num_cut == 0
 
 
 def key_of(stage: Stage, found: Found, *, dry: bool) -> str:
@@ -65,13 +71,13 @@ def run_stage(
     again: bool = False,
     say: Callable[[str], None] = print,
 ) -> StageStatus:
-    """Do `stage` in `folder` unless it is complete for its key; the status is on disk as well.
+    """Do `stage` in `folder` unless it has all rows of its key; the status is on disk as well.
 
-    A stage that was cut short goes on where it stopped. `again` forgets its rows first.
+    A stage that was ended, or that cut cases, goes on with those. `again` forgets its rows first.
     """
     key = key_of(stage, found, dry=dry)
     earlier = read_status(folder)
-    if earlier and earlier.key == key and earlier.is_complete and not again:
+    if earlier and earlier.key == key and earlier.has_all and not again:
         say(f"{stage.name}: complete already")
         return StageStatus(**{**asdict(earlier), "reused": True})
     if again:

@@ -32,6 +32,10 @@ class ArrivalSource(Protocol):
         """`request` was answered or refused: whoever waited for that comes next."""
         ...
 
+    def awaits_end(self, request: Request) -> bool:
+        """Another request comes when `request` has ended."""
+        ...
+
 
 class RequestSource:
     """Releases a workload's requests as time passes and requests end.
@@ -84,6 +88,10 @@ class RequestSource:
             heapq.heappush(self._due, (now_s + think_s, index))
         if self._closed_loop and not followers and self._backlog:
             self._release_next(now_s)
+
+    def awaits_end(self, request: Request) -> bool:
+        """Another request comes when `request` has ended."""
+        return bool(self._backlog) or request.request_id in self._followers
 
     def _release_next(self, now_s: float) -> None:
         heapq.heappush(self._due, (now_s, self._backlog.popleft()))

@@ -18,6 +18,18 @@ class Clock(Protocol):
         """Nothing to do before `time_s`."""
 
 
+class Stopwatch:
+    """Real time between calls, whatever the engine's clock says."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def restart(self) -> float:
+        """Seconds since the last time, or since it was made."""
+        before, self._start = self._start, time.perf_counter()
+        return self._start - before
+
+
 class WallClock:
     """Real time; steps advance it by themselves."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 from allocators.base import Usage
 from harness.engine.arrivals import ArrivalSource
-from harness.engine.clock import Clock
-from harness.engine.executor import Executor
+from harness.engine.clock import Clock, Stopwatch
+from harness.engine.executor import Executor, LateExecutor, late, works_apart
 from harness.engine.plan import StepOutcome
 from harness.engine.request import Request
 from harness.engine.scheduling.held_prefixes import HeldPrefix
@@ -19,19 +19,24 @@ from harness.engine.scheduling.sequence import SequenceGroup
 from harness.engine.scheduling.step_builder import ScheduledStep
 
 
+class StepTimes(NamedTuple):
+    """start_s, end_s: on the engine's clock; the next step starts at the end of this one at the
+    earliest. host_s: what the host did since the step before ended, whatever the device did."""
+
+    start_s: float
+    end_s: float
+    host_s: float
+
+
 class Recorder(Protocol):
     """Watches a run; what it does takes no part in any decision."""
 
-    def step(
-        self,
-        step: ScheduledStep,
-        outcome: StepOutcome,
-        start_s: float,
-        now_s: float,
-        usage: Usage,
-        held: list[HeldPrefix],
-    ) -> None:
-        """A step is done; memory is as it was while it ran. `held` became live before it."""
+    def decided(self, step: ScheduledStep, usage: Usage, held: list[HeldPrefix]) -> None:
+        """All decisions up to `step` are made; memory is as it is while it runs. `held` became
+        live before it."""
+
+    def done(self, outcome: StepOutcome, times: StepTimes) -> None:
+        """The device is done with the step that was decided last."""
 
     def finished(self, group: SequenceGroup) -> None: ...
 
@@ -106,8 +111,24 @@ def _times(request: Request) -> str:
     return "" if request.num_sequences == 1 else f"{request.num_sequences} x "
 
 
+@dataclass(slots=True)
+class _Flight:
+    """A step that was submitted. ended: groups it was the last of, once that is decided."""
+
+    step: ScheduledStep
+    pending: Any
+    start_s: float
+    is_foreseen: bool = False
+    ended: list[SequenceGroup] = field(default_factory=list)
+
+
 class Engine:
-    """Runs a workload to its end. Scheduler and allocator are the same under every executor."""
+    """Runs a workload to its end. Scheduler and allocator are the same under every executor.
+
+    overlap: with an executor that works apart, a step is decided and submitted while the device
+    has the one before, wherever no decision depends on the outcome of that one. Decisions are the
+    same either way (docs/engine.md).
+    """
 
     def __init__(
         self,
@@ -117,18 +138,24 @@ class Engine:
         recorder: Recorder,
         limits: Limits,
         usage: UsageReader,
+        *,
+        overlap: bool = False,
     ) -> None:
         self._scheduler = scheduler
-        self._executor = executor
+        self._executor: LateExecutor = late(executor)
         self._clock = clock
         self._recorder = recorder
         self._limits = limits
         self._usage = usage
+        self._overlaps = overlap and works_apart(executor)
         self._next_seq_id = 0
+        self._held: list[HeldPrefix] = []
+        self._stopwatch = Stopwatch()
+        self._last_end_s = 0.0
 
     def run(self, source: ArrivalSource) -> None:
         """Serve every request of `source` that can be served."""
-        held: list[HeldPrefix] = []
+        flying: _Flight | None = None
         while True:
             self._admit_arrivals(source)
             start_s = self._clock.now_s()
@@ -137,20 +164,56 @@ class Engine:
                 reason = self._limits.reason_not_placed(group, self._usage.max_sequence_pages)
                 self._refuse(source, group.request, group.released_s, reason)
             if step.is_empty:
+                self._land(flying, source)
+                flying = None
                 if math.isinf(source.next_arrival_s()):
                     self._check_done()
                     return
                 self._clock.wait_until(source.next_arrival_s())
+                self._stopwatch.restart()
                 continue
-            outcome = self._executor.execute(step.plan)
-            self._clock.advance(outcome.duration_s)
-            now_s = self._clock.now_s()
-            self._scheduler.commit(step, outcome, now_s)
-            self._recorder.step(step, outcome, start_s, now_s, self._usage.usage(), held)
-            for group in self._scheduler.retire(step, now_s):
-                self._recorder.finished(group)
-                source.note_end(group.request, now_s)
-            held = self._scheduler.take_held()
+            flight = _Flight(step, self._executor.submit(step.plan), start_s)
+            self._land(flying, source)
+            foreseen = self._foresee(step, source) if self._overlaps else None
+            flying = None if foreseen is None else flight
+            if foreseen is None:
+                self._land(flight, source)
+            else:
+                flight.is_foreseen = True
+                self._decide(flight, foreseen, math.nan)
+
+    def _land(self, flight: _Flight | None, source: ArrivalSource) -> None:
+        """Wait for a step, if there is one, and take in what came of it."""
+        if flight is None:
+            return
+        outcome = self._executor.result(flight.pending)
+        self._clock.advance(outcome.duration_s)
+        now_s = self._clock.now_s()
+        if flight.is_foreseen:
+            self._scheduler.fill_in(flight.step, outcome, now_s, flight.ended)
+        else:
+            self._decide(flight, outcome, now_s)
+        start_s, self._last_end_s = max(flight.start_s, self._last_end_s), now_s
+        host_s = self._stopwatch.restart() - outcome.waited_s
+        self._recorder.done(outcome, StepTimes(start_s, now_s, host_s))
+        for group in flight.ended:
+            self._recorder.finished(group)
+            source.note_end(group.request, now_s)
+
+    def _decide(self, flight: _Flight, outcome: StepOutcome, now_s: float) -> None:
+        """All that follows from a step's outcome, before the next one is scheduled."""
+        self._scheduler.commit(flight.step, outcome, now_s)
+        self._recorder.decided(flight.step, self._usage.usage(), self._held)
+        flight.ended = self._scheduler.retire(flight.step, now_s)
+        self._held = self._scheduler.take_held()
+
+    def _foresee(self, step: ScheduledStep, source: ArrivalSource) -> StepOutcome | None:
+        """A step's outcome, where no decision has to wait for it: neither the scheduler's nor
+        that of a user who waits for an answer."""
+        for sequence in step.sequences:
+            if sequence.is_at_last_token and source.awaits_end(sequence.group.request):
+                return None
+        return self._scheduler.foresee(step)
 
     def _check_done(self) -> None:
         """A strategy that refuses what its pool has room for must not end a run in silence."""

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.engine.arrivals import Arrival, ArrivalSource
-from harness.engine.executor import Executor
+from harness.engine.executor import Executor, late, works_apart
 from harness.engine.plan import StepOutcome, StepPlan
 from harness.engine.request import Request, Workload
 
@@ -24,6 +24,9 @@ class LoggedArrival(NamedTuple):
 Told = tuple[LoggedArrival, ...] | StepOutcome
 """Requests that arrived at one time, none where the engine was told that this is all for now; or
 the outcome of a step."""
+
+
+_NOT_IN_YET = StepOutcome((), (), math.nan)
 
 
 class OutcomeLog:
@@ -53,21 +56,36 @@ class LoggedArrivals:
     def note_end(self, request: Request, now_s: float) -> None:
         self._inner.note_end(request, now_s)
 
+    def awaits_end(self, request: Request) -> bool:
+        return self._inner.awaits_end(request)
+
 
 class LoggedExecutor:
-    """Passes plans on and writes down what comes back."""
+    """Passes plans on and writes down what comes back, in the place of the plan."""
 
     def __init__(self, inner: Executor, log: OutcomeLog) -> None:
-        self._inner = inner
+        self._late = late(inner)
         self._told = log.told
 
+    @property
+    def works_apart(self) -> bool:
+        return works_apart(self._late)
+
     def execute(self, plan: StepPlan) -> StepOutcome:
-        outcome = self._inner.execute(plan)
-        self._told.append(outcome)
+        return self.result(self.submit(plan))
+
+    def submit(self, plan: StepPlan) -> tuple[int, Any]:
+        place = len(self._told)
+        self._told.append(_NOT_IN_YET)
+        return place, self._late.submit(plan)
+
+    def result(self, pending: tuple[int, Any]) -> StepOutcome:
+        place, late = pending
+        outcome = self._told[place] = self._late.result(late)
         return outcome
 
     def close(self) -> None:
-        self._inner.close()
+        self._late.close()
 
 
 class Replay:
@@ -95,6 +113,9 @@ class Replay:
 
     def note_end(self, request: Request, now_s: float) -> None:
         return None
+
+    def awaits_end(self, request: Request) -> bool:
+        return False
 
     def execute(self, plan: StepPlan) -> StepOutcome:
         told = self._left.popleft() if self._left else ()

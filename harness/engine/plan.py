@@ -6,6 +6,7 @@ crosses the seam between policy and device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,10 @@ from harness.engine.request import SamplingParams
 from harness.engine.scheduling.beam_search import Candidates
 
 UNKNOWN_DRAFT = -1
+
+PENDING_TOKEN = -2
+"""Stands for the token that the step before draws for the same sequence, and that is not in yet:
+the executor takes it from there."""
 
 
 class Chunk(NamedTuple):
@@ -100,6 +105,8 @@ class StepOutcome(NamedTuple):
     duration_s: time the step took on the executor's clock.
     candidates: of the chunks that asked for some.
     num_accepted: drafts kept of each chunk that had some.
+    device_s: time that the device worked on it. waited_s: time that the host did nothing but wait
+        for it. Both as far as the executor knows.
     """
 
     token_ids: Sequence[int]
@@ -107,3 +114,5 @@ class StepOutcome(NamedTuple):
     duration_s: float
     candidates: Sequence[Candidates] = ()
     num_accepted: Sequence[int] = ()
+    device_s: float = math.nan
+    waited_s: float = 0.0

@@ -41,7 +41,8 @@ class SimulatedExecutor:
             else:
                 for draw in draws:
                     token_ids.append(_hash(draw.seed, position) % vocab)
-        return StepOutcome(token_ids, (), self._cost.step_s(plan), candidates, accepted)
+        step_s = self._cost.step_s(plan)
+        return StepOutcome(token_ids, (), step_s, candidates, accepted, device_s=step_s)
 
     def _accept(self, chunk: Chunk) -> int:
         """Leading drafts that are right; those of a draft model with a given probability."""

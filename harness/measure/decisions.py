@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from allocators.base import KVCacheAllocator
-from harness.engine.executor import Executor
-from harness.engine.plan import StepOutcome, StepPlan
+from harness.engine.executor import Executor, late, works_apart
+from harness.engine.plan import Chunk, StepOutcome, StepPlan
 
 OPERATIONS = (
     "allocate", "allocate_from", "append", "fork", "rebranch", "commit", "truncate", "release",
@@ -34,7 +34,7 @@ class Decisions:
 
     def end_step(self, plan: StepPlan) -> None:
         """`plan` is what this step came to."""
-        self._note(plan)
+        self._note(plan._replace(chunks=tuple(_decided(chunk) for chunk in plan.chunks)))
         self.digests.append(self._open.hexdigest()[:16])
 
     def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,16 +51,33 @@ class Decisions:
         self._open.update(repr(what).encode())
 
 
+def _decided(chunk: Chunk) -> Chunk:
+    """`chunk` without the token that the step before it drew: the log has it, and a run that is
+    a step ahead does not know it yet."""
+    follows_draw = chunk.output_position and not chunk.num_drafts
+    return chunk._replace(token_ids=chunk.token_ids[:-1]) if follows_draw else chunk
+
+
 class DecidedExecutor:
     """Passes plans on and closes a step of `decisions` with each."""
 
     def __init__(self, inner: Executor, decisions: Decisions) -> None:
-        self._inner = inner
+        self._inner = late(inner)
         self._decisions = decisions
 
+    @property
+    def works_apart(self) -> bool:
+        return works_apart(self._inner)
+
     def execute(self, plan: StepPlan) -> StepOutcome:
+        return self.result(self.submit(plan))
+
+    def submit(self, plan: StepPlan) -> Any:
         self._decisions.end_step(plan)
-        return self._inner.execute(plan)
+        return self._inner.submit(plan)
+
+    def result(self, pending: Any) -> StepOutcome:
+        return self._inner.result(pending)
 
     def close(self) -> None:
         self._inner.close()

@@ -7,6 +7,7 @@ from itertools import chain, pairwise
 from typing import NamedTuple
 
 from allocators.base import Usage
+from harness.engine.engine import StepTimes
 from harness.engine.memory_events import Extent, Refusal
 from harness.engine.plan import DraftPlan, StepOutcome, TableUpdate
 from harness.engine.request import Request
@@ -38,6 +39,15 @@ class _MemoryEvents(NamedTuple):
     draft: DraftEvents | None
 
 
+class _Decided(NamedTuple):
+    """A step that is not done yet."""
+
+    step: ScheduledStep
+    usage: Usage
+    held: list[HeldPrefix]
+    allocator_ns: int
+
+
 class RunRecorder:
     """Records a run into `sink`; `deferred` when output lengths are known only at its end.
 
@@ -67,17 +77,19 @@ class RunRecorder:
         self._draft_ledger = draft_ledger
         self._final_len: dict[int, int] = {}
         self._host_ns_before = allocator.host_ns
+        self._decided: _Decided | None = None
 
-    def step(
-        self,
-        step: ScheduledStep,
-        outcome: StepOutcome,
-        start_s: float,
-        now_s: float,
-        usage: Usage,
-        held: list[HeldPrefix],
-    ) -> None:
-        """A step is done; memory is as it was while it ran. `held` became live before it."""
+    def decided(self, step: ScheduledStep, usage: Usage, held: list[HeldPrefix]) -> None:
+        """All decisions up to `step` are made; memory is as it is while it runs. `held` became
+        live before it."""
+        host_ns = self._allocator.host_ns
+        self._decided = _Decided(step, usage, held, host_ns - self._host_ns_before)
+        self._host_ns_before = host_ns
+
+    def done(self, outcome: StepOutcome, times: StepTimes) -> None:
+        """The device is done with the step that was decided last."""
+        assert self._decided is not None
+        (step, usage, held, allocator_ns), self._decided = self._decided, None
         plan = step.plan
         chunks = plan.chunks
         computed = [(chunk[0], len(chunk[2])) for chunk in chunks]
@@ -87,14 +99,10 @@ class RunRecorder:
         if step.rejected:
             wrong = step.rejected
             computed = [(seq_id, count - wrong.get(seq_id, 0)) for seq_id, count in computed]
-        host_ns, self._host_ns_before = (
-            self._allocator.host_ns - self._host_ns_before,
-            self._allocator.host_ns,
-        )
         record = StepRecord(
             step=self._num_steps,
-            start_s=start_s,
-            duration_s=now_s - start_s,
+            start_s=times.start_s,
+            duration_s=times.end_s - times.start_s,
             num_prefill_tokens=num_tokens - num_decode,
             num_decode_tokens=num_decode,
             num_draft_tokens=num_drafts,
@@ -104,7 +112,9 @@ class RunRecorder:
             copied_pages=len(plan.copies),
             saved_pages=len(plan.saves),
             restored_pages=len(plan.restores),
-            allocator_us=host_ns / 1e3,
+            allocator_us=allocator_ns / 1e3,
+            host_us=times.host_s * 1e6,
+            device_us=outcome.device_s * 1e6,
             refusal=step.refusal.kind if step.refusal else "",
         )
         self._num_steps += 1
@@ -118,8 +128,8 @@ class RunRecorder:
             held,
             usage,
             step.refusal,
-            start_s,
-            now_s,
+            times.start_s,
+            times.end_s,
             plan.draft,
             step.draft,
         )

@@ -17,6 +17,10 @@ class StepRecord(NamedTuple):
     """One engine step. `refusal` is empty unless the queue's head was refused memory.
 
     num_draft_tokens: those of num_decode_tokens that were drafts, right or wrong.
+    host_us: what the host did from the end of the step before to the end of this one, less the time
+    that it waited for the device; device_us: what the device worked on the step (a CPU that runs
+    the model waits for itself; NaN where nobody knows). Where a step takes no longer than
+    device_us, the host is out of the way.
     saved_pages, restored_pages: swapped out to the host and back in. num_running, num_waiting:
     requests.
     """
@@ -34,6 +38,8 @@ class StepRecord(NamedTuple):
     saved_pages: int
     restored_pages: int
     allocator_us: float
+    host_us: float
+    device_us: float
     refusal: str
 
 

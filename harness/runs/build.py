@@ -28,7 +28,7 @@ from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.record_files import RecordSink
 from harness.measure.recorder import RunRecorder
-from harness.runs.pool_size import host_pages
+from harness.runs.pool_size import BesidePool, estimated_beside_pool, host_pages
 from harness.runs.step_cost import cost_model
 from harness.runs.surroundings import Device, real_surroundings, replayed_surroundings
 
@@ -63,6 +63,13 @@ class SimulatedDevice:
     memory_bytes: int | None
     tokenizer: Any | None = None
     eos_ids: frozenset[int] = frozenset()
+    memory: None = None
+
+    def is_clean(self) -> bool:
+        return True
+
+    def beside_pool(self, config: RunConfig, longest_len: int) -> BesidePool:
+        return estimated_beside_pool(config, self.shape)
 
     def executor(
         self, config: RunConfig, num_pages: int, max_len: int, groups: Sequence[LayerGroup] = ()
@@ -137,7 +144,15 @@ def prepare(
         config.engine.token_budget,
     )
     return PreparedRun(
-        Engine(scheduler, around.executor, around.clock, recorder, limits, allocator),
+        Engine(
+            scheduler,
+            around.executor,
+            around.clock,
+            recorder,
+            limits,
+            allocator,
+            overlap=config.engine.overlap,
+        ),
         around.arrivals,
         around.device,
         recorder,

@@ -13,6 +13,7 @@ import pandas as pd
 
 from harness.config import ConfigError, RunConfig, to_mapping
 from harness.engine.device.model_shape import model_shape
+from harness.engine.executor import CaptureReport
 from harness.engine.request import Workload
 from harness.measure.environment import Environment, capture_environment
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics
@@ -20,8 +21,11 @@ from harness.measure.outcome_rows import to_rows
 from harness.measure.record_files import RecordFiles, RecordSink
 from harness.runs.build import SimulatedDevice, prepare
 from harness.runs.gpu_memory import simulated_memory_bytes
+from harness.runs.out_of_memory import explained
 from harness.runs.pool_size import (
+    BesidePool,
     draft_bytes_per_token,
+    is_what_memory_leaves,
     kv_bytes_per_token,
     longest_request_len,
     pool_pages,
@@ -105,41 +109,49 @@ class _Outcome:
     """What a repetition leaves beside its records."""
 
     pool: PoolFacts
+    beside: BesidePool | None
     peak_bytes: int | None
     extrapolated_share: float
     description: str
     memory_map: pd.DataFrame | None
     step_work: pd.DataFrame | None
     outcome_log: pd.DataFrame | None
+    captured: CaptureReport
 
 
 def _run_repetition(config: RunConfig, device: Device, seed: int, sink: RecordSink) -> _Outcome:
     workload = make_workload(config, device, seed)
-    num_pages = pool_pages(config, device.shape, workload, device.memory_bytes)
-    prepared = prepare(config, workload, num_pages, device, seed, sink)
-    try:
-        prepared.run()
-        peak_bytes = _peak_bytes(device)
-    finally:
-        prepared.executor.close()
+    memory_bytes = device.memory_bytes
+    beside = None
+    if is_what_memory_leaves(config, memory_bytes):
+        longest_len = max((outline.max_len for outline in workload.outlines()), default=1)
+        beside = device.beside_pool(config, longest_len)
+    num_pages = pool_pages(config, device.shape, workload, memory_bytes, beside)
+    kv_bytes, draft_bytes = kv_bytes_per_token(config, device.shape), draft_bytes_per_token(config)
+    pool_bytes = num_pages * config.kv.page_size * (kv_bytes + draft_bytes)
+    with explained(config, pool_bytes, beside):
+        prepared = prepare(config, workload, num_pages, device, seed, sink)
+        try:
+            prepared.run()
+            peak_bytes = _peak_bytes(device)
+        finally:
+            prepared.executor.close()
     pool = PoolFacts(
-        num_pages,
-        config.kv.page_size,
-        kv_bytes_per_token(config, device.shape),
-        draft_bytes_per_token(config),
-        prepared.num_layer_groups,
+        num_pages, config.kv.page_size, kv_bytes, draft_bytes, prepared.num_layer_groups
     )
     outcome_log = None
     if prepared.outcome_log is not None and prepared.decisions is not None:
         outcome_log = to_rows(prepared.outcome_log, prepared.decisions.digests)
     return _Outcome(
         pool,
+        beside,
         peak_bytes,
         getattr(prepared.executor, "extrapolated_share", math.nan),
         workload.description,
         prepared.memory_map.frame() if prepared.memory_map else None,
         prepared.work_log.frame() if prepared.work_log else None,
         outcome_log,
+        getattr(prepared.executor, "captured", CaptureReport()),
     )
 
 
@@ -158,7 +170,12 @@ def _summary(
     return {
         **{f.name: getattr(metrics, f.name) for f in dataclasses.fields(metrics)},
         "peak_memory_bytes": outcome.peak_bytes,
+        "activation_bytes": outcome.beside and outcome.beside.activation_bytes,
+        "activation_source": outcome.beside and outcome.beside.source,
         "extrapolated_share": outcome.extrapolated_share,
+        "graph_capture_s": outcome.captured.seconds,
+        "graph_memory_bytes": outcome.captured.num_bytes,
+        "num_graphs": len(outcome.captured.sizes),
         "workload_description": outcome.description,
     }
 

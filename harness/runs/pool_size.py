@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 from harness.config import ConfigError, RunConfig
 from harness.engine.device.model_shape import (
     DTYPE_BYTES,
@@ -19,33 +21,49 @@ DEFAULT_POOL_DEMAND = 16.0
 _LONGEST_REQUESTS_IN_POOL = 4
 
 
+class BesidePool(NamedTuple):
+    """Bytes on all GPUs that the pool cannot have. source: whether a step was run to measure
+    them, or they were estimated from the model's shape."""
+
+    weight_bytes: int
+    activation_bytes: int
+    source: Literal["measured", "estimated"]
+
+
 def pool_pages(
-    config: RunConfig, shape: ModelShape, workload: Workload, device_bytes: int | None
+    config: RunConfig,
+    shape: ModelShape,
+    workload: Workload,
+    device_bytes: int | None,
+    beside: BesidePool | None = None,
 ) -> int:
     """Pages of the pool, by the first of kv.pool_tokens, kv.pool_demand, kv.memory_fraction.
 
     device_bytes: memory of the device, real or imagined; None on a CPU where none was
     imagined, and then not `needs_device_memory(config)`. kv.pool_demand is a multiple of the
-    mean length that the workload's requests reach. Raises ConfigError where nothing is left
-    for a single page. A draft model's pool, of as many pages, comes out of the same bytes.
+    mean length that the workload's requests reach. beside: what else is in that memory; None
+    estimates it. Raises ConfigError where nothing is left for a single page. A draft model's
+    pool, of as many pages, comes out of the same bytes.
     """
     kv = config.kv
     tokens: int
     if kv.pool_tokens is not None:
         tokens = kv.pool_tokens
         source = f"kv.pool_tokens={tokens}"
-    elif kv.memory_fraction is None and (kv.pool_demand is not None or device_bytes is None):
+    elif not is_what_memory_leaves(config, device_bytes):
         demand = kv.pool_demand or DEFAULT_POOL_DEMAND
         tokens = round(demand * mean_final_len(workload))
         source = f"kv.pool_demand={demand}"
     else:
         assert device_bytes is not None  # `needs_device_memory` was checked before
         fraction = kv.memory_fraction or DEFAULT_MEMORY_FRACTION
-        left = fraction * device_bytes - bytes_beside_pool(config, shape)
+        beside = beside or estimated_beside_pool(config, shape)
+        left = fraction * device_bytes - beside.weight_bytes - beside.activation_bytes
         tokens = int(left // kv_bytes_per_token(config, shape))
         source = (
             f"kv.memory_fraction={fraction} of {device_bytes / 2**30:.2f} GiB less "
-            f"{shape.weight_bytes / 2**30:.2f} GiB of weights and activations"
+            f"{beside.weight_bytes / 2**30:.2f} GiB of weights and "
+            f"{beside.activation_bytes / 2**30:.2f} GiB of activations ({beside.source})"
         )
     draft = draft_bytes_per_token(config)
     if draft:
@@ -128,9 +146,24 @@ def mean_final_len(workload: Workload) -> float:
     return total / max(1, count)
 
 
-def bytes_beside_pool(config: RunConfig, shape: ModelShape) -> float:
-    """Weights and activations, on all GPUs."""
-    return shape.weight_bytes + config.engine.tensor_parallel * activation_bytes(config, shape)
+def is_what_memory_leaves(config: RunConfig, device_bytes: int | None) -> bool:
+    """The pool takes what weights and activations leave of a memory of `device_bytes`."""
+    kv = config.kv
+    if kv.pool_tokens is not None:
+        return False
+    return kv.memory_fraction is not None or (kv.pool_demand is None and device_bytes is not None)
+
+
+def estimated_beside_pool(config: RunConfig, shape: ModelShape) -> BesidePool:
+    """For devices that are simulated or imagined."""
+    activations = config.engine.tensor_parallel * activation_bytes(config, shape)
+    return BesidePool(shape.weight_bytes, activations, "estimated")
+
+
+def bytes_beside_pool(config: RunConfig, shape: ModelShape) -> int:
+    """Weights and activations, on all GPUs, estimated."""
+    beside = estimated_beside_pool(config, shape)
+    return beside.weight_bytes + beside.activation_bytes
 
 
 def activation_bytes(config: RunConfig, shape: ModelShape) -> int:

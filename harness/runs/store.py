@@ -23,7 +23,7 @@ import psutil
 
 from harness.measure.environment import Environment
 
-RunStatus = Literal["complete", "failed"]
+RunStatus = Literal["complete", "failed", "out_of_memory"]
 
 _FRAMES = ("steps", "requests", "memory_map", "step_work", "outcome_log")
 _NEEDED = ("steps", "requests")
@@ -99,7 +99,7 @@ class RunStore:
         self.root = root
 
     def find(self, run_id: str) -> StoredRun | None:
-        """The run of this id if it was ever written whole, complete or failed.
+        """The run of this id if it was ever written whole, whatever its status.
 
         A folder that lacks a file or holds one that cannot be read is no run: it is done again.
         """
@@ -127,8 +127,9 @@ class RunStore:
         """Write a run beside its place and move it there in one rename.
 
         A full disk or a kill leaves at most a folder named `.RUN_ID.HOST.PID.partial`, which
-        nothing reads. An earlier failed run gives way; a complete one stays, as when another
-        process did the same run meanwhile. Raises NotStoredError where it cannot be written.
+        nothing reads. An earlier run that is not complete gives way; a complete one stays, as
+        when another process did the same run meanwhile. Raises NotStoredError where it cannot
+        be written.
         """
         target = self.root / record.run_id
         partial = self.root / _partial_name(record.run_id)

@@ -16,7 +16,19 @@ from harness.engine.executor import Executor
 from harness.engine.outcome_log import LoggedArrivals, LoggedExecutor, OutcomeLog, Replay
 from harness.engine.request import Workload
 from harness.measure.decisions import DecidedExecutor, Decisions
+from harness.runs.pool_size import BesidePool
 from harness.runs.step_cost import work_counter
+
+MOST_BYTES_LEFT = 64 * 2**20
+"""What a run may leave on a device: libraries take workspaces on first use and keep them."""
+
+
+class Memory(Protocol):
+    """What tells whether a run left something; see `harness.runs.device_memory.DeviceMemory`."""
+
+    def allocated_bytes(self) -> int: ...
+
+    def give_back(self) -> None: ...
 
 
 class Device(Protocol):
@@ -33,6 +45,17 @@ class Device(Protocol):
 
     @property
     def eos_ids(self) -> frozenset[int]: ...
+
+    @property
+    def memory(self) -> Memory | None:
+        """Counters of the memory that runs are proved clean by, where there are any."""
+        ...
+
+    def is_clean(self) -> bool:
+        """Nothing of the last run is left in that memory."""
+        ...
+
+    def beside_pool(self, config: RunConfig, longest_len: int) -> BesidePool: ...
 
     def executor(
         self, config: RunConfig, num_pages: int, max_len: int, groups: Sequence[LayerGroup] = ()

@@ -61,6 +61,7 @@ def _drain(
                     wall_s = time.perf_counter() - started[job.run_id]
                     error = f"the worker process ended with exit code {worker.exit_code()}"
                     save_failure(job, error, wall_s, environment)
+                if result is None or not result.is_clean:  # the next run gets a new process
                     worker.stop()
                     workers.remove(worker)
                 queue.extend(on_finished(job, RunStore(job.root).find(job.run_id)) or ())

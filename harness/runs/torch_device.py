@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import psutil
 import torch
 
 from harness.config import ConfigError, DeviceConfig, RunConfig
+from harness.engine.device.capture import Capture, CudaCapture, Rehearsal
+from harness.engine.device.compiled import CompiledModel
 from harness.engine.device.model_shape import LayerGroup, ModelConfig, ModelShape
 from harness.engine.device.models import LoadedModel, load_model
 from harness.engine.device.torch_executor import TorchExecutor
 from harness.engine.executor import Executor
 from harness.engine.plan import Chunk, StepPlan, TableUpdate
 from harness.engine.request import SamplingParams
-from harness.runs.pool_size import draft_model, host_pages
-
-_KERNEL_WORKSPACE_BYTES = 64 * 2**20
-"""Libraries take workspaces on first use and keep them."""
-
+from harness.runs.device_memory import CudaMemory, DeviceMemory
+from harness.runs.memory_profile import largest_step, most_samples, most_tokens, pages_of
+from harness.runs.pool_size import BesidePool, draft_model, estimated_beside_pool, host_pages
+from harness.runs.surroundings import MOST_BYTES_LEFT
 
 _WARM_UP_LEN = 8
 """Tokens of each sequence that a fresh executor is tried on."""
@@ -57,10 +59,23 @@ def describe_device(config: DeviceConfig) -> str:
 
 
 class TorchDevice:
-    """A loaded model on its device; every run gets a pool and an executor of its own."""
+    """A loaded model on its device; every run gets a pool and an executor of its own.
 
-    def __init__(self, model: ModelConfig, device: DeviceConfig) -> None:
+    memory: the device's counters; a GPU's own by default, and none on a CPU, where nothing is
+        measured and the pool is not sized by them. rehearses_graphs: on a CPU, what CUDA graphs
+        replay is done step by step (for tests).
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        device: DeviceConfig,
+        memory: DeviceMemory | None = None,
+        *,
+        rehearses_graphs: bool = False,
+    ) -> None:
         self.kind = resolve_device(device)
+        self.memory = CudaMemory() if memory is None and self.kind == "cuda" else memory
         self._set_threads(device.threads)
         self._wanted_threads = device.threads
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -69,8 +84,11 @@ class TorchDevice:
         self.tokenizer: Any | None = self._loaded.tokenizer
         self.memory_bytes = self._memory_bytes(device)
         self.eos_ids = _eos_ids(self._loaded)
-        self._warm: set[tuple[str, str, bool, int, str]] = set()
+        self._warm: set[tuple[str, str, bool, bool, int, str]] = set()
         self._clean_bytes: int | None = None
+        self._activation_bytes: dict[str, int] = {}
+        self._rehearses_graphs = rehearses_graphs
+        self._compiled: CompiledModel | None = None
         self._drafts: dict[str, LoadedModel] = {}
 
     @property
@@ -87,8 +105,48 @@ class TorchDevice:
     ) -> Executor:
         """A fresh executor with a pool of `num_pages` that each hold the KV of one of `groups`;
         what compiles lazily has been compiled."""
+        self._prepare(config)
+        self._check_clean()
+        max_seqs, capture = config.engine.max_num_seqs, self._capture(config)
+        executor = self._build(config, num_pages, max_len, max_seqs, groups, capture)
+        executor.reserve(most_tokens(config, max_len), most_samples(config))
+        return executor
+
+    def beside_pool(self, config: RunConfig, longest_len: int) -> BesidePool:
+        """Weights, and what the largest step takes beside them and the pool: measured by running
+        it, once for the same settings, where the device has counters; else estimated.
+        longest_len: tokens of the longest sequence."""
+        if self.memory is None:
+            return estimated_beside_pool(config, self.shape)
+        self._prepare(config)
+        self._check_clean()
+        weight_bytes = self.memory.allocated_bytes()
+        longest_len = min(longest_len, self.shape.max_positions)
+        key = _step_key(config, most_tokens(config, longest_len))
+        if key not in self._activation_bytes:
+            peak = self._measure(config, longest_len, self.memory)
+            self._activation_bytes[key] = peak - weight_bytes
+        return BesidePool(weight_bytes, self._activation_bytes[key], "measured")
+
+    def _measure(self, config: RunConfig, longest_len: int, memory: DeviceMemory) -> int:
+        """Peak bytes of the largest step on a pool that just holds it, less that pool, and what
+        captured graphs keep to themselves."""
+        step = largest_step(config, self.shape, longest_len)
+        max_len = self.shape.max_positions
+        max_seqs, capture = config.engine.max_num_seqs, self._capture(config)
+        executor = self._build(config, pages_of(step), max_len, max_seqs, capture=capture)
+        try:
+            executor.reserve(most_tokens(config, longest_len), most_samples(config))
+            executor.execute(step)
+            return memory.peak_bytes() - executor.kv_bytes + executor.captured.num_bytes
+        finally:
+            executor.close()
+
+    def _prepare(self, config: RunConfig) -> None:
+        """Load and compile what is loaded and compiled once."""
         attention, kv = config.attention, config.kv
-        key = (attention.kind, attention.backend, config.engine.fused, kv.page_size, kv.dtype)
+        forward = (config.engine.fused, config.engine.compile)
+        key = (attention.kind, attention.backend, *forward, kv.page_size, kv.dtype)
         self._draft(config)  # before the memory is looked at
         if key not in self._warm:
             num_pages_each = -(-_WARM_UP_LEN // kv.page_size)
@@ -97,33 +155,40 @@ class TorchDevice:
             warm.close()
             self._warm.add(key)
             self._set_threads(self._wanted_threads)  # numba's thread pool resets it at its start
-        self._check_clean()
-        return self._build(config, num_pages, max_len, config.engine.max_num_seqs, groups)
 
     @staticmethod
     def _set_threads(threads: int | None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
 
+    def is_clean(self) -> bool:
+        """Nothing but the models is on the device, as before the first run."""
+        if self.memory is None:
+            return True
+        gc.collect()
+        self.memory.give_back()
+        left = self.memory.allocated_bytes()
+        return self._clean_bytes is None or left <= self._clean_bytes + MOST_BYTES_LEFT
+
     def _check_clean(self) -> None:
         """The run before left nothing on the GPU; its peak does not count for the next."""
         gc.collect()
-        if self.kind != "cuda":
+        if self.memory is None:
             return
-        held = torch.cuda.memory_allocated()
+        held = self.memory.allocated_bytes()
         if self._clean_bytes is None:
             self._clean_bytes = held
-        if held > self._clean_bytes + _KERNEL_WORKSPACE_BYTES:
+        if held > self._clean_bytes + MOST_BYTES_LEFT:
             raise RuntimeError(
                 f"the run before left {held - self._clean_bytes} bytes on the GPU: "
                 "repeat the command, and this run starts in a new process"
             )
-        torch.cuda.reset_peak_memory_stats()
+        self.memory.reset_peak()
 
     def peak_memory_bytes(self) -> int:
         """Peak bytes allocated on the GPU by this run; on a CPU, bytes resident at its end."""
-        if self.kind == "cuda":
-            return int(torch.cuda.max_memory_allocated())
+        if self.memory is not None:
+            return self.memory.peak_bytes()
         return int(psutil.Process().memory_info().rss)
 
     def _build(
@@ -133,6 +198,7 @@ class TorchDevice:
         max_len: int,
         max_seqs: int,
         groups: Sequence[LayerGroup] = (),
+        capture: Capture | None = None,
     ) -> TorchExecutor:
         kind = config.attention.kind
         if kind == "auto":
@@ -150,7 +216,24 @@ class TorchDevice:
             fused=config.engine.fused,
             draft=self._draft(config),
             groups=groups,
+            capture=capture,
+            samples=config.workload.temperature > 0,
+            compiled=self._compiled_model() if config.engine.compile else None,
         )
+
+    def _compiled_model(self) -> CompiledModel:
+        """The model through torch.compile: compiled once, whatever pools it runs on."""
+        if self._compiled is None:
+            self._compiled = CompiledModel(self._loaded.model)
+        return self._compiled
+
+    def _capture(self, config: RunConfig) -> Capture | None:
+        """What records decode steps, if anything does."""
+        if not config.engine.cuda_graph:
+            return None
+        if self.kind == "cuda":
+            return CudaCapture(torch.device("cuda", torch.cuda.current_device()))
+        return Rehearsal() if self._rehearses_graphs else None
 
     def _draft(self, config: RunConfig) -> LoadedModel | None:
         """The draft model of speculative decoding, loaded once."""
@@ -160,14 +243,23 @@ class TorchDevice:
         key = repr(wanted)
         if key not in self._drafts:
             self._drafts[key] = load_model(wanted, self.kind)
+            self._clean_bytes = None  # there is more that stays
         return self._drafts[key]
 
     def _memory_bytes(self, device: DeviceConfig) -> int | None:
-        if self.kind == "cuda":
-            return int(torch.cuda.get_device_properties(0).total_memory)
+        if self.memory is not None:
+            return self.memory.total_bytes
         if device.imagined_memory_gib is None:
             return None
         return int(device.imagined_memory_gib * 2**30)
+
+
+def _step_key(config: RunConfig, num_tokens: int) -> str:
+    """What the largest step's memory depends on."""
+    workload = config.workload
+    kv = replace(config.kv, pool_tokens=None, pool_demand=None, memory_fraction=None)
+    chosen = (workload.temperature, workload.top_k, workload.top_p, workload.beam_width)
+    return repr((config.attention, config.engine, kv, chosen, num_tokens))
 
 
 def _warm_up(executor: TorchExecutor, num_pages_each: int) -> None:

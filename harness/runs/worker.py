@@ -18,27 +18,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.config import RunConfig, to_mapping
 from harness.measure.environment import Environment, capture_environment
 from harness.runs.jobs import Job, check_unchanged
 from harness.runs.one_run import environment_of, execute_run, simulated_device
-from harness.runs.store import NotStoredError, RunRecord, RunStore
-from harness.runs.surroundings import Device
+from harness.runs.out_of_memory import OutOfMemoryError, is_out_of_memory
+from harness.runs.store import NotStoredError, RunRecord, RunStatus, RunStore
+from harness.runs.surroundings import MOST_BYTES_LEFT, Device
 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
     """What a worker tells its parent; the rows themselves are on disk by then.
 
-    status: complete, failed, or "not stored" where not even the failure could be written.
+    status: complete, failed, out_of_memory, or "not stored" where not even the failure could be
+    written. is_clean: the run left nothing on the device; a worker that cannot prove it must do
+    no other run.
     """
 
     run_id: str
     status: str
     error: str
     wall_s: float
+    is_clean: bool = True
+
+
+class _Failure(NamedTuple):
+    status: RunStatus
+    error: str
 
 
 class Worker:
@@ -85,7 +94,13 @@ class Worker:
             self._process.join()
 
 
-def save_failure(job: Job, error: str, wall_s: float, environment: Environment) -> None:
+def save_failure(
+    job: Job,
+    error: str,
+    wall_s: float,
+    environment: Environment,
+    status: RunStatus = "failed",
+) -> None:
     """Store a run that did not work, so that it is a row and not a hole."""
     RunStore(job.root).write(
         RunRecord(
@@ -93,7 +108,7 @@ def save_failure(job: Job, error: str, wall_s: float, environment: Environment) 
             label=job.label,
             config=to_mapping(job.config),
             environment=environment,
-            status="failed",
+            status=status,
             error=error,
             wall_s=wall_s,
         )
@@ -101,23 +116,27 @@ def save_failure(job: Job, error: str, wall_s: float, environment: Environment) 
 
 
 def do_job(job: Job, devices: DeviceCache) -> JobResult:
-    """Do a run in this process and store it, complete or failed."""
+    """Do a run in this process and store it, whatever became of it; then look at what it left."""
     begin = time.perf_counter()
+    status, error, is_clean = "complete", "", True
     try:
-        error = _try_job(job, devices)
-        if error:
-            devices.drop()
+        failure = _try_job(job, devices)
+        if failure is not None:
+            status, error = failure
+            is_clean = devices.recover(keep=status == "out_of_memory")
             wall_s = time.perf_counter() - begin
-            save_failure(job, error, wall_s, capture_environment("none", 1))
-        status = "failed" if error else "complete"
-    except NotStoredError as failure:
-        status, error = "not stored", str(failure)
+            environment = capture_environment("none", 1)
+            save_failure(job, error, wall_s, environment, failure.status)
+        else:
+            is_clean = devices.recover(keep=True)
+    except NotStoredError as failed:
+        status, error = "not stored", str(failed)
     gc.collect()
-    return JobResult(job.run_id, status, error, time.perf_counter() - begin)
+    return JobResult(job.run_id, status, error, time.perf_counter() - begin, is_clean)
 
 
-def _try_job(job: Job, devices: DeviceCache) -> str:
-    """Do and store a run; what it died of, or an empty string."""
+def _try_job(job: Job, devices: DeviceCache) -> _Failure | None:
+    """Do and store a run; what it died of, or None."""
     try:
         check_unchanged(job)
         device = devices.get(job.config)
@@ -128,13 +147,13 @@ def _try_job(job: Job, devices: DeviceCache) -> str:
             store.write(record)
     except NotStoredError:
         raise
-    except MemoryError as failure:
-        return f"out of memory: {failure}"
     except Exception as failure:  # whatever a run dies of becomes a row
+        if is_out_of_memory(failure):
+            return _Failure("out_of_memory", _memory_message(failure))
         if not isinstance(failure, ValueError):
             traceback.print_exc(file=sys.stderr)
-        return _one_line(failure)
-    return ""
+        return _Failure("failed", _one_line(failure))
+    return None
 
 
 class DeviceCache:
@@ -155,6 +174,24 @@ class DeviceCache:
             gc.collect()
             gc.freeze()  # a run's collections need not look at the model and what was imported
         return self._device
+
+    def recover(self, keep: bool) -> bool:
+        """After a run: whether nothing of it is left on the device. keep: stay warm if so; the
+        model is dropped where it is not wanted or where dropping it may help."""
+        device = self._device
+        try:
+            if keep and (device is None or device.is_clean()):
+                return True
+            memory = None if device is None else device.memory
+            del device
+            self.drop()
+            if memory is None:
+                return True
+            memory.give_back()
+            return memory.allocated_bytes() <= MOST_BYTES_LEFT
+        except RuntimeError as failure:  # a device that failed does nothing more in this process
+            print(f"the device cannot be used again: {failure}", file=sys.stderr)
+            return False
 
     def drop(self) -> None:
         """Forget the model and give its memory back."""
@@ -205,6 +242,15 @@ def _die_with_parent() -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _memory_message(error: BaseException) -> str:
+    if isinstance(error, OutOfMemoryError):
+        return str(error)
+    return (
+        f"out of memory before there was a pool ({_one_line(error)}): choose a smaller model, or "
+        "lower engine.token_budget or engine.max_num_seqs"
+    )
 
 
 def _one_line(error: BaseException) -> str:

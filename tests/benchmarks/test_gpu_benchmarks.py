@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ from benchmarks.attention_peers import (
 from benchmarks.decode_cases import Case, Shape, Store, cost_of, error_of, make_inputs, our_calls
 from benchmarks.engine import roofline_s, summarise, workload
 from benchmarks.read_kernel import num_programs, read_all
-from benchmarks.timing import WallTimer
+from benchmarks.timing import EventTimer, WallTimer
 from harness.engine.device.model_shape import model_preset, model_shape
 from kernels import backend
 
@@ -111,6 +113,81 @@ def test_calls_take_turns_and_the_first_round_is_not_counted() -> None:
     assert timing.low_us <= timing.median_us <= timing.high_us
 
 
+class FakeCuda:
+    """torch.cuda with a clock that only calls move: 3 us each, 1 us inside of a graph."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, captures: bool) -> None:
+        self.now_us, self.captures, self.in_graph = 0.0, captures, False
+        self.launched = self.slept = 0
+        fake = self
+
+        class Event:
+            def __init__(self, enable_timing: bool = False) -> None:
+                self.at_us = 0.0
+
+            def record(self) -> None:
+                self.at_us = fake.now_us
+
+            def synchronize(self) -> None: ...
+
+            def elapsed_time(self, other: Event) -> float:
+                return (other.at_us - self.at_us) / 1e3
+
+        class Graph:
+            def replay(self) -> None:
+                fake.now_us += fake.launched_in_graph
+
+        class Stream:
+            def wait_stream(self, other: object) -> None: ...
+
+        @contextmanager
+        def capturing(graph: Graph) -> Iterator[None]:
+            if not fake.captures:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            fake.in_graph, fake.launched_in_graph = True, 0
+            yield
+            fake.in_graph = False
+
+        for name, value in (
+            ("Event", Event), ("CUDAGraph", Graph), ("Stream", Stream), ("graph", capturing),
+            ("stream", lambda _: nullcontext()), ("current_stream", Stream),
+            ("synchronize", lambda: None), ("_sleep", self._sleep),
+        ):  # fmt: skip
+            monkeypatch.setattr(f"torch.cuda.{name}", value, raising=False)
+
+    def _sleep(self, cycles: int) -> None:
+        self.slept += 1
+
+    def call(self) -> None:
+        if self.in_graph:
+            self.launched_in_graph += 1
+            return
+        self.launched += 1
+        self.now_us += 3.0
+
+
+@pytest.mark.parametrize(
+    ("captures", "capture", "method", "expected_us"),
+    [(True, True, "graph", 1.0), (False, True, "events", 3.0), (True, False, "events", 3.0)],
+)
+def test_device_events_time_replays_or_else_launches_behind_a_wait(
+    monkeypatch: pytest.MonkeyPatch,
+    captures: bool,
+    capture: bool,
+    method: str,
+    expected_us: float,
+) -> None:
+    cuda = FakeCuda(monkeypatch, captures=captures)
+    timing = EventTimer(least_rounds=5, most_rounds=8).time([cuda.call] * 4, capture=capture)
+    assert timing.method == method and timing.rounds == 8
+    assert timing.median_us == pytest.approx(expected_us)
+    assert timing.low_us == pytest.approx(timing.high_us)
+    if method == "graph":
+        assert cuda.slept == 0 and cuda.launched == 3  # to warm up, and before the capture
+    else:
+        assert cuda.slept == 1 + 8
+
+
 def test_a_step_of_the_large_model_reads_its_weights_and_keys_once() -> None:
     """By hand: every weight but the input embedding, the KV, and logits of 4 bytes twice."""
     shape = model_shape(model_preset("llama_3_1_8b"))
@@ -121,17 +198,20 @@ def test_a_step_of_the_large_model_reads_its_weights_and_keys_once() -> None:
     assert compute_bound == pytest.approx(2 * 1024 * weights / 800e12, rel=0.02)
 
 
-def step(start_s: float, prefill: int, decode: int) -> SimpleNamespace:
-    return SimpleNamespace(start_s=start_s, num_prefill_tokens=prefill, num_decode_tokens=decode)
+def step(end_s: float, prefill: int, decode: int) -> SimpleNamespace:
+    return SimpleNamespace(
+        start_s=end_s - 0.004, duration_s=0.004, num_prefill_tokens=prefill,
+        num_decode_tokens=decode, device_us=9500.0, host_us=float("nan"),
+    )  # fmt: skip
 
 
 def test_only_steps_in_which_all_decode_are_counted() -> None:
-    """Four prefill, four settle, five at 10 ms count, then one has ended."""
-    times = (
-        [0.0, 1.0, 2.0, 3.0] + [4 + 0.5 * k for k in range(4)] + [6 + 0.01 * k for k in range(6)]
-    )
+    """Four prefill; of ten that decode, one has no such step before it and four settle: five at 10
+    ms count, then a sequence has ended."""
+    slow = [0.0, 1.0, 2.0, 3.0] + [4 + 0.5 * k for k in range(5)]
+    ends = slow + [6.01 + 0.01 * k for k in range(5)]
     kinds = [(8, 0)] * 4 + [(0, 2)] * 10
-    steps = [step(time, *kind) for time, kind in zip(times, kinds, strict=True)]
+    steps = [step(end, *kind) for end, kind in zip(ends, kinds, strict=True)]
     steps += [step(6.06, 0, 1), step(9.0, 0, 1)]
     entries = [SimpleNamespace(token=100)] * len(steps)
     shape = model_shape(model_preset("tiny"))
@@ -141,6 +221,7 @@ def test_only_steps_in_which_all_decode_are_counted() -> None:
     assert found["step_ms"] == pytest.approx(10.0)
     assert found["decode_tokens_per_s"] == pytest.approx(200.0)
     assert found["roofline_share"] == pytest.approx(found["roofline_ms"] / 10.0)
+    assert found["device_ms"] == pytest.approx(9.5) and "host_ms" not in found
     with pytest.raises(RuntimeError, match="all 3"):
         summarise(records, 3, shape, RATES)  # type: ignore[arg-type]
 

@@ -17,6 +17,7 @@ from harness.config import (
     MeasureConfig,
     RunConfig,
 )
+from harness.engine.device.torch_executor import TorchExecutor
 from harness.engine.outcome_log import Replay, ReplayError
 from harness.engine.request import Workload
 from harness.engine.scheduling import scheduler
@@ -140,6 +141,17 @@ def test_a_log_replayed_decides_the_same(
     stage: Stage, name: str, strategy: AllocatorConfig
 ) -> None:
     config = config_of(name, stage.modes[name], strategy, stage.modes[name].engine)
+    real = serve(stage, name, config)
+    assert_same_decisions(real, decide_again(stage, name, config, real))
+
+
+@pytest.mark.parametrize("name", ["greedy", "preempted by swap", "preempted by recompute"])
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
+def test_a_run_that_was_a_step_ahead_is_replayed_step_by_step(
+    stage: Stage, name: str, strategy: AllocatorConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(name, stage.modes[name], strategy, stage.modes[name].engine)
+    monkeypatch.setattr(TorchExecutor, "works_apart", True)
     real = serve(stage, name, config)
     assert_same_decisions(real, decide_again(stage, name, config, real))
 

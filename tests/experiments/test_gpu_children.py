@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiments.gpu import kernel_checks, layer_checks, packages
+from experiments.gpu import kernel_checks, layer_checks, model_checks, packages
 from experiments.gpu.marked_tests import read_report
 from experiments.gpu.ragged import Heads, exact_attention, make_ragged, relative_error
 from experiments.gpu.sweep import DRY_OVERRIDES, read_runs
+from harness.engine.device.model_shape import model_preset
 from harness.runs.grid import Part
 from kernels import backend, reference
 
@@ -77,11 +79,12 @@ def test_copies_and_stores_are_exact_or_wrong() -> None:
         assert check(right)["error_norm"] == 0
     in_turn = backend.AttentionBackend(
         "broken", right.paged_attention, right.contiguous_attention, right.store_kv,
-        lambda k, v, pairs, size: [reference.copy_pages(k, v, p[None], size) for p in pairs],  # type: ignore[arg-type, return-value]
+        lambda k, v, pairs, size, _: [reference.copy_pages(k, v, p[None], size) for p in pairs],  # type: ignore[arg-type, return-value]
         right.dtypes,
     )  # fmt: skip
     assert kernel_checks.check_copies(in_turn, CPU, 4)["error_norm"] == 1
-    assert kernel_checks.check_swap(CPU, 4)["error_norm"] == 0
+    for direct in (True, False):
+        assert kernel_checks.check_swap(CPU, 4, direct)["error_norm"] == 0
 
 
 def test_layer_kernels_pass_and_a_wrong_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,3 +163,37 @@ def test_every_swept_experiment_has_a_preset_for_gpus() -> None:
         for part in parts:
             made = Part(part["name"], part["set"], part["axes"])
             assert made.set["executor"] == "torch" and made.set["model"] == "llama_3_1_8b"
+
+
+def test_logits_are_as_good_as_transformers_and_a_wrong_page_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = model_preset("tiny")
+    right = model_checks.check_logits(config, "cpu", "reference")
+    assert 0 < right["error_norm"] <= right["tolerance"] < 1e-4
+
+    def broken(device: str, name: str) -> backend.AttentionBackend:
+        made = backend.load(device, name)
+
+        def wrong(query, keys, values, table, *rest, **options):  # type: ignore[no-untyped-def]
+            swapped = table.clone()
+            if table.shape[1] > 1:
+                swapped[0, 0] = table[0, 1]
+            return made.paged_attention(query, keys, values, swapped, *rest, **options)
+
+        return replace(made, paged_attention=wrong)
+
+    monkeypatch.setattr(model_checks, "load", broken)
+    wrong = model_checks.check_logits(config, "cpu", "reference")
+    assert not wrong["error_norm"] <= wrong["tolerance"]  # a page of NaN, or of other tokens
+
+
+def test_greedy_tokens_are_compared_under_every_strategy_and_switch() -> None:
+    names = [setting.name for setting in model_checks.settings()]
+    assert names[:4] == ["paged", "paged_cow", "paged_prefix", "contiguous"]
+    assert "paged, fused=false" in names
+    found = {0: ([1, 2], [0.5, 0.5])}
+    assert model_checks._difference(found, {0: ([1, 2], [0.5, 0.5])}) == ""
+    assert "position 1" in model_checks._difference(found, {0: ([1, 3], [0.5, 0.5])})
+    assert model_checks._difference(found, {0: ([1, 3], [0.5, 1e-5])}) == ""
+    assert "finished" in model_checks._difference(found, {})

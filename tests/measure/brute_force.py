@@ -11,6 +11,7 @@ from typing import NamedTuple
 from simulated_run import SimulatedRun
 
 from allocators.base import Allocation, KVCacheAllocator, Usage
+from harness.engine.engine import StepTimes
 from harness.engine.memory_events import Extent
 from harness.engine.plan import StepOutcome, TableUpdate
 from harness.engine.request import Request
@@ -113,14 +114,8 @@ class Auditor:
 
         memory.explain_refusal = explained  # type: ignore[method-assign,assignment]
 
-    def step(
-        self,
-        step: ScheduledStep,
-        outcome: StepOutcome,
-        start_s: float,
-        now_s: float,
-        usage: Usage,
-        held: list[tuple[Extent, TableUpdate]],
+    def decided(
+        self, step: ScheduledStep, usage: Usage, held: list[tuple[Extent, TableUpdate]]
     ) -> None:
         for seq_id, computed, _, _ in step.admitted:
             self._computed[seq_id] = computed
@@ -130,7 +125,10 @@ class Auditor:
             wrong = step.rejected.get(chunk.seq_id, 0)
             self._computed[chunk.seq_id] = chunk.start + len(chunk.token_ids) - wrong
         self._audit(step)
-        self._run.recorder.step(step, outcome, start_s, now_s, usage, held)
+        self._run.recorder.decided(step, usage, held)
+
+    def done(self, outcome: StepOutcome, times: StepTimes) -> None:
+        self._run.recorder.done(outcome, times)
 
     def finished(self, group: SequenceGroup) -> None:
         self._run.recorder.finished(group)

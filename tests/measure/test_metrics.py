@@ -26,7 +26,7 @@ POOL = PoolFacts(num_pages=10, page_size=4, bytes_per_token=2**20, draft_bytes_p
 
 
 def step(index: int, start_s: float, duration_s: float, **fields: object) -> StepRecord:
-    defaults = StepRecord(index, start_s, duration_s, 0, 0, 0, 1, 0, 0, 0, 0, 0, 10.0, "")
+    defaults = StepRecord(index, start_s, duration_s, 0, 0, 0, 1, 0, 0, 0, 0, 0, 10.0, 0.0, 0.0, "")
     return defaults._replace(**fields)  # type: ignore[arg-type]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from harness.engine.cost.step_work import WorkCounter, WorkCounts
-from harness.engine.executor import Executor
+from harness.engine.executor import Executor, late, works_apart
 from harness.engine.plan import StepOutcome, StepPlan
 
 PREFIX = "work_"
@@ -17,13 +19,23 @@ class WorkLog:
     the time that the other measures. Plans stay in memory until the log goes."""
 
     def __init__(self, executor: Executor, counter: WorkCounter) -> None:
-        self._executor = executor
+        self._executor = late(executor)
         self._counter = counter
         self._plans: list[StepPlan] = []
 
+    @property
+    def works_apart(self) -> bool:
+        return works_apart(self._executor)
+
     def execute(self, plan: StepPlan) -> StepOutcome:
+        return self.result(self.submit(plan))
+
+    def submit(self, plan: StepPlan) -> Any:
         self._plans.append(plan)
-        return self._executor.execute(plan)
+        return self._executor.submit(plan)
+
+    def result(self, pending: Any) -> StepOutcome:
+        return self._executor.result(pending)
 
     def close(self) -> None:
         self._executor.close()

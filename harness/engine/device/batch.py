@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 from itertools import chain
 from typing import NamedTuple
@@ -36,9 +37,35 @@ class Batch(NamedTuple):
     max_query_len: int
 
 
+class RowBatch(NamedTuple):
+    """S sequences of one token each, in plan order, each in its row of the block tables.
+
+    rows, input_ids, positions: (S,). slot_mapping: (G, S), for each of G groups of layers.
+    """
+
+    rows: Int64
+    input_ids: Int64
+    positions: Int64
+    slot_mapping: Int64
+
+
+class TableChange(NamedTuple):
+    """Entries `first` up to `end` of a row of one group's block table are new."""
+
+    group: int
+    row: int
+    first: int
+    end: int
+
+
 class BatchBuilder:
     """Keeps each sequence's block tables, one a group of layers, in a row of its own and builds
-    batches from plans."""
+    batches from plans. The lowest free row is given out first, so that rows in use lie close
+    together.
+
+    changes: of the tables, since whoever keeps a copy of them emptied it; rows that were given
+    back are not among them. None where nobody does.
+    """
 
     def __init__(self, max_seqs: int, max_len: int, page_size: int, num_groups: int = 1) -> None:
         self.page_size = page_size
@@ -46,7 +73,8 @@ class BatchBuilder:
         size = (num_groups, max_seqs, -(-max_len // page_size))
         self.table: Int32 = np.full(size, -1, dtype=np.int32)
         self._row_of: dict[int, int] = {}
-        self._free_rows = list(range(max_seqs - 1, -1, -1))
+        self._free_rows = list(range(max_seqs))
+        self.changes: list[TableChange] | None = None
 
     def free(self, seq_ids: Iterable[int]) -> None:
         """Give the rows of `seq_ids` back; ids that never had a table are ignored."""
@@ -54,7 +82,7 @@ class BatchBuilder:
             row = self._row_of.pop(seq_id, None)
             if row is not None:
                 self.table[:, row] = -1
-                self._free_rows.append(row)
+                heapq.heappush(self._free_rows, row)
 
     def update(self, updates: Iterable[TableUpdate]) -> None:
         """Write block-table entries; those past `max_len` are never read and are dropped."""
@@ -69,6 +97,25 @@ class BatchBuilder:
                 entries[:] = page_ids[: end - first]
                 if page_ids[0] == NULL_PAGE:  # never read again, but a kernel may look it up
                     entries[entries == NULL_PAGE] = 0
+                if self.changes is not None:
+                    self.changes.append(TableChange(group, row, first, end))
+
+    def highest_row(self, chunks: tuple[Chunk, ...]) -> int:
+        """The highest row of the sequences in `chunks`."""
+        row_of = self._row_of
+        return max([row_of[chunk.seq_id] for chunk in chunks])
+
+    def build_rows(self, chunks: tuple[Chunk, ...]) -> RowBatch:
+        """The batch for `chunks` of one token each. Raises ValueError as `build` does."""
+        row_of = self._row_of
+        rows = np.array([row_of[chunk.seq_id] for chunk in chunks], dtype=np.int64)
+        positions = np.array([chunk.start for chunk in chunks], dtype=np.int64)
+        ids = np.array([chunk.token_ids[0] for chunk in chunks], dtype=np.int64)
+        page_index, offsets = np.divmod(positions, self.page_size)
+        pages = self.table[:, rows, page_index].astype(np.int64)
+        if pages.min() < 0:
+            self._raise_unmapped(chunks, pages, np.arange(len(chunks) + 1), positions)
+        return RowBatch(rows, ids, positions, pages * self.page_size + offsets)
 
     def build(self, chunks: tuple[Chunk, ...]) -> Batch:
         """The batch for `chunks`, of which there is at least one.
@@ -113,7 +160,7 @@ class BatchBuilder:
                 f"sequence {seq_id} needs a block-table row, but all {self.max_seqs} are taken: "
                 "raise engine.max_num_seqs"
             )
-        row = self._free_rows.pop()
+        row = heapq.heappop(self._free_rows)
         self._row_of[seq_id] = row
         return row
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness.engine.device.batch import BatchBuilder
 from harness.engine.device.kv_pool import KVPool
+from harness.engine.device.lean.decoder import LeanDecoder
 from harness.engine.device.model_runner import ModelRunner
 from harness.engine.device.models import LoadedModel
 from harness.engine.device.sampler import sample
@@ -54,6 +55,11 @@ class DraftRunner:
         self._batches = BatchBuilder(max_seqs, max_len, page_size)
         self._runner = ModelRunner(loaded, self._pool, kernels, fused=fused)
         self._kernels = kernels
+
+    @property
+    def lean(self) -> LeanDecoder | None:
+        """The draft model's lean forward pass, if it has one."""
+        return self._runner.lean
 
     @property
     def kv_bytes(self) -> int:

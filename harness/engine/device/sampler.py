@@ -15,7 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from harness.engine.device.staging import upload
 from harness.engine.request import SamplingParams
+
+NOT_DRAWN = -1.0
+"""In place of the uniform number of a row that takes the best token."""
 
 
 class Sampled(NamedTuple):
@@ -23,6 +27,13 @@ class Sampled(NamedTuple):
 
     token_ids: list[int]
     margins: list[float]
+
+
+class SampledRows(NamedTuple):
+    """As `Sampled`, on the device: (rows,) int64 and float32."""
+
+    tokens: Tensor
+    margins: Tensor
 
 
 def sample(
@@ -36,16 +47,31 @@ def sample(
     """
     if logits.shape[0] == 0:
         return Sampled([], [])
-    margins, best = _margins(logits)
-    tokens = best.tolist()
+    tokens, margins = sample_rows(logits, params, output_positions)
+    both = torch.stack((tokens.double(), margins.double())).tolist()  # one wait; both fit exactly
+    return Sampled([int(token) for token in both[0]], both[1])
+
+
+def sample_rows(
+    logits: Tensor, params: Sequence[SamplingParams], output_positions: Sequence[int]
+) -> SampledRows:
+    """As `sample`, for a result that stays on the device: the host waits for nothing."""
+    tokens, margins = greedy(logits)
     drawn = [row for row, p in enumerate(params) if p.temperature > 0]
     if drawn:
-        chosen = [params[row] for row in drawn]
-        uniforms = uniform([p.seed for p in chosen], [output_positions[row] for row in drawn])
-        rows = logits[torch.tensor(drawn, device=logits.device)]
-        for row, token in zip(drawn, _draw(rows, chosen, uniforms), strict=True):
-            tokens[row] = token
-    return Sampled(tokens, margins.tolist())
+        columns = draw_columns(
+            [params[row] for row in drawn], [output_positions[row] for row in drawn]
+        )
+        places, columns_there = upload((np.array(drawn), columns), logits.device)
+        tokens.index_copy_(0, places, draw(logits[places], columns_there))
+    return SampledRows(tokens, margins)
+
+
+def greedy(logits: Tensor) -> SampledRows:
+    """The best token of each row, the first index where several are equal. `logits` is written
+    to, and restored."""
+    margins, best = _margins(logits)
+    return SampledRows(best, margins)
 
 
 def uniform(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -78,24 +104,38 @@ def _margins(logits: Tensor) -> tuple[Tensor, Tensor]:
     return (top - second).float().squeeze(-1), best.squeeze(-1)
 
 
-def _draw(
-    logits: Tensor, params: Sequence[SamplingParams], uniforms: npt.NDArray[np.float64]
-) -> list[int]:
-    device, vocab = logits.device, logits.shape[-1]
+def draw_columns(
+    params: Sequence[SamplingParams], output_positions: Sequence[int]
+) -> npt.NDArray[np.float64]:
+    """What `draw` has to know of each row: (4, rows) of temperature, top_k (0 for all), top_p
+    and the row's uniform number, `NOT_DRAWN` where the temperature is 0."""
+    uniforms = uniform([p.seed for p in params], output_positions)
+    is_drawn = np.array([p.temperature > 0 for p in params])
+    return np.array(
+        [
+            [p.temperature if p.temperature > 0 else 1.0 for p in params],
+            [p.top_k for p in params],
+            [p.top_p for p in params],
+            np.where(is_drawn, uniforms, NOT_DRAWN),
+        ]
+    )
 
-    def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
 
-    scaled = logits.double() / column([p.temperature for p in params])
+def draw(logits: Tensor, columns: Tensor) -> Tensor:
+    """A token for each row, (rows,) int64, by `columns` of `draw_columns` on the device. Nothing
+    here depends on values on the host, so it can be captured."""
+    temperature, top_k, top_p, uniforms = (column[:, None] for column in columns)
+    scaled = logits.double() / temperature
     ordered, index = scaled.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(vocab, device=device)
-    ordered.masked_fill_(rank >= column([p.top_k or vocab for p in params]), float("-inf"))
+    rank = torch.arange(logits.shape[-1], device=logits.device)
+    ordered.masked_fill_((rank >= top_k) & (top_k > 0), float("-inf"))
     probability = ordered.softmax(dim=-1)
     before = probability.cumsum(dim=-1) - probability
     # The best token always stays, so top_p 0 means greedy.
-    dropped = (before >= column([p.top_p for p in params])) & (rank > 0)
+    dropped = (before >= top_p) & (rank > 0)
     cumulative = probability.masked_fill_(dropped, 0.0).cumsum(dim=-1)
-    threshold = torch.from_numpy(uniforms).to(device)[:, None] * cumulative[:, -1:]
+    threshold = uniforms * cumulative[:, -1:]
     place = torch.searchsorted(cumulative, threshold, right=True)
     last = (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
-    return index.gather(-1, torch.minimum(place, last)).squeeze(-1).tolist()
+    tokens: Tensor = index.gather(-1, torch.minimum(place, last)).squeeze(-1)
+    return tokens

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from harness.engine.device.batch import BatchBuilder
-from harness.engine.device.choose import choose
+from harness.engine.device.capture import Capture, graph_sizes
+from harness.engine.device.choose import Chosen, choose, draws_one_each
+from harness.engine.device.compiled import CompiledModel
+from harness.engine.device.decode_graphs import DecodeGraphs
 from harness.engine.device.draft_runner import DraftRunner, Drafts
 from harness.engine.device.kv_pool import HostKV, KVPool
 from harness.engine.device.model_runner import ModelRunner
 from harness.engine.device.model_shape import LayerGroup
 from harness.engine.device.models import LoadedModel
-from harness.engine.plan import StepOutcome, StepPlan
-from harness.engine.scheduling.beam_search import Candidates
+from harness.engine.device.sampler import sample_rows
+from harness.engine.device.staging import Array, Field, StagedOutputs
+from harness.engine.executor import CaptureReport
+from harness.engine.plan import PENDING_TOKEN, Chunk, StepOutcome, StepPlan
 from kernels import backend
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTokens:
+    """A step that the device works on. entries: of `fetched`, the step's draws in plan order.
+    events: on a GPU, the begin and the end of its work. chosen: where the host had to wait."""
+
+    start_s: float
+    submitted_s: float
+    entries: Sequence[int] = ()
+    fetched: Mapping[str, Array] | None = None
+    events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+    chosen: Chosen | None = None
 
 
 class TorchExecutor:
@@ -28,8 +48,14 @@ class TorchExecutor:
     pages on the host for preempted sequences. fused: take the lean forward pass where the
     model allows it. poison: fill the pool with NaN first (for tests). draft: the draft
     model of speculative decoding, given as many slots for each of its tokens. groups: layers
-    that have block tables and pages of their own; all layers together by default. Raises
-    ValueError where the kernels cannot run these shapes.
+    that have block tables and pages of their own; all layers together by default. capture: records
+    decode steps of up to `most_captured` rows (all, where None) beforehand; samples: with random
+    draws. Raises ValueError where the kernels cannot run these shapes, CaptureRefusedError where
+    the model cannot be captured.
+
+    compiled: takes the place of the model's forward pass, or NotCompiledError where it cannot.
+
+    captured: what capturing took.
     """
 
     def __init__(
@@ -48,6 +74,10 @@ class TorchExecutor:
         poison: bool = False,
         draft: LoadedModel | None = None,
         groups: Sequence[LayerGroup] = (),
+        capture: Capture | None = None,
+        most_captured: int | None = None,
+        samples: bool = False,
+        compiled: CompiledModel | None = None,
     ) -> None:
         self.model = loaded.model
         self.device = torch.device(self.model.device)
@@ -84,42 +114,157 @@ class TorchExecutor:
                 kernels=self.kernels,
                 fused=fused,
             )
-        self.runner = ModelRunner(loaded, self.pool, self.kernels, attention=attention, fused=fused)
+        self.runner = ModelRunner(
+            loaded, self.pool, self.kernels, attention=attention, fused=fused, compiled=compiled
+        )
+        if compiled is not None:
+            with torch.inference_mode():
+                self.runner.compile()
+        self._outputs = StagedOutputs(
+            [
+                Field("tokens", torch.int64, (max_seqs,)),
+                Field("margins", torch.float32, (max_seqs,)),
+            ],
+            self.device,
+        )
+        self._drawn_at: dict[int, int] = {}
+        self.captured = CaptureReport()
+        self._graphs: DecodeGraphs | None = None
+        if capture is not None:
+            sizes = graph_sizes(min(max_seqs, most_captured or max_seqs))
+            with torch.inference_mode():
+                self._graphs = DecodeGraphs(
+                    self.runner, self.batches, self._outputs, capture, sizes, samples=samples
+                )
+            self.captured = self._graphs.report
 
     @property
     def fused(self) -> bool:
         """The lean forward pass is in use."""
         return self.runner.lean is not None
 
+    @property
+    def kv_bytes(self) -> int:
+        """Size of the pool, and of the draft model's."""
+        return self.pool.kv_bytes + (0 if self.drafter is None else self.drafter.kv_bytes)
+
     @torch.inference_mode()
+    def reserve(self, max_tokens: int, max_samples: int) -> None:
+        """Take the activations' buffers for steps of at most so many tokens and sampled rows, so
+        that nothing grows later on; the draft model's too."""
+        drafting = None if self.drafter is None else self.drafter.lean
+        for lean in (self.runner.lean, drafting):
+            if lean is not None:
+                lean.reserve(max_tokens, max_samples)
+
+    @property
+    def works_apart(self) -> bool:
+        """The device goes on while the host does something else."""
+        return self.device.type == "cuda"
+
     def execute(self, plan: StepPlan) -> StepOutcome:
-        """Free rows, update tables, move pages, run the chunks, choose tokens."""
+        """`submit`, and wait for the result."""
+        return self.result(self.submit(plan))
+
+    @torch.inference_mode()
+    def submit(self, plan: StepPlan) -> PendingTokens:
+        """Free rows, update tables, move pages, run the chunks, choose tokens: in order on the
+        device. The host waits for it where beams, drafts or branching samples are chosen."""
         start_s = time.perf_counter()
+        begin = self._event()
+        chunks = plan.chunks
+        some_pending = any(chunk.token_ids[-1] == PENDING_TOKEN for chunk in chunks)
+        if some_pending:
+            chunks = tuple(self._with_drawn_token(chunk) for chunk in chunks)
         self.batches.free(plan.freed_seq_ids)
         self.batches.update(plan.table_updates)
+        if self._graphs is not None:
+            self._graphs.update_tables()
         if plan.saves:
             self.host_pool.save(self.pool, plan.saves)
         self.pool.copy(plan.copies, self.kernels)
         if plan.restores:
             self.host_pool.restore(self.pool, plan.restores)
-        token_ids: list[int] = []
-        margins: list[float] = []
-        candidates: list[Candidates] = []
-        accepted: list[int] = []
-        if plan.chunks:
-            chunks = plan.chunks
+        chosen = None
+        entries: Sequence[int] = ()
+        if self._graphs is not None and self._graphs.takes(plan):
+            entries = self._graphs.run(chunks)
+        elif chunks:
             drafts = Drafts()
             if plan.draft is not None and self.drafter is not None:
                 drafts = self.drafter.propose(plan.draft)
                 chunks = tuple(drafts.fill(chunk) for chunk in chunks)
-            logits = self.runner.forward(self.batches.build(chunks))
-            token_ids, margins, candidates, accepted = choose(logits, chunks, drafts.probs)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return StepOutcome(token_ids, margins, time.perf_counter() - start_s, candidates, accepted)
+            drawn = self._outputs.device["tokens"] if some_pending else None
+            logits = self.runner.forward(self.batches.build(chunks), drawn)
+            if draws_one_each(chunks):
+                entries = self._sample(logits, [chunk for chunk in chunks if chunk.draws])
+            else:
+                chosen = choose(logits, chunks, drafts.probs)
+        asking = [chunk.seq_id for chunk in chunks if chunk.draws]
+        self._drawn_at = dict(zip(asking, entries, strict=False))
+        fetched = self._outputs.fetch() if entries else None
+        end = self._event()
+        events = None if begin is None or end is None else (begin, end)
+        return PendingTokens(start_s, time.perf_counter(), entries, fetched, events, chosen)
+
+    def result(self, pending: PendingTokens) -> StepOutcome:
+        """Wait until the device is done with a step; what it chose. duration_s: since the step
+        was submitted."""
+        device_s = waited_s = pending.submitted_s - pending.start_s  # a CPU is its own device
+        if pending.events is not None:
+            begin, end = pending.events
+            asked_s = time.perf_counter()
+            end.synchronize()
+            waited_s = time.perf_counter() - asked_s
+            device_s = begin.elapsed_time(end) / 1e3
+        chosen = pending.chosen or Chosen([], [], [], [])
+        if pending.fetched is not None:
+            entries = list(pending.entries)
+            tokens = pending.fetched["tokens"][entries].tolist()
+            chosen = Chosen(tokens, pending.fetched["margins"][entries].tolist(), [], [])
+        duration_s = time.perf_counter() - pending.start_s
+        return StepOutcome(
+            chosen.token_ids,
+            chosen.margins,
+            duration_s,
+            chosen.candidates,
+            chosen.num_accepted,
+            device_s,
+            waited_s,
+        )
+
+    def _sample(self, logits: Tensor, asking: Sequence[Chunk]) -> range:
+        """A draw each of `asking`, into the first entries of the outputs."""
+        count = len(asking)
+        if count:
+            sampled = sample_rows(
+                logits,
+                [chunk.draws[0] for chunk in asking],
+                [chunk.output_position for chunk in asking],
+            )
+            self._outputs.device["tokens"][:count].copy_(sampled.tokens)
+            self._outputs.device["margins"][:count].copy_(sampled.margins)
+        return range(count)
+
+    def _with_drawn_token(self, chunk: Chunk) -> Chunk:
+        """`chunk`, with the place of a token that the step before drew in place of the token,
+        which the host does not know yet: as -1 - entry of the outputs."""
+        if chunk.token_ids[-1] != PENDING_TOKEN:
+            return chunk
+        entry = self._drawn_at[chunk.seq_id]
+        return chunk._replace(token_ids=[*chunk.token_ids[:-1], -1 - entry])
+
+    def _event(self) -> torch.cuda.Event | None:
+        """A mark in the device's work, with its time."""
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
     def close(self) -> None:
         """Give the pool and the model's memory back."""
+        self._graphs = None
         del self.runner, self.drafter, self.pool, self.host_pool, self.model
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections.abc
+import math
 from collections.abc import Callable, Iterator
 from itertools import repeat
 
-from harness.engine.plan import Chunk, StepOutcome, TableUpdate
+from harness.engine.plan import PENDING_TOKEN, Chunk, StepOutcome, TableUpdate
 from harness.engine.scheduling.beam_search import Candidates
 from harness.engine.scheduling.draft_memory import DraftMemory
 from harness.engine.scheduling.sequence import Sequence, SequenceGroup
@@ -64,6 +65,32 @@ def take_results(
         elif num_candidates and _step_beams(sequence, candidates, now_s):
             moved.append(sequence.group)
     return moved
+
+
+def foresee_results(step: ScheduledStep, ids_matter: bool) -> StepOutcome | None:
+    """The outcome of a step as far as decisions depend on it, or None where they depend on what
+    the device is yet to say: beams, drafts, samples that branch, ends of sequence, and tokens
+    that are not given beforehand where `ids_matter`. PENDING_TOKEN stands for every draw."""
+    num_draws = 0
+    for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
+        _, _, _, draws, _, num_candidates, num_drafts, _ = chunk
+        if num_candidates or num_drafts or len(draws) > 1:
+            return None
+        if draws:
+            num_draws += 1
+            if not sequence.has_known_ids and (ids_matter or sequence.final_len is None):
+                return None
+    return StepOutcome((PENDING_TOKEN,) * num_draws, (), math.nan)
+
+
+def fill_in_results(step: ScheduledStep, outcome: StepOutcome, now_s: float) -> None:
+    """What was foreseen of `step` has come: its tokens, and when."""
+    chosen = zip(outcome.token_ids, outcome.margins or repeat(0.0), strict=False)
+    for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
+        if chunk[3]:
+            chosen_id, margin = next(chosen)
+            sequence.fill_in(chosen_id, margin, now_s)
+            sequence.group.resumed(now_s)
 
 
 def settle_drafts(

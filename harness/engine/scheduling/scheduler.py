@@ -18,7 +18,12 @@ from harness.engine.scheduling.drafting import Drafter
 from harness.engine.scheduling.group_memory import GroupMemory
 from harness.engine.scheduling.held_prefixes import HeldPrefix
 from harness.engine.scheduling.length_estimate import LengthEstimator
-from harness.engine.scheduling.results import settle_drafts, take_results
+from harness.engine.scheduling.results import (
+    fill_in_results,
+    foresee_results,
+    settle_drafts,
+    take_results,
+)
 from harness.engine.scheduling.sequence import SequenceGroup
 from harness.engine.scheduling.speculation import SpeculationConfig
 from harness.engine.scheduling.step_builder import ScheduledStep, StepBuilder
@@ -157,6 +162,25 @@ class Scheduler:
         if self._slides:
             for sequence in step.sequences:
                 step.shrunk += self._memory.release_windows(sequence)
+
+    def foresee(self, step: ScheduledStep) -> StepOutcome | None:
+        """What decisions need to know of a step's outcome, where that is known before the step is
+        done; for `commit`, with NaN for the time, and `fill_in` once it is done."""
+        if self._drafter is not None:
+            return None
+        return foresee_results(step, ids_matter=self._commit is not None)
+
+    def fill_in(
+        self,
+        step: ScheduledStep,
+        outcome: StepOutcome,
+        now_s: float,
+        ended: Sequence[SequenceGroup],
+    ) -> None:
+        """The tokens of a step that was committed as foreseen are in; `ended` by it."""
+        fill_in_results(step, outcome, now_s)
+        for group in ended:
+            group.finish_s = now_s
 
     def retire(self, step: ScheduledStep, now_s: float) -> list[SequenceGroup]:
         """Give back the memory of what has ended; return the groups that have ended whole."""

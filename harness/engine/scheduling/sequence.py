@@ -69,6 +69,11 @@ class Sequence:
         return len(self.token_s)
 
     @property
+    def is_at_last_token(self) -> bool:
+        """The next output token is the last by its number, if no other was before."""
+        return len(self.token_s) + 1 >= self.target_output_len
+
+    @property
     def final_len(self) -> int | None:
         """Positions whose KV will be computed, where known: the last output's never is."""
         request = self.group.request
@@ -81,6 +86,11 @@ class Sequence:
         forced = self._forced_ids
         return None if forced is None else forced[position : position + count]
 
+    @property
+    def has_known_ids(self) -> bool:
+        """All output tokens are given beforehand."""
+        return self._forced_ids is not None
+
     def accept(self, chosen_id: int, margin: float, now_s: float) -> None:
         """Append the next output token: the forced one where there is one."""
         forced, token_s = self._forced_ids, self.token_s
@@ -91,6 +101,14 @@ class Sequence:
         self.margins.append(margin)
         if len(token_s) >= self.target_output_len or token_id in self._eos_ids:
             self.finished = True
+
+    def fill_in(self, chosen_id: int, margin: float, now_s: float) -> None:
+        """What the last output token is, that was accepted before it came."""
+        if self._forced_ids is None:
+            self.token_ids[-1] = chosen_id
+        self.token_s[-1] = now_s
+        self.chosen_ids[-1] = chosen_id
+        self.margins[-1] = margin
 
     def inherit(self, num_tokens: int) -> None:
         """Another sequence has computed its first tokens for it."""
@@ -112,7 +130,8 @@ class SequenceGroup:
     itself. asked_len: tokens a sequence was last asked for, estimate included. preempted_s: when
     it lost its memory, NaN once it is back where it was; stalled_s: the time between, in all.
     candidates: of beams, those of this step so far. parents: of a beam step that is still to be
-    told to the allocator, by seq_id.
+    told to the allocator, by seq_id. resumes_from_s: `preempted_s` of a stop that ends with a
+    token that is not in yet.
     """
 
     __slots__ = (
@@ -133,6 +152,7 @@ class SequenceGroup:
         "preempted_s",
         "released_s",
         "request",
+        "resumes_from_s",
         "saved",
         "search",
         "sequences",
@@ -165,6 +185,7 @@ class SequenceGroup:
         self.first_scheduled_s = math.nan
         self.finish_s = math.nan
         self.preempted_s = math.nan
+        self.resumes_from_s = math.nan
         self.stalled_s = 0.0
 
     @property
@@ -192,10 +213,18 @@ class SequenceGroup:
         return sum(sequence.recomputed_tokens for sequence in self.sequences)
 
     def resume(self, now_s: float) -> None:
-        """It has a new token: if a preemption had stopped it, that is over."""
+        """It has a new token: if a preemption had stopped it, that is over. now_s: NaN where the
+        token is yet to come, until `resumed`."""
         if not math.isnan(self.preempted_s):
-            self.stalled_s += now_s - self.preempted_s
-            self.preempted_s = math.nan
+            self.resumes_from_s, self.preempted_s = self.preempted_s, math.nan
+            if not math.isnan(now_s):
+                self.resumed(now_s)
+
+    def resumed(self, now_s: float) -> None:
+        """The new token is there."""
+        if not math.isnan(self.resumes_from_s):
+            self.stalled_s += now_s - self.resumes_from_s
+            self.resumes_from_s = math.nan
 
     def move_tokens(self, decided: BeamStep, now_s: float) -> None:
         """Let each beam go on from its parent's tokens."""

@@ -22,8 +22,9 @@ class Angles:
         self._half = head_dim // 2
         frequencies = getattr(rotary, "inv_freq", None)
         is_fixed = getattr(rotary, "rope_type", "default") not in _CHANGING_TYPES
-        has_all = isinstance(frequencies, Tensor) and frequencies.shape == (self._half,)
-        self._frequencies: Tensor | None = frequencies if is_fixed and has_all else None
+        self._frequencies: Tensor | None = None
+        if is_fixed and isinstance(frequencies, Tensor) and frequencies.shape == (self._half,):
+            self._frequencies = frequencies.float()
         self._scaling = float(getattr(rotary, "attention_scaling", 1.0))
 
     def cos_sin(self, positions: Tensor, like: Tensor, buffers: Buffers) -> Tensor:

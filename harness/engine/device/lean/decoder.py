@@ -35,8 +35,9 @@ class Weights:
 class LeanDecoder:
     """Calls like the model, on flat tensors. Not for two forwards at once: buffers are shared.
 
-    On a GPU with Triton operations a layer takes 8 launches beside attention, and a step four to
-    six more; nothing waits for the device and nothing is allocated after `reserve`.
+    On a GPU with Triton operations a layer takes 8 launches beside attention, and a step six more
+    (eight where cosines and sines are scaled); nothing waits for the device and nothing is
+    allocated after `reserve`.
     """
 
     def __init__(self, weights: Weights, operations: Operations) -> None:
@@ -70,6 +71,10 @@ class LeanDecoder:
         own = self._weights
         one = torch.zeros(1, dtype=torch.long, device=own.embedding.device)
         self(one, one, one, AttentionStep.probe(self.probe_caches(1), one))
+
+    def with_own_buffers(self) -> LeanDecoder:
+        """The same weights and operations, for a caller whose activations must stay apart."""
+        return LeanDecoder(self._weights, self.operations)
 
     def probe_caches(self, num_tokens: int) -> list[tuple[Tensor, Tensor]]:
         """Caches of as many slots for each layer, for `AttentionStep.probe`."""

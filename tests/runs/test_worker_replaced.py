@@ -1,0 +1,61 @@
+"""A worker that cannot prove itself clean does no other run."""
+
+from __future__ import annotations
+
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from harness.config import RunConfig
+from harness.engine.device.model_shape import model_preset
+from harness.measure.environment import capture_environment
+from harness.runs import sweep
+from harness.runs.code_hash import CodeHashes
+from harness.runs.jobs import Job, make_job
+from harness.runs.worker import JobResult
+
+
+class _Worker:
+    """Answers at once; what a run leaves behind is told by its seed."""
+
+    made: ClassVar[list[_Worker]] = []
+
+    def __init__(self) -> None:
+        self.connection, self._child = Pipe()
+        self.job: Job | None = None
+        self.done: list[int] = []
+        self.is_stopped = False
+        _Worker.made.append(self)
+
+    def submit(self, job: Job) -> None:
+        assert not self.is_stopped
+        self.job = job
+        self.done.append(job.config.seed)
+        is_clean = job.config.seed % 2 == 0
+        self._child.send(JobResult(job.run_id, "out_of_memory", "", 0.0, is_clean))
+
+    def result(self) -> Any:
+        self.job = None
+        return self.connection.recv()
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+def test_the_next_run_gets_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "Worker", _Worker)
+    _Worker.made.clear()
+    hashes = CodeHashes()
+    jobs = [
+        make_job(RunConfig(model=model_preset("tiny"), seed=seed), "", tmp_path, "cpu", hashes)
+        for seed in (0, 2, 1, 4)
+    ]
+    finished: list[int] = []
+    sweep.run_jobs(
+        jobs, capture_environment("none", 1), lambda job, _: finished.append(job.config.seed)
+    )
+    assert finished == [0, 2, 1, 4]
+    assert [worker.done for worker in _Worker.made] == [[0, 2, 1], [4]]
+    assert all(worker.is_stopped for worker in _Worker.made)
