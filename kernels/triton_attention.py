@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from kernels.triton_cache import copy_pages, store_kv
-from kernels.triton_decode import decode_kernel, join_kernel
+from kernels.triton_decode import JOIN_FEW, JOIN_MANY, decode_kernel, join_kernel
 from kernels.triton_prefill import prefill_kernel
 from kernels.triton_tile import rows_of_group
 from kernels.tuning import (
@@ -212,7 +212,7 @@ def _decode(call: _Call, tuning: DecodeTuning, split: int | None, processors: in
     )
     if not budget:
         return
-    block_p = min(64, max(4, triton.next_power_of_2(triton.cdiv(budget, num_seqs))))
+    tiling = JOIN_FEW if num_seqs < 8 else JOIN_MANY
     join_kernel[(num_heads, num_seqs)](
         part_acc,
         part_lse,
@@ -222,8 +222,8 @@ def _decode(call: _Call, tuning: DecodeTuning, split: int | None, processors: in
         *out.stride()[:2],
         HEAD_DIM=head_dim,
         BLOCK_D=call.constants["BLOCK_D"],
-        BLOCK_P=block_p,
-        num_warps=1 if block_p <= 8 else 4,
+        BLOCK_P=tiling.block_p,
+        num_warps=tiling.num_warps,
     )
 
 

@@ -10,6 +10,7 @@ become and one long sequence beside short ones does not leave the chip idle.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -23,6 +24,19 @@ from kernels.triton_tile import (
 )
 from kernels.tuning import attention_tuning
 from kernels.variant import KernelShape, Variant
+
+
+class JoinTiling(NamedTuple):
+    """Pieces that are read at once, and warps."""
+
+    block_p: int
+    num_warps: int
+
+
+# Two choices, so that little is compiled: a few sequences are cut into many pieces, which must be
+# read in one go; of many sequences most are in one piece, and what counts is to be gone.
+JOIN_FEW = JoinTiling(64, 4)
+JOIN_MANY = JoinTiling(8, 1)
 
 
 @triton.jit
@@ -271,6 +285,7 @@ def variants(shape: KernelShape) -> Iterator[Variant]:
         yield Variant(decode_kernel, types, choice, tuning.num_warps, tuning.num_stages)
     names = (*parts, "query_start_loc", "out", "out_token_stride", "out_head_stride")
     join_types = {name: types[name] for name in names}
-    for block_p, num_warps in ((4, 1), (64, 4)):
-        choice = {name: constants[name] for name in ("HEAD_DIM", "BLOCK_D")} | {"BLOCK_P": block_p}
-        yield Variant(join_kernel, join_types, choice, num_warps)
+    for tiling in (JOIN_FEW, JOIN_MANY):
+        choice = {name: constants[name] for name in ("HEAD_DIM", "BLOCK_D")}
+        choice["BLOCK_P"] = tiling.block_p
+        yield Variant(join_kernel, join_types, choice, tiling.num_warps)

@@ -72,7 +72,7 @@ _ROWS = (
     _Row(0, 2, 64, DecodeTuning(128, 4, 3, 2, 128), PrefillTuning(128, 64, 8, 3)),
     _Row(0, 2, 128, DecodeTuning(64, 4, 3, 2, 128), PrefillTuning(128, 32, 8, 3)),
     _Row(0, 2, 256, DecodeTuning(32, 4, 3, 2, 128), PrefillTuning(64, 32, 8, 2)),
-    _Row(0, 4, 64, DecodeTuning(32, 4, 3, 2, 128), PrefillTuning(64, 32, 8, 2)),
+    _Row(0, 4, 64, DecodeTuning(32, 4, 3, 2, 128), PrefillTuning(64, 16, 8, 2)),
     _Row(0, 4, 128, DecodeTuning(32, 4, 3, 2, 128), PrefillTuning(16, 32, 4, 3)),
     _Row(0, 4, 256, DecodeTuning(16, 4, 3, 2, 128), PrefillTuning(16, 16, 4, 3)),
 )
