@@ -59,9 +59,11 @@ def explanation(
     pool = "kv.memory_fraction"
     if beside is None:
         pool = "kv.pool_tokens" if kv.pool_tokens is not None else "kv.pool_demand"
+    ways = [pool, f"engine.token_budget={engine.token_budget}"]
+    ways += ["engine.swap_tokens"] if engine.preemption == "swap" else []
     return (
-        f"out of memory: {asked} asked for; {', '.join(parts)}: lower {pool}, "
-        f"engine.token_budget={engine.token_budget} or engine.max_num_seqs={engine.max_num_seqs}"
+        f"out of memory: {asked} asked for; {', '.join(parts)}: lower {', '.join(ways)} "
+        f"or engine.max_num_seqs={engine.max_num_seqs}"
     )
 
 
