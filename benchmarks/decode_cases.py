@@ -65,9 +65,10 @@ class Store:
         return cls(shape, keys.normal_(), values.normal_(), l2_bytes)
 
     def num_sets(self, case: Case) -> int:
-        """Sets of sequences that the calls of `case` take turns over."""
+        """Sets of sequences that the calls of `case` take turns over: two at least, if they fit,
+        so that no call finds what the one before it left in the cache."""
         set_bytes = case.tokens * self.shape.token_bytes
-        wanted = -(-_CACHES_BEYOND_L2 * self.l2_bytes // set_bytes)
+        wanted = max(2, -(-_CACHES_BEYOND_L2 * self.l2_bytes // set_bytes))
         return max(1, min(wanted, _MOST_SETS, len(self.keys) // case.tokens))
 
 

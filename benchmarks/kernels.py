@@ -117,8 +117,11 @@ class Bench:
         return row
 
     def rated(self, timing: Timing, facts: dict[str, Any]) -> dict[str, float]:
-        """Rates of what was moved and done, and shares of this machine's."""
+        """Rates of what was moved and done, and shares of this machine's. Of what goes over a link,
+        the link's rate alone."""
         read, written = facts.get("read_bytes", 0), facts.get("written_bytes", 0)
+        if "link" in facts:
+            return {"gb_per_s": read / timing.median_us / 1e3}
         moved = (read + written) / timing.median_us / 1e3
         found = {"gb_per_s": moved}
         limit = "copy_gb_per_s" if written > read / 2 else "read_gb_per_s"
@@ -255,7 +258,9 @@ def _name(group: str, case: Case, contender: str) -> str:
 
 
 def _brief(values: dict[str, Any]) -> str:
-    words = [f"{values['gb_per_s']:,.1f} GB/s ({values['bandwidth_share']:.0%})"]
+    words = [f"{values['gb_per_s']:,.1f} GB/s"]
+    if "bandwidth_share" in values:
+        words[0] += f" ({values['bandwidth_share']:.0%})"
     if "tflop_per_s" in values:
         words.append(f"{values['tflop_per_s']:,.1f} TFLOP/s ({values['rate_share']:.0%})")
     return ", ".join(words)

@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -29,6 +30,8 @@ _PACKAGES = (
     "vllm", "flash-attn", "nvidia-ml-py",
 )  # fmt: skip
 _GIB = 2**30
+_CPU_CACHE_BYTES = 64 * 2**20
+_READ_SIZES = ((2048, 1), (4096, 1), (4096, 4), (8192, 2), (8192, 8))
 
 Measure = Callable[[Timer, torch.device], dict[str, Any]]
 """Gives a rate as `value` and `unit`."""
@@ -80,16 +83,21 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def l2_bytes(device: torch.device) -> int:
-    """Size of the L2 cache; 0 where there is none to speak of."""
+    """Size of the last cache before memory: a GPU's L2; of a CPU, what no last level is larger
+    than by much; 0 where kernels are interpreted, whose times mean nothing."""
     if device.type != "cuda":
-        return 0
+        return 0 if is_interpreted() else _CPU_CACHE_BYTES
     return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 * 2**20))
+
+
+def is_interpreted() -> bool:
+    """Triton's kernels run in its interpreter: sizes must be tiny."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def read_row(timer: Timer, device: torch.device) -> dict[str, Any]:
     """GB/s of reading alone, checked to have read everything."""
-    is_gpu = device.type == "cuda"
-    words = min(2 * _GIB, _free_bytes(device) // 8) if is_gpu else 5000
+    words = min(2 * _GIB, _free_bytes(device) // 8) if device.type == "cuda" else _cpu_words()
     # small numbers: no sum of a program's words overflows
     source = torch.randint(-512, 512, (words,), dtype=torch.int32, device=device)
     best = max(_read_variants(timer, source), key=lambda each: each[1])
@@ -97,18 +105,18 @@ def read_row(timer: Timer, device: torch.device) -> dict[str, Any]:
 
 
 def _read_variants(timer: Timer, source: torch.Tensor) -> Iterator[tuple[str, float]]:
-    from benchmarks.read_kernel import num_programs, read_all
-
     num_bytes = source.numel() * source.element_size()
-    total = int(source.sum(dtype=torch.int64))
     is_gpu = source.device.type == "cuda"
-    sizes = ((2048, 1), (4096, 1), (4096, 4), (8192, 2), (8192, 8)) if is_gpu else ((1024, 2),)
-    for block, tiles in sizes:
-        sums = source.new_zeros(num_programs(source.numel(), block, tiles))
-        taken = timer.time([lambda b=block, t=tiles, s=sums: read_all(source, s, b, t)])  # type: ignore[misc]
-        if int(sums.sum(dtype=torch.int64)) != total:
-            raise RuntimeError(f"the kernel of block {block} did not read every word once")
-        yield f"kernel, block {block} x {tiles}", num_bytes / taken.median_us / 1e3
+    if is_gpu or is_interpreted():
+        from benchmarks.read_kernel import num_programs, read_all
+
+        total = int(source.sum(dtype=torch.int64))
+        for block, tiles in _READ_SIZES if is_gpu else ((1024, 2),):
+            sums = source.new_zeros(num_programs(source.numel(), block, tiles))
+            taken = timer.time([partial(read_all, source, sums, block, tiles)])
+            if int(sums.sum(dtype=torch.int64)) != total:
+                raise RuntimeError(f"the kernel of block {block} did not read every word once")
+            yield f"kernel, block {block} x {tiles}", num_bytes / taken.median_us / 1e3
     flat = source.view(torch.float32)
     taken = timer.time([lambda: torch.sum(flat)])
     yield "torch.sum", num_bytes / taken.median_us / 1e3
@@ -116,7 +124,7 @@ def _read_variants(timer: Timer, source: torch.Tensor) -> Iterator[tuple[str, fl
 
 def copy_row(timer: Timer, device: torch.device) -> dict[str, Any]:
     """GB/s of a copy on the device, bytes read and written."""
-    words = min(_GIB, _free_bytes(device) // 16) if device.type == "cuda" else 5000
+    words = min(_GIB, _free_bytes(device) // 16) if device.type == "cuda" else _cpu_words()
     source = torch.randn(words, device=device)
     target = torch.empty_like(source)
     taken = timer.time([lambda: target.copy_(source)])
@@ -125,11 +133,15 @@ def copy_row(timer: Timer, device: torch.device) -> dict[str, Any]:
 
 def matrix_row(timer: Timer, device: torch.device) -> dict[str, Any]:
     """TFLOP/s of a large bf16 product on random operands."""
-    n = 8192 if device.type == "cuda" else 64
+    n = 8192 if device.type == "cuda" else 64 if is_interpreted() else 1024
     left, right = torch.randn(2, n, n, device=device, dtype=torch.bfloat16).unbind()
     out = torch.empty_like(left)
     taken = timer.time([lambda: torch.mm(left, right, out=out)], limit_s=0.5)
     return {"value": 2 * n**3 / taken.median_us / 1e6, "unit": "TFLOP/s", "size": n}
+
+
+def _cpu_words() -> int:
+    return 5000 if is_interpreted() else 2**26
 
 
 def _free_bytes(device: torch.device) -> int:

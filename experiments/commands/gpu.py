@@ -19,7 +19,7 @@ from rich.console import Console
 
 from experiments.gpu import closing, device
 from experiments.gpu.running import StageStatus, run_stage
-from experiments.gpu.stages import STAGES, Stage
+from experiments.gpu.stages import ROOT, STAGES, Stage
 from harness.config import ConfigError, unknown_name
 
 _WIDTH = 200
@@ -34,6 +34,11 @@ def main(arguments: Sequence[str]) -> int:
     chosen = _chosen(given.only)
     for name in given.again:
         _check(name)
+    if not (ROOT / "benchmarks").is_dir():
+        raise ConfigError(
+            f"{ROOT} has no folder benchmarks/, which an installed package lacks: run this from a "
+            "checkout of the repository"
+        )
     found = device.find()
     if not found.has_cuda and not given.dry:
         raise ConfigError(

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.gpu.device import Found
+from experiments.gpu.figures import draw
 from experiments.gpu.goals import Goal, goals
 from experiments.gpu.rows import read_rows
 from experiments.gpu.running import StageStatus, read_status
@@ -26,12 +27,14 @@ _STYLES = {"met": "green", "missed": "red", "complete": "green", "failed": "red"
 def conclude(
     folder: Path, statuses: Sequence[StageStatus], found: Found, console: Console, *, dry: bool
 ) -> list[Path]:
-    """Print how the stages ended and what the goals are at; write goals.json, goals.csv, goals.md
-    and run.json to `folder`."""
+    """Print how the stages ended and what the goals are at; write goals.json, goals.csv, goals.md,
+    run.json and, of a GPU, figures to `folder`."""
     reached = measured_goals(folder, dry=dry)
     console.print(_stage_table(statuses))
     console.print(_goal_table(reached, dry))
-    return write(folder, statuses, found, reached, dry=dry)
+    paths = write(folder, statuses, found, reached, dry=dry)
+    rows = [] if dry else read_rows(folder / "kernels")
+    return paths + (draw(rows, folder / "figures") if rows else [])
 
 
 def measured_goals(folder: Path, *, dry: bool) -> list[Goal]:

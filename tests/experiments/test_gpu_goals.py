@@ -13,6 +13,7 @@ from experiments.gpu import closing
 from experiments.gpu.device import Found
 from experiments.gpu.goals import Goal, goals
 from experiments.gpu.rows import RowLog
+from experiments.gpu.running import StageStatus
 
 LARGE, SMALL = 2 * 10**9, 10**6
 
@@ -121,3 +122,20 @@ def test_a_dry_run_reaches_no_goal_whatever_its_rows_say(tmp_path: Path) -> None
     written = json.loads((tmp_path / "goals.json").read_text())
     assert written["dry"] is True
     assert {goal["verdict"] for goal in written["goals"]} == {"not measured"}
+
+
+def test_a_run_leaves_goals_stages_and_figures(tmp_path: Path) -> None:
+    log = RowLog(tmp_path / "kernels", "key", dry=False)
+    for page_size in (1, 16):
+        row = decode("paged", 100.0, page_size=page_size)
+        del row["status"]
+        log.add(f"page {page_size}", **row)
+    status = StageStatus("kernels", "key", "complete", 1.5, num_ok=2, num_cut=1)
+    console = Console(width=200, record=True)
+    paths = closing.conclude(tmp_path, [status], Found("GPU", True, ()), console, dry=False)
+    assert all(path.is_file() for path in paths)
+    assert {"goals.md", "run.json", "gpu_bandwidth.png"} <= {path.name for path in paths}
+    shown = console.export_text()
+    assert "0.930" in shown and "kernels" in shown and "missed" not in shown
+    assert json.loads((tmp_path / "run.json").read_text())["stages"]["kernels"]["num_cut"] == 1
+    assert status.is_complete and not status.has_all
