@@ -99,6 +99,8 @@ def _attention(
             f"KV caches with strides {key_cache.stride()} and {value_cache.stride()}: "
             "the Triton kernels need equal strides with a contiguous head dimension"
         )
+    if num_tokens == 0:
+        return out
     processors, capability = _chip(query.device)
     tuning = tuning or attention_tuning(head_dim, query.dtype, capability)
     call = _Call(

@@ -4,11 +4,11 @@ Chosen from what the compiled kernels take and from what the chip needs, and to 
 changed by a sweep (`paged_attention(..., tuning=...)` takes any other choice):
 
 - Decode is bound by memory. By Little's law an H200 needs about 4.8 TB/s x 0.9 us = 4.3 MB in
-  flight, 33 KB an SM. A tile of 64 tokens of 128 x 2 bytes is 32 KB of keys and values, and
-  num_stages - 1 tiles are in flight a program: 3 stages and 3 programs an SM give 192 KB, enough
-  when only one of the three is loading, and 70 KB of shared memory each just fit (227 KB an SM;
-  two fit in the 163 KB of sm_80). With 2 stages a tile is loaded only after the one before it has
-  been used.
+  flight, 33 KB an SM. A tile of 64 tokens of 128 x 2 bytes is 32 KB of keys and values. 3 stages
+  are two buffers: one tile is used while the next is on its way, and the buffer set free is filled
+  again at once, 32 to 64 KB in flight a program. Three programs an SM fit (70 KB of shared memory
+  each of 227 KB; two of 163 KB on sm_80) and hide what each of them waits for. 2 stages are one
+  buffer: a tile is loaded only after the one before it has been used.
 - A piece of fewer than 128 tokens is over before its loads have paid for its start and its join.
 - Prefill is bound by the tensor cores: 128 rows are the shape of two warpgroups' products; in
   float32, and beyond a head dimension of 128, smaller tiles keep the accumulator in registers.

@@ -12,6 +12,7 @@ import torch
 
 from harness.config import ConfigError, DeviceConfig, RunConfig
 from harness.engine.device.capture import Capture, CudaCapture, Rehearsal
+from harness.engine.device.compiled import CompiledModel
 from harness.engine.device.model_shape import LayerGroup, ModelConfig, ModelShape
 from harness.engine.device.models import LoadedModel, load_model
 from harness.engine.device.torch_executor import TorchExecutor
@@ -83,10 +84,11 @@ class TorchDevice:
         self.tokenizer: Any | None = self._loaded.tokenizer
         self.memory_bytes = self._memory_bytes(device)
         self.eos_ids = _eos_ids(self._loaded)
-        self._warm: set[tuple[str, str, bool, int, str]] = set()
+        self._warm: set[tuple[str, str, bool, bool, int, str]] = set()
         self._clean_bytes: int | None = None
         self._activation_bytes: dict[str, int] = {}
         self._rehearses_graphs = rehearses_graphs
+        self._compiled: CompiledModel | None = None
         self._drafts: dict[str, LoadedModel] = {}
 
     @property
@@ -143,7 +145,8 @@ class TorchDevice:
     def _prepare(self, config: RunConfig) -> None:
         """Load and compile what is loaded and compiled once."""
         attention, kv = config.attention, config.kv
-        key = (attention.kind, attention.backend, config.engine.fused, kv.page_size, kv.dtype)
+        forward = (config.engine.fused, config.engine.compile)
+        key = (attention.kind, attention.backend, *forward, kv.page_size, kv.dtype)
         self._draft(config)  # before the memory is looked at
         if key not in self._warm:
             num_pages_each = -(-_WARM_UP_LEN // kv.page_size)
@@ -215,7 +218,14 @@ class TorchDevice:
             groups=groups,
             capture=capture,
             samples=config.workload.temperature > 0,
+            compiled=self._compiled_model() if config.engine.compile else None,
         )
+
+    def _compiled_model(self) -> CompiledModel:
+        """The model through torch.compile: compiled once, whatever pools it runs on."""
+        if self._compiled is None:
+            self._compiled = CompiledModel(self._loaded.model)
+        return self._compiled
 
     def _capture(self, config: RunConfig) -> Capture | None:
         """What records decode steps, if anything does."""

@@ -149,9 +149,7 @@ def _try_job(job: Job, devices: DeviceCache) -> _Failure | None:
         raise
     except Exception as failure:  # whatever a run dies of becomes a row
         if is_out_of_memory(failure):
-            text = _one_line(failure)
-            said_so = isinstance(failure, OutOfMemoryError)
-            return _Failure("out_of_memory", str(failure) if said_so else f"out of memory: {text}")
+            return _Failure("out_of_memory", _memory_message(failure))
         if not isinstance(failure, ValueError):
             traceback.print_exc(file=sys.stderr)
         return _Failure("failed", _one_line(failure))
@@ -244,6 +242,15 @@ def _die_with_parent() -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _memory_message(error: BaseException) -> str:
+    if isinstance(error, OutOfMemoryError):
+        return str(error)
+    return (
+        f"out of memory before there was a pool ({_one_line(error)}): choose a smaller model, or "
+        "lower engine.token_budget or engine.max_num_seqs"
+    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -40,9 +40,16 @@ OPTIONS = {
 def backend(request: pytest.FixtureRequest) -> ModuleType:
     if request.param == "cpu":
         return cpu
+    skip_where_compiled()
     from kernels import triton_attention
 
     return triton_attention
+
+
+def skip_where_compiled() -> None:
+    """Tensors here are on the CPU: Triton's kernels must be interpreted."""
+    if torch.cuda.is_available():
+        pytest.skip("test_triton_attention.py and test_triton_gpu.py run the compiled kernels")
 
 
 def assert_equal_reference(
@@ -145,6 +152,7 @@ def widened_dot(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_triton_in_bfloat16(widened_dot: None) -> None:
     from kernels import triton_attention
 
+    skip_where_compiled()
     shape = Shape(dtype=torch.bfloat16)
     batch = make_batch(MIXED, shape)
     expected = reference.paged_attention(*batch, scale=0.25)

@@ -62,11 +62,12 @@ def test_no_spills_anywhere(tmp_path: Path) -> None:
 
 
 def test_spills_are_counted_and_fail_the_report(tmp_path: Path) -> None:
-    """One warp for a whole tile needs more registers than there are."""
+    """One warp for a tile of 128 x 64 needs more registers than there are."""
     script = (
         "import sys; from kernels import aot, triton_prefill\n"
         "original = triton_prefill.variants\n"
-        "triton_prefill.variants = lambda s: (v._replace(num_warps=1) for v in original(s))\n"
+        "triton_prefill.variants = lambda shape: [each._replace(num_warps=1,"
+        "constants=each.constants | {'TILE_N': 16}) for each in original(shape)]\n"
         "sys.exit(aot.main(['--models', 'llama_3_2_1b', '--page-sizes', '16', '--capabilities',"
         "'80', '--modules', 'triton_prefill', '--processes', '1']))"
     )

@@ -119,27 +119,38 @@ def test_a_page_that_nobody_may_read_can_be_unmapped_memory() -> None:
 
 
 @pytest.mark.parametrize("queries", [1, 20])
-def test_addresses_beyond_two_to_the_31_elements(queries: int) -> None:
+@pytest.mark.parametrize("page_size", [1, 4, TILE])
+def test_addresses_beyond_two_to_the_31_elements(page_size: int, queries: int) -> None:
     """Keys and values share a cache of 4 GiB of which only the pages in use are ever touched."""
+    shape = Shape(dtype=torch.float16, page_size=page_size)
+    batch = make_batch([(queries, 44)], shape)
+    small = batch.key_cache.view(-1, page_size, shape.kv_heads, shape.head_dim)
+    num_pages = 2**31 // small[0].numel() + len(small) + 1
+    large = torch.empty((num_pages, *small.shape[1:]), dtype=shape.dtype)
+    assert large.numel() > 2**31
+    large[-len(small) :] = small
+    cache = large.view(-1, *small.shape[2:])
+    table = batch.block_table + num_pages - len(small)
+    moved = batch._replace(key_cache=cache, value_cache=cache, block_table=table)
+    right = expected(batch._replace(value_cache=batch.key_cache))
+    torch.testing.assert_close(paged(moved, tiles_of_16(3)), right, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("queries", [1, 20])
+def test_contiguous_addresses_beyond_two_to_the_31_elements(queries: int) -> None:
+    from kernels import triton_attention
+
     shape = Shape(dtype=torch.float16)
-    row = shape.kv_heads * shape.head_dim
-    num_pages = 2**31 // (row * shape.page_size) + 64
-    pages = torch.tensor([[num_pages - 1, num_pages - 40, 3]], dtype=torch.int32)
-    cache = torch.empty(
-        (num_pages * shape.page_size, shape.kv_heads, shape.head_dim), dtype=shape.dtype
-    )
-    assert cache.numel() > 2**31
-    paged_cache = cache.view(num_pages, shape.page_size, shape.kv_heads, shape.head_dim)
-    small = torch.randn((3, *paged_cache.shape[1:])).to(shape.dtype)
-    paged_cache[pages[0].long()] = small
-    query = torch.randn(queries, shape.q_heads, shape.head_dim).to(shape.dtype)
-    bounds = torch.tensor([0, queries], dtype=torch.int32)
-    lens = torch.tensor([44], dtype=torch.int32)
-    batch = Batch(query, cache, cache, pages, shape.page_size, bounds, lens)
-    flat = small.flatten(0, 1)
-    order = torch.arange(3, dtype=torch.int32)[None]
-    right = expected(batch._replace(key_cache=flat, value_cache=flat, block_table=order))
-    torch.testing.assert_close(paged(batch, tiles_of_16(3)), right, rtol=2e-3, atol=2e-3)
+    query, keys, _, _, bounds, lens = make_batch([(queries, 44)], shape).contiguous()
+    start = 2**31 // keys[0].numel() + 5
+    large = torch.empty((start + len(keys), *keys.shape[1:]), dtype=shape.dtype)
+    large[start:] = keys
+    starts = torch.tensor([start + 3], dtype=torch.int32)
+    arguments = on_device((query, large, large, starts, bounds, lens))
+    ours = triton_attention.contiguous_attention(*arguments, scale=0.25, tuning=tiles_of_16(3))
+    near = torch.tensor([3], dtype=torch.int32)
+    right = reference.contiguous_attention(query, keys, keys, near, bounds, lens, scale=0.25)
+    torch.testing.assert_close(ours.cpu(), right, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
@@ -147,6 +158,17 @@ def test_head_sizes_of_real_models(head_dim: int) -> None:
     shape = Shape(q_heads=2, kv_heads=1, head_dim=head_dim, dtype=torch.float16)
     batch = make_batch([(1, 40), (3, 20)], shape)
     torch.testing.assert_close(paged(batch, None), expected(batch), rtol=2e-3, atol=2e-3)
+
+
+def test_empty_batch() -> None:
+    batch = make_batch([(0, 9)])
+    nobody = batch._replace(
+        block_table=batch.block_table[:0],
+        query_start_loc=batch.query_start_loc[:1],
+        seq_lens=batch.seq_lens[:0],
+    )
+    for nothing in (batch, nobody):
+        assert paged(nothing, None).shape == (0, 4, 16)
 
 
 def test_table_without_columns() -> None:

@@ -24,16 +24,16 @@ class CountedMemory(TorchDispatchMode):
         self.device_fails = False
         self.num_given_back = 0
         self._held: dict[int, int] = {}
-        self._peak = 0
+        self._now = self._peak = 0
 
     def allocated_bytes(self) -> int:
-        return sum(self._held.values())
+        return self._now
 
     def peak_bytes(self) -> int:
         return self._peak
 
     def reset_peak(self) -> None:
-        self._peak = self.allocated_bytes()
+        self._peak = self._now
 
     def give_back(self) -> None:
         if self.device_fails:
@@ -52,10 +52,14 @@ class CountedMemory(TorchDispatchMode):
         if key in self._held:
             return
         self._held[key] = storage.nbytes()
-        weakref.finalize(storage, self._held.pop, key, None)
-        self._peak = max(self._peak, self.allocated_bytes())
-        if self.fail_above is not None and self.allocated_bytes() > self.fail_above:
+        self._now += storage.nbytes()
+        weakref.finalize(storage, self._forget, key)
+        self._peak = max(self._peak, self._now)
+        if self.fail_above is not None and self._now > self.fail_above:
             raise torch.OutOfMemoryError(
                 f"CUDA out of memory. Tried to allocate {storage.nbytes() / 2**20:.2f} MiB. GPU 0 "
                 "has a total capacity of 1 KiB of which nothing is free."
             )
+
+    def _forget(self, key: int) -> None:
+        self._now -= self._held.pop(key)

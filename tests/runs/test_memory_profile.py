@@ -115,6 +115,8 @@ def test_activations_are_measured_once_for_the_same_settings(memory: CountedMemo
     assert beside.activation_bytes > hidden + logits
     assert device.beside_pool(composed(*RUN, "kv.memory_fraction=0.5"), 64) == beside
     assert memory.allocated_bytes() == beside.weight_bytes, "the measured step left something"
+    larger_pages = device.beside_pool(composed(*RUN, "kv.page_size=256"), 64)
+    assert larger_pages == beside, "the pool that the step lies on counts as activations"
     wide = device.beside_pool(
         composed(*RUN, "engine.token_budget=256", "engine.max_num_seqs=32"), 64
     )
@@ -207,6 +209,17 @@ def test_a_kernel_out_of_memory_in_mid_run_is_no_other_error(
         "20.00 MiB more were asked for" in result.error and "lower kv.pool_tokens" in result.error
     )
     assert memory.allocated_bytes() == before
+
+
+def test_a_model_that_does_not_fit_says_what_would_help(
+    memory: CountedMemory, tmp_path: Path
+) -> None:
+    config = composed(*RUN, "kv.memory_fraction=0.9")
+    memory.fail_above = 100_000
+    result = do_job(job(config, tmp_path), _Devices(memory))
+    assert result.status == "out_of_memory" and result.is_clean
+    assert "before there was a pool" in result.error and "smaller model" in result.error
+    assert memory.allocated_bytes() == 0
 
 
 def test_what_is_left_behind_costs_the_worker_its_model_then_its_life(

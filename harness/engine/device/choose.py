@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from harness.engine.device.sampler import sample
+from harness.engine.device.sampler import sample, sample_rows
+from harness.engine.device.staging import upload
 from harness.engine.device.verify import verify
 from harness.engine.plan import Chunk
 from harness.engine.scheduling.beam_search import Candidates
@@ -53,14 +55,48 @@ def choose(
 
 
 def _branching(logits: Tensor, asking: Sequence[Chunk]) -> Chosen:
-    """Prompts that branch into several samples, and beams, beside plain draws."""
-    rows = [row for row, chunk in enumerate(asking) for _ in chunk.draws]
-    sampled = sample(
-        logits[torch.tensor(rows, dtype=torch.long, device=logits.device)],
-        [draw for chunk in asking for draw in chunk.draws],
-        [chunk.output_position for chunk in asking for _ in chunk.draws],
+    """Prompts that branch into several samples, and beams, beside plain draws. The host waits for
+    the device once."""
+    draws = [(row, chunk, draw) for row, chunk in enumerate(asking) for draw in chunk.draws]
+    beams = [row for row, chunk in enumerate(asking) if chunk.num_candidates]
+    draw_rows, beam_rows = upload(
+        (np.array([row for row, _, _ in draws], np.int64), np.array(beams, np.int64)),
+        logits.device,
     )
-    return Chosen(sampled.token_ids, sampled.margins, _candidates(logits, asking), [])
+    parts: list[Tensor] = []
+    if draws:
+        parts += sample_rows(
+            logits[draw_rows],
+            [draw for _, _, draw in draws],
+            [chunk.output_position for _, chunk, _ in draws],
+        )
+    if beams:
+        most = min(max(asking[row].num_candidates for row in beams), logits.shape[-1])
+        log_probs = torch.log_softmax(logits[beam_rows].float(), dim=-1)
+        parts += (part.flatten() for part in log_probs.topk(most, dim=-1))
+    if not parts:
+        return Chosen([], [], [], [])
+    numbers = torch.cat([part.double() for part in parts]).tolist()  # ids and float32: all exact
+    tokens, margins, best = numbers[: len(draws)], numbers[len(draws) :], numbers[2 * len(draws) :]
+    return Chosen(
+        [int(token) for token in tokens],
+        margins[: len(draws)],
+        _candidates(best, [asking[row].num_candidates for row in beams]),
+        [],
+    )
+
+
+def _candidates(numbers: Sequence[float], counts: Sequence[int]) -> list[Candidates]:
+    """The best next tokens of each beam, with float32 log-probabilities, as many as it wants:
+    `numbers` are the log-probabilities of all beams, then the tokens."""
+    found = []
+    half = len(numbers) // 2
+    for index, count in enumerate(counts):
+        begin = index * (half // len(counts))
+        end = begin + min(count, half // len(counts))
+        tokens = [int(token) for token in numbers[half + begin : half + end]]
+        found.append(Candidates(tokens, list(numbers[begin:end])))
+    return found
 
 
 def _verified(logits: Tensor, asking: Sequence[Chunk], probs: Mapping[int, Tensor]) -> Chosen:
@@ -124,15 +160,3 @@ def _common_prefix_len(drafts: Sequence[int], true_ids: Sequence[int]) -> int:
         if draft != true_id:
             return index
     return min(len(drafts), len(true_ids))
-
-
-def _candidates(logits: Tensor, asking: Sequence[Chunk]) -> list[Candidates]:
-    """The best next tokens of the rows that want some, with float32 log-probabilities."""
-    rows = [row for row, chunk in enumerate(asking) if chunk.num_candidates]
-    if not rows:
-        return []
-    counts = [asking[row].num_candidates for row in rows]
-    log_probs = torch.log_softmax(logits[torch.tensor(rows, device=logits.device)].float(), dim=-1)
-    values, ids = log_probs.topk(min(max(counts), log_probs.shape[-1]), dim=-1)
-    best = zip(ids.tolist(), values.tolist(), counts, strict=True)
-    return [Candidates(tokens[:count], scores[:count]) for tokens, scores, count in best]

@@ -53,6 +53,15 @@ class KVPool:
         self.group_of: tuple[int, ...] = tuple(place[layer][0] for layer in range(shape.num_layers))
 
     @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """Of each layer its group, and its place in `storage`."""
+        return tuple(
+            (number, group.layers.index(layer))
+            for layer, number in enumerate(self.group_of)
+            for group in (self.groups[number],)
+        )
+
+    @property
     def bytes_per_slot(self) -> int:
         """Keys and values of one token in the layers of one group."""
         layers, two, _, heads, head_dim = self.storage.shape

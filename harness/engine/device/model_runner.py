@@ -10,9 +10,13 @@ from torch import Tensor
 
 from harness.engine.device.attention import AttentionStep
 from harness.engine.device.batch import Batch
+from harness.engine.device.compiled import CompiledModel
 from harness.engine.device.kv_pool import KVPool
 from harness.engine.device.models import LoadedModel
 from harness.engine.device.staging import upload
+
+_UNLIKE_SIZES = (151, 67, 211, 101)
+"""Tokens, sampled rows, sequences and pages: no two alike, nor like a model's usual dimensions."""
 
 
 class ModelRunner:
@@ -20,7 +24,8 @@ class ModelRunner:
 
     attention: "paged" reads through block tables, "contiguous" from each sequence's first
     slot on, which asks for an allocator that hands out consecutive pages. fused: use
-    `harness.engine.device.lean` where the model allows it; `lean` says whether it did.
+    `harness.engine.device.lean` where the model allows it; `lean` says whether it did. compiled:
+    the model's own forward pass, in place of both.
     """
 
     def __init__(
@@ -31,6 +36,7 @@ class ModelRunner:
         *,
         attention: str = "paged",
         fused: bool = True,
+        compiled: CompiledModel | None = None,
     ) -> None:
         if attention not in ("paged", "contiguous"):
             raise ValueError(f"attention={attention!r}: choose paged or contiguous")
@@ -39,8 +45,9 @@ class ModelRunner:
         self.kernels = kernels
         self.attention = attention
         self.device = pool.storage.device
-        self._build_lean = loaded.lean.decoder if fused and loaded.lean else None
-        self.lean = self._build_lean(kernels.name) if self._build_lean else None
+        self._compiled = compiled
+        lean = loaded.lean if fused and compiled is None else None
+        self.lean = lean.decoder(kernels.name) if lean else None
 
     def forward(self, batch: Batch, drawn: Tensor | None = None) -> Tensor:
         """Logits (sample rows, vocabulary); the KV of all tokens is written on the way. An input
@@ -65,6 +72,8 @@ class ModelRunner:
 
     def logits(self, ids: Tensor, positions: Tensor, rows: Tensor, step: AttentionStep) -> Tensor:
         """The forward pass on flat tensors: (T,) ids and positions, logits of `rows` of them."""
+        if self._compiled is not None:
+            return self._compiled(ids, positions, rows, step, self.pool, self.kernels.name)
         if self.lean is not None:
             return self.lean(ids, positions, rows, step)
         logits: Tensor = self.model(
@@ -94,13 +103,29 @@ class ModelRunner:
             start_slots=tables[0, :, 0].long() * self.pool.page_size if contiguous else None,
         )
 
+    def compile(self) -> None:
+        """Let what compiles on its first step do so: a step of tokens that nobody keeps. Sizes that
+        are equal here would be taken to be equal always."""
+        tokens, rows, seqs, pages = _UNLIKE_SIZES
+        num_groups = len(self.pool.groups)
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+
+        step = self.attention_step(
+            zeros(seqs + 1, dtype=torch.int32),
+            zeros(seqs, dtype=torch.int32),
+            zeros(num_groups, tokens) - 1,
+            zeros(num_groups, seqs, pages, dtype=torch.int32),
+        )
+        self.logits(zeros(tokens), zeros(tokens), zeros(rows), step)
+
     def for_graphs(self, max_tokens: int) -> ModelRunner:
         """The same model on the same pool, with activation buffers for so many tokens that nobody
         else makes grow: a captured graph goes on using their addresses."""
         other = copy.copy(self)
-        if self._build_lean is not None:
-            other.lean = self._build_lean(self.kernels.name)
-        if other.lean is not None:
+        if self.lean is not None:
+            other.lean = self.lean.with_own_buffers()
             other.lean.reserve(max_tokens, max_tokens)
         return other
 

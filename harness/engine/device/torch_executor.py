@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.engine.device.batch import BatchBuilder
 from harness.engine.device.capture import Capture, graph_sizes
 from harness.engine.device.choose import Chosen, choose, draws_one_each
+from harness.engine.device.compiled import CompiledModel
 from harness.engine.device.decode_graphs import DecodeGraphs
 from harness.engine.device.draft_runner import DraftRunner, Drafts
 from harness.engine.device.kv_pool import HostKV, KVPool
@@ -52,6 +53,8 @@ class TorchExecutor:
     draws. Raises ValueError where the kernels cannot run these shapes, CaptureRefusedError where
     the model cannot be captured.
 
+    compiled: takes the place of the model's forward pass, or NotCompiledError where it cannot.
+
     captured: what capturing took.
     """
 
@@ -74,6 +77,7 @@ class TorchExecutor:
         capture: Capture | None = None,
         most_captured: int | None = None,
         samples: bool = False,
+        compiled: CompiledModel | None = None,
     ) -> None:
         self.model = loaded.model
         self.device = torch.device(self.model.device)
@@ -110,7 +114,12 @@ class TorchExecutor:
                 kernels=self.kernels,
                 fused=fused,
             )
-        self.runner = ModelRunner(loaded, self.pool, self.kernels, attention=attention, fused=fused)
+        self.runner = ModelRunner(
+            loaded, self.pool, self.kernels, attention=attention, fused=fused, compiled=compiled
+        )
+        if compiled is not None:
+            with torch.inference_mode():
+                self.runner.compile()
         self._outputs = StagedOutputs(
             [
                 Field("tokens", torch.int64, (max_seqs,)),

@@ -35,8 +35,9 @@ class Weights:
 class LeanDecoder:
     """Calls like the model, on flat tensors. Not for two forwards at once: buffers are shared.
 
-    On a GPU with Triton operations a layer takes 8 launches beside attention, and a step four to
-    six more; nothing waits for the device and nothing is allocated after `reserve`.
+    On a GPU with Triton operations a layer takes 8 launches beside attention, and a step six more
+    (eight where cosines and sines are scaled); nothing waits for the device and nothing is
+    allocated after `reserve`.
     """
 
     def __init__(self, weights: Weights, operations: Operations) -> None:
