@@ -152,6 +152,7 @@ class FakeCuda:
             ("Event", Event), ("CUDAGraph", Graph), ("Stream", Stream), ("graph", capturing),
             ("stream", lambda _: nullcontext()), ("current_stream", Stream),
             ("synchronize", lambda: None), ("_sleep", self._sleep),
+            ("set_stream", lambda _: None),
         ):  # fmt: skip
             monkeypatch.setattr(f"torch.cuda.{name}", value, raising=False)
 
