@@ -18,7 +18,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -36,29 +35,31 @@ from harness.engine.cost.gpu import Gpu
 from harness.engine.cost.roofline import Efficiency, Roofline
 from harness.engine.cost.step_work import StepWork
 from harness.engine.device.model_shape import ModelShape, model_preset
+from harness.engine.executor import CaptureReport
 from harness.engine.request import Request, Workload
 from harness.measure.record_files import KeptRecords
 from harness.runs.build import prepare
 from harness.runs.torch_device import TorchDevice
 
 PEERS = ("generate_batch", "vllm")
-_SETTLING_STEPS = 4
 _UNLIMITED = 1e30
 
 
 class Sizes(NamedTuple):
-    """shapes: (sequences, context). steps: measured. budget: tokens a step may compute."""
+    """shapes: (sequences, context). steps: measured, after `settling` ones that are not. budget:
+    tokens a step may compute."""
 
     model: str
     shapes: Sequence[tuple[int, int]]
     steps: int
+    settling: int
     budget: int
     page_size: int
     short_output: int
 
 
-GPU = Sizes("llama_3_1_8b", ((64, 1024), (256, 1024), (64, 4096)), 64, 8192, 16, 8)
-DRY = Sizes("tiny", ((2, 12), (3, 8)), 3, 64, 16, 2)
+GPU = Sizes("llama_3_1_8b", ((64, 1024), (256, 1024), (64, 4096)), 64, 4, 8192, 16, 8)
+DRY = Sizes("tiny", ((2, 12),), 2, 1, 64, 16, 2)
 _SWITCHES = ("overlap", "cuda_graph")
 
 
@@ -81,7 +82,7 @@ def main() -> int:
         gc.collect()
         torch.cuda.empty_cache()
     for peer in PEERS:
-        for batch, context in sizes.shapes[:1] if given.dry else sizes.shapes:
+        for batch, context in sizes.shapes:
             beside(given, log, sizes, peer, batch, context)
     return conclude(log)
 
@@ -90,13 +91,11 @@ def ours(
     given: Task, log: RowLog, sizes: Sizes, device: torch.device, rates: dict[str, float]
 ) -> None:
     """Every shape with everything on; the first with each fast path off."""
-    settings = [(shape, "engine", {}) for shape in sizes.shapes]
-    known = {field.name for field in fields(EngineConfig)}
-    settings += [
-        (sizes.shapes[0], f"engine, {switch}=false", {switch: False})
-        for switch in _SWITCHES
-        if switch in known
+    settings: list[tuple[tuple[int, int], str, dict[str, Any]]] = [
+        (shape, "engine", {}) for shape in sizes.shapes
     ]
+    for switch in _SWITCHES:
+        settings.append((sizes.shapes[0], f"engine, {switch}=false", {switch: False}))
     made: list[TorchDevice] = []
     for (batch, context), contender, changes in settings:
         case = f"{batch} x {context}, {contender}"
@@ -115,7 +114,7 @@ def ours(
                 made.append(TorchDevice(config.model, config.device))
             values = decode_steps(config, made[0], batch, context, sizes, rates)
             values |= {"contender": contender, "batch": batch, "context": context}
-            values |= {switch: getattr(config.engine, switch, False) for switch in _SWITCHES}
+            values |= {switch: getattr(config.engine, switch) for switch in _SWITCHES}
             log.add(case, bench="decode_steps", **values, **Telemetry().sample())
             print(
                 f"{case}: {values['decode_tokens_per_s']:,.0f} tokens/s, step "
@@ -150,7 +149,7 @@ def decode_steps(
 ) -> dict[str, Any]:
     """Serve once and look at the steps in which all sequences decode."""
     prefill_steps = -(-batch * context // (sizes.budget - batch))
-    output = sizes.steps + _SETTLING_STEPS + prefill_steps + 1
+    output = sizes.steps + sizes.settling + prefill_steps + 1
     num_pages = batch * (-(-(context + output) // sizes.page_size) + 1)
     records = KeptRecords()
     work = workload(batch, context, output, device.shape.vocab_size)
@@ -159,18 +158,21 @@ def decode_steps(
         run.run()
     finally:
         run.executor.close()
-    return summarise(records, batch, device.shape, rates)
+    captured = getattr(run.executor, "captured", CaptureReport())
+    capture = {"capture_s": captured.seconds, "capture_bytes": captured.num_bytes}
+    return summarise(records, batch, sizes.settling, device.shape, rates) | capture
 
 
 def summarise(
-    records: KeptRecords, batch: int, shape: ModelShape, rates: dict[str, float]
+    records: KeptRecords, batch: int, settling: int, shape: ModelShape, rates: dict[str, float]
 ) -> dict[str, Any]:
     """Medians over the steps in which `batch` sequences decode and nothing else happens, as in
-    the step before. A step lasts from the end of the one before to its own."""
+    the step before, without the first `settling` ones. A step lasts from the end of the one before
+    to its own."""
     steps = records.steps
     ends_s = [step.start_s + step.duration_s for step in steps]
     decodes = [s.num_prefill_tokens == 0 and s.num_decode_tokens == batch for s in steps]
-    whole = [i for i in range(1, len(steps)) if decodes[i - 1] and decodes[i]][_SETTLING_STEPS:]
+    whole = [i for i in range(1, len(steps)) if decodes[i - 1] and decodes[i]][settling:]
     if not whole:
         raise RuntimeError(f"no step in which all {batch} sequences decode")
     step_s = [ends_s[i] - ends_s[i - 1] for i in whole]
@@ -186,7 +188,7 @@ def summarise(
     }
     values["roofline_share"] = values["roofline_ms"] / values["step_ms"]
     for name in ("device", "host"):
-        found = [getattr(steps[i], f"{name}_us", math.nan) for i in whole]
+        found = [getattr(steps[i], f"{name}_us") for i in whole]
         if not any(map(math.isnan, found)):
             values[f"{name}_ms"] = median(found) / 1e3
     return values

@@ -117,15 +117,17 @@ def _queued(calls: Sequence[Call]) -> None:
 def _captured(calls: Sequence[Call]) -> Call | None:
     """A replay of all calls, or None where one of them cannot be captured."""
     graph = torch.cuda.CUDAGraph()
+    own = torch.cuda.current_stream()
     try:
         side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        side.wait_stream(own)
         with torch.cuda.stream(side):
             calls[0]()
-        torch.cuda.current_stream().wait_stream(side)
+        own.wait_stream(side)
         with torch.cuda.graph(graph):
             _queued(calls)
     except (RuntimeError, ValueError):
+        torch.cuda.set_stream(own)  # a capture that fails leaves its own stream behind
         torch.cuda.synchronize()
         return None
     return graph.replay

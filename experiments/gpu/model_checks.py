@@ -7,13 +7,13 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Iterator
-from dataclasses import fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
-from experiments.gpu.child import conclude, guarded, parser, task
+from experiments.gpu.child import Task, conclude, guarded, parser, task
 from experiments.gpu.ragged import relative_error
 from experiments.gpu.rows import RowLog
 from harness.config import (
@@ -45,6 +45,8 @@ Outputs = dict[int, tuple[list[int], list[float]]]
 """By request: its tokens, and how far each was ahead of the second best."""
 
 _TWICE = {"float32": torch.float64, "bfloat16": torch.float32}
+_LENGTHS, _DRY_LENGTHS = (5, 17, 30), (3, 9)
+_OUTPUTS, _DRY_OUTPUTS = (24, 32, 40, 48), (3, 5)
 _PAGE = 4
 _POOL_TOKENS = 256
 _SWITCHES = ("cuda_graph", "overlap", "fused")
@@ -61,18 +63,26 @@ def main() -> int:
     device = "cpu" if given.dry else "cuda"
     log = given.log()
     torch.backends.cuda.matmul.allow_tf32 = False
+    lengths = _DRY_LENGTHS if given.dry else _LENGTHS
     for name, config in shapes(given.dry):
         for dtype in ("float32",) if given.dry else ("float32", "bfloat16"):
             case = f"logits, {name}, {dtype}"
-            if not log.is_done(case):
-                guarded(log, case, _logits, log, case, replace(config, dtype=dtype), device)
-    check_tokens(log, device)
+            if log.is_done(case):
+                continue
+            if given.budget.left_s < 0:
+                log.add(case, "cut")
+                continue
+            model = replace(config, dtype=dtype)
+            guarded(log, case, _logits, log, case, model, device, lengths)
+    check_tokens(given, log, device)
     print(f"{len(log.cases('ok'))} checks passed", flush=True)
     return conclude(log)
 
 
-def _logits(log: RowLog, case: str, config: ModelConfig, device: str) -> None:
-    values = check_logits(config, device)
+def _logits(
+    log: RowLog, case: str, config: ModelConfig, device: str, lengths: Sequence[int]
+) -> None:
+    values = check_logits(config, device, lengths)
     passed = values["error_norm"] <= values["tolerance"]
     if not passed:
         values["error"] = f"error {values['error_norm']:.2g} over {values['tolerance']:g}"
@@ -106,11 +116,13 @@ def shapes(dry: bool) -> Iterator[tuple[str, ModelConfig]]:
 
 
 @torch.inference_mode()
-def check_logits(config: ModelConfig, device: str, kernels: str = "triton") -> dict[str, Any]:
-    """All positions of ragged prompts, by the engine and by transformers, each against the same
-    weights in twice the precision: relative errors in norm."""
+def check_logits(
+    config: ModelConfig, device: str, lengths: Sequence[int], kernels: str = "triton"
+) -> dict[str, Any]:
+    """All positions of prompts of these lengths, by the engine and by transformers, each against
+    the same weights in twice the precision: relative errors in norm."""
     loaded = load_model(config, device)
-    prompts = _prompts(loaded.shape.vocab_size, (5, 17, 30))
+    prompts = _prompts(loaded.shape.vocab_size, lengths)
     ours = torch.cat(engine_logits(loaded, prompts, device, kernels))
     model = loaded.model
     own = "eager" if config.family == "gemma2" else "sdpa"  # its softcap needs eager attention
@@ -147,7 +159,7 @@ def engine_logits(
     )
     rows: list[list[torch.Tensor]] = [[] for _ in prompts]
     draw = (SamplingParams(),)
-    for begin, end in (*_cuts(longest),):
+    for begin, end in _cuts(longest):
         chunks = [
             Chunk(seq, begin, tuple(p[begin:end]), draw, num_drafts=len(p[begin:end]) - 1)
             for seq, p in enumerate(prompts)
@@ -164,14 +176,18 @@ def _cuts(longest: int) -> Iterator[tuple[int, int]]:
     """Two chunks, then single tokens: prefill, a continued prefill, decodes."""
     half = longest // 2
     yield 0, half
-    yield half, longest - 4
-    yield from ((at, at + 1) for at in range(longest - 4, longest))
+    yield half, longest - 2
+    yield from ((at, at + 1) for at in range(longest - 2, longest))
 
 
-def check_tokens(log: RowLog, device: str) -> None:
+def check_tokens(given: Task, log: RowLog, device: str) -> None:
     """Greedy outputs of one workload: equal to the first setting's, position by position."""
+    model = model_preset("tiny")
+    if given.dry:
+        model = replace(model, config={**model.config, "num_hidden_layers": 1})
+    work = _workload(_DRY_OUTPUTS if given.dry else _OUTPUTS)
     config = RunConfig(
-        model=model_preset("tiny"),
+        model=model,
         kv=KVConfig(page_size=_PAGE, pool_tokens=_POOL_TOKENS),
         device=DeviceConfig(kind="cuda" if device == "cuda" else "cpu"),
         attention=AttentionConfig(backend="triton"),
@@ -183,15 +199,23 @@ def check_tokens(log: RowLog, device: str) -> None:
             config, allocator=setting.allocator, engine=EngineConfig(**setting.engine)
         )
         case = f"greedy tokens, {setting.name}"
-        guarded(log, case, _tokens, log, case, changed, warm, expected)
+        if given.budget.left_s < 0:
+            log.add(case, "cut")
+            continue
+        guarded(log, case, _tokens, log, case, changed, work, warm, expected)
 
 
 def _tokens(
-    log: RowLog, case: str, config: RunConfig, device: TorchDevice, expected: Outputs
+    log: RowLog,
+    case: str,
+    config: RunConfig,
+    work: Workload,
+    device: TorchDevice,
+    expected: Outputs,
 ) -> None:
     """Serve the workload; `expected` is filled by the first setting."""
     records = KeptRecords()
-    run = prepare(config, _workload(), _POOL_TOKENS // _PAGE, device, 0, records)
+    run = prepare(config, work, _POOL_TOKENS // _PAGE, device, 0, records)
     try:
         run.run()
     finally:
@@ -206,9 +230,7 @@ def _tokens(
 
 
 def settings() -> Iterator[Setting]:
-    """Strategies with everything on; then the first of them with each fast path off, as far as
-    this engine has it."""
-    known = {field.name for field in fields(EngineConfig)}
+    """Strategies with everything on; then the first of them with each fast path off."""
     base = {"max_num_seqs": 8, "token_budget": 64}
     paged = AllocatorConfig("paged")
     yield Setting("paged", paged, base)
@@ -217,8 +239,7 @@ def settings() -> Iterator[Setting]:
     contiguous = AllocatorConfig("contiguous", "max", options={"fit": "buddy"})
     yield Setting("contiguous", contiguous, base)
     for switch in _SWITCHES:
-        if switch in known:
-            yield Setting(f"paged, {switch}=false", paged, {**base, switch: False})
+        yield Setting(f"paged, {switch}=false", paged, {**base, switch: False})
 
 
 def _difference(expected: Outputs, found: Outputs) -> str:
@@ -233,16 +254,17 @@ def _difference(expected: Outputs, found: Outputs) -> str:
     return ""
 
 
-def _workload() -> Workload:
-    prompts = _prompts(512, (5, 9, 17, 3))
+def _workload(outputs: Sequence[int]) -> Workload:
+    """A prompt for each of these output lengths, which are forced."""
+    prompts = _prompts(512, (5, 9, 17, 3)[: len(outputs)])
     requests = tuple(
-        Request(i, 0.0, tuple(prompt), 8 + 2 * i, forced_len=8 + 2 * i)
-        for i, prompt in enumerate(prompts)
+        Request(index, 0.0, tuple(prompt), length, forced_len=length)
+        for index, (prompt, length) in enumerate(zip(prompts, outputs, strict=True))
     )
     return Workload("checks", requests, "")
 
 
-def _prompts(vocab: int, lengths: tuple[int, ...]) -> list[list[int]]:
+def _prompts(vocab: int, lengths: Sequence[int]) -> list[list[int]]:
     rng = random.Random(1)
     return [[rng.randrange(3, vocab) for _ in range(n)] for n in lengths]
 

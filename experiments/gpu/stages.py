@@ -45,7 +45,7 @@ def _sweep(name: str, limit_s: float) -> Stage:
         f"python -m harness experiment={name} preset=gpu",
         ("-m", "experiments.gpu.sweep", "--experiment", name),
         limit_s,
-        60.0,
+        180,
         (*_ENGINE, "conf"),
         interpreted=False,
     )
@@ -54,27 +54,27 @@ def _sweep(name: str, limit_s: float) -> Stage:
 STAGES: Sequence[Stage] = (
     Stage(
         "environment", "the machine, and the rates it reaches",
-        ("-m", "benchmarks.machine"), 40, 30, ("benchmarks",),
+        ("-m", "benchmarks.machine"), 40, 90, ("benchmarks",),
     ),
     Stage(
         "kernel_checks", "every kernel against the reference in higher precision",
-        ("-m", "experiments.gpu.kernel_checks"), 120, 60, _KERNELS,
+        ("-m", "experiments.gpu.kernel_checks"), 120, 180, _KERNELS,
     ),
     Stage(
         "model_checks", "logits and tokens of the engine against transformers' own attention",
-        ("-m", "experiments.gpu.model_checks"), 60, 60, _ENGINE,
+        ("-m", "experiments.gpu.model_checks"), 90, 180, _ENGINE,
     ),
     Stage(
         "gpu_tests", "the tests that need a GPU",
-        ("-m", "experiments.gpu.marked_tests"), 90, 60, (*_ENGINE, "tests"),
+        ("-m", "experiments.gpu.marked_tests"), 90, 180, (*_ENGINE, "tests"),
     ),
     Stage(
         "kernels", "benchmarks/kernels.py",
-        ("-m", "benchmarks.kernels"), 150, 60, (*_KERNELS, "benchmarks"),
+        ("-m", "benchmarks.kernels"), 150, 180, (*_KERNELS, "benchmarks"),
     ),
     Stage(
         "engine", "benchmarks/engine.py",
-        ("-m", "benchmarks.engine"), 240, 60, (*_ENGINE, "benchmarks"),
+        ("-m", "benchmarks.engine"), 240, 180, (*_ENGINE, "benchmarks"),
     ),
     _sweep("sweep_page_size", 150),
     _sweep("compare_allocators", 150),
@@ -84,13 +84,13 @@ STAGES: Sequence[Stage] = (
         "the attention kernels' tiles, warps, stages and splits",
         ("-m", "benchmarks.kernels", "--tune"),
         600,
-        60,
+        180,
         (*_KERNELS, "benchmarks"),
         on_request=True,
     ),
     Stage(
         "sanitizer", "the kernels under compute-sanitizer",
-        ("-m", "experiments.gpu.sanitizer"), 600, 30, _KERNELS, on_request=True,
+        ("-m", "experiments.gpu.sanitizer"), 600, 90, _KERNELS, on_request=True,
     ),
 )  # fmt: skip
 

@@ -152,6 +152,7 @@ class FakeCuda:
             ("Event", Event), ("CUDAGraph", Graph), ("Stream", Stream), ("graph", capturing),
             ("stream", lambda _: nullcontext()), ("current_stream", Stream),
             ("synchronize", lambda: None), ("_sleep", self._sleep),
+            ("set_stream", lambda _: None),
         ):  # fmt: skip
             monkeypatch.setattr(f"torch.cuda.{name}", value, raising=False)
 
@@ -216,14 +217,14 @@ def test_only_steps_in_which_all_decode_are_counted() -> None:
     entries = [SimpleNamespace(token=100)] * len(steps)
     shape = model_shape(model_preset("tiny"))
     records = SimpleNamespace(steps=steps, entries=entries)
-    found = summarise(records, 2, shape, RATES)  # type: ignore[arg-type]
+    found = summarise(records, 2, 4, shape, RATES)  # type: ignore[arg-type]
     assert found["num_steps"] == 5
     assert found["step_ms"] == pytest.approx(10.0)
     assert found["decode_tokens_per_s"] == pytest.approx(200.0)
     assert found["roofline_share"] == pytest.approx(found["roofline_ms"] / 10.0)
     assert found["device_ms"] == pytest.approx(9.5) and "host_ms" not in found
     with pytest.raises(RuntimeError, match="all 3"):
-        summarise(records, 3, shape, RATES)  # type: ignore[arg-type]
+        summarise(records, 3, 4, shape, RATES)  # type: ignore[arg-type]
 
 
 def test_requests_are_as_long_as_asked_and_forced() -> None:

@@ -169,7 +169,7 @@ def test_logits_are_as_good_as_transformers_and_a_wrong_page_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = model_preset("tiny")
-    right = model_checks.check_logits(config, "cpu", "reference")
+    right = model_checks.check_logits(config, "cpu", (5, 13), "reference")
     assert 0 < right["error_norm"] <= right["tolerance"] < 1e-4
 
     def broken(device: str, name: str) -> backend.AttentionBackend:
@@ -184,7 +184,7 @@ def test_logits_are_as_good_as_transformers_and_a_wrong_page_is_noticed(
         return replace(made, paged_attention=wrong)
 
     monkeypatch.setattr(model_checks, "load", broken)
-    wrong = model_checks.check_logits(config, "cpu", "reference")
+    wrong = model_checks.check_logits(config, "cpu", (5, 13), "reference")
     assert not wrong["error_norm"] <= wrong["tolerance"]  # a page of NaN, or of other tokens
 
 
