@@ -187,7 +187,7 @@ def _decode(call: _Call, tuning: DecodeTuning, split: int | None, processors: in
     query, out = call.query, call.out
     num_seqs, num_kv_heads = call.seq_lens.shape[0], call.key_cache.shape[1]
     _, num_heads, head_dim = query.shape
-    budget, items = num_work_items(num_seqs, num_kv_heads, processors, tuning, split)
+    budget, items, least_tokens = num_work_items(num_seqs, num_kv_heads, processors, tuning, split)
     parts = items if budget else 0
     part_acc = query.new_empty((parts, num_heads, head_dim), dtype=torch.float32)
     part_lse = query.new_empty((parts, num_heads), dtype=torch.float32)
@@ -200,12 +200,12 @@ def _decode(call: _Call, tuning: DecodeTuning, split: int | None, processors: in
         *call.strides,
         num_seqs,
         budget,
+        max(1, least_tokens // tuning.tile_n),
         *call.numbers,
         **call.constants,
         BLOCK_M=rows_of_group(call.constants["GROUP"]),
         BLOCK_S=max(128, triton.next_power_of_2(num_seqs)),
         TILE_N=tuning.tile_n,
-        LEAST_TILES=max(1, tuning.least_tokens // tuning.tile_n),
         HAS_SPLITS=budget > 0,
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,

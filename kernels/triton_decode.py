@@ -32,15 +32,15 @@ def _piece_of_item(
     num_seqs,
     item,
     budget,
+    least_tiles,
     window,
     TILE_N: tl.constexpr,
-    LEAST_TILES: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     """(sequence or -1, its first item, tiles a piece at most) of a work item.
 
-    A piece is at most max(LEAST_TILES, ceil(all tiles / budget)) tiles of one sequence; that makes
+    A piece is at most max(least_tiles, ceil(all tiles / budget)) tiles of one sequence; that makes
     at most budget + num_seqs pieces. A sequence without context has one piece, one that does not
     decode has none.
     """
@@ -51,7 +51,7 @@ def _piece_of_item(
     first = tl.load(query_start_loc + s, mask=is_seq, other=0)
     tiles = tl.maximum(_num_tiles(context, window, TILE_N, HAS_WINDOW), 1)
     tiles = tl.where(last - first == 1, tiles, 0)
-    share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), budget), LEAST_TILES)
+    share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), budget), least_tiles)
     stop = tl.cumsum(tl.cdiv(tiles, share), 0)
     is_before = stop <= item
     seq = tl.sum(is_before.to(tl.int32), 0)
@@ -66,7 +66,7 @@ def _num_tiles(context, window, TILE_N: tl.constexpr, HAS_WINDOW: tl.constexpr):
     return tl.cdiv(context, TILE_N)
 
 
-@triton.jit(do_not_specialize=["window", "table_stride", "num_seqs", "budget"])
+@triton.jit(do_not_specialize=["window", "table_stride", "num_seqs", "budget", "least_tiles"])
 def decode_kernel(
     query,
     key_cache,
@@ -88,6 +88,7 @@ def decode_kernel(
     table_stride,
     num_seqs,
     budget,
+    least_tiles,
     scale,
     softcap,
     window,
@@ -97,7 +98,6 @@ def decode_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_S: tl.constexpr,
     TILE_N: tl.constexpr,
-    LEAST_TILES: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     HAS_SPLITS: tl.constexpr,
@@ -126,9 +126,9 @@ def decode_kernel(
             num_seqs,
             item,
             budget,
+            least_tiles,
             window,
             TILE_N,
-            LEAST_TILES,
             HAS_WINDOW,
             BLOCK_S,
         )
@@ -263,15 +263,14 @@ def variants(shape: KernelShape) -> Iterator[Variant]:
         "BLOCK_M": rows_of_group(shape.group),
         "BLOCK_S": 128,
         "TILE_N": tuning.tile_n,
-        "LEAST_TILES": max(1, tuning.least_tokens // tuning.tile_n),
     }
-    parts = {"part_acc": "*fp32:16", "part_lse": "*fp32:16", "plan": "*i32:16", "budget": "i32"}
-    types = attention_types(shape) | parts
+    parts = {"part_acc": "*fp32:16", "part_lse": "*fp32:16", "plan": "*i32:16"}
+    types = attention_types(shape) | parts | {"budget": "i32", "least_tiles": "i32"}
     for has_splits in (True, False):
         choice = constants | {"HAS_SPLITS": has_splits}
         yield Variant(decode_kernel, types, choice, tuning.num_warps, tuning.num_stages)
     names = (*parts, "query_start_loc", "out", "out_token_stride", "out_head_stride")
-    join_types = {name: types[name] for name in names if name != "budget"}
+    join_types = {name: types[name] for name in names}
     for block_p, num_warps in ((4, 1), (64, 4)):
         choice = {name: constants[name] for name in ("HEAD_DIM", "BLOCK_D")} | {"BLOCK_P": block_p}
         yield Variant(join_kernel, join_types, choice, num_warps)

@@ -10,6 +10,8 @@ changed by a sweep (`paged_attention(..., tuning=...)` takes any other choice):
   each of 227 KB; two of 163 KB on sm_80) and hide what each of them waits for. 2 stages are one
   buffer: a tile is loaded only after the one before it has been used.
 - A piece of fewer than 128 tokens is over before its loads have paid for its start and its join.
+  Where whole sequences fill the chip already, a join (a launch, about 2 us) must be small beside
+  the piece: 1024 tokens are 10 us at an SM's share of the bandwidth with three programs on it.
 - Prefill is bound by the tensor cores: 128 rows are the shape of two warpgroups' products; in
   float32, and beyond a head dimension of 128, smaller tiles keep the accumulator in registers.
 """
@@ -23,7 +25,8 @@ import torch
 
 class DecodeTuning(NamedTuple):
     """tile_n: tokens a step. programs_per_processor: how many fit on an SM together.
-    least_tokens: a sequence is not cut into pieces of fewer tokens."""
+    least_tokens: a sequence is not cut into pieces of fewer tokens, nor of fewer than eight times
+    as many where whole sequences fill the chip and `split` is None."""
 
     tile_n: int
     num_warps: int
@@ -48,6 +51,9 @@ class AttentionTuning(NamedTuple):
     decode: DecodeTuning
     prefill: PrefillTuning
     split: int | None = None
+
+
+_FULL_CHIP_PIECE = 8
 
 
 class _Row(NamedTuple):
@@ -87,11 +93,12 @@ def attention_tuning(head_dim: int, dtype: torch.dtype, capability: int = 90) ->
 
 
 class WorkItems(NamedTuple):
-    """Pieces that the tiles of a batch are shared out to, and the items (programs a KV head) that
-    are enough for them; budget 0: a sequence is not cut and is an item."""
+    """How a batch is shared out: into about `budget` pieces of at least `least_tokens`, for which
+    `items` programs a KV head are enough. budget 0: a sequence is not cut and is an item."""
 
     budget: int
     items: int
+    least_tokens: int
 
 
 def num_work_items(
@@ -104,10 +111,14 @@ def num_work_items(
     """A grid that fits the chip and depends on no length, so that a captured graph stays valid.
 
     Few sequences: a piece for each program that the chip holds, one wave. More sequences than
-    that: twice as many, since a piece of half a wave is the least that can be left over at the
-    end. Sequences and heads that fill the chip sixteen times over level out by themselves.
+    that: twice as many, so that what is left over at the end is short, but pieces large enough to
+    be worth their join; batches of short sequences are not cut then. Sequences and heads that
+    fill the chip sixteen times over level out by themselves.
     """
     held = max(1, processors * tuning.programs_per_processor // num_kv_heads)
-    if split is None:
-        split = 1 if num_seqs >= 16 * held else held if num_seqs < held else 2 * held
-    return WorkItems(0, num_seqs) if split == 1 else WorkItems(split, split + num_seqs)
+    if split == 1 or (split is None and num_seqs >= 16 * held):
+        return WorkItems(0, num_seqs, 0)
+    if split is not None or num_seqs < held:
+        budget = split or held
+        return WorkItems(budget, budget + num_seqs, tuning.least_tokens)
+    return WorkItems(2 * held, 2 * held + num_seqs, _FULL_CHIP_PIECE * tuning.least_tokens)

@@ -40,6 +40,12 @@ _CONSTANT = Need(
 
 _SWAP = Need(lambda c: c.engine.preemption == "swap", "engine.preemption=swap")
 
+_TORCH = Need(lambda c: c.executor.kind == "torch", "executor=torch")
+
+_GPU = Need(
+    lambda c: c.executor.kind == "torch" and c.device.kind != "cpu", "executor=torch device=cuda"
+)
+
 _PARALLEL = Need(lambda c: c.engine.tensor_parallel > 1, "engine.tensor_parallel=2, or more")
 
 NEEDS: Mapping[str, Need] = {
@@ -56,6 +62,9 @@ NEEDS: Mapping[str, Need] = {
     ),
     "executor.allreduce_us": _PARALLEL,
     "engine.swap_tokens": _SWAP,
+    "engine.cuda_graph": _GPU,
+    "engine.overlap": _GPU,
+    "engine.compile": _TORCH,
     "engine.speculation.num_tokens": _DRAFTS,
     "engine.speculation.ngram_min": _LOOKUP,
     "engine.speculation.ngram_max": _LOOKUP,

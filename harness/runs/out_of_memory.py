@@ -47,8 +47,11 @@ def explanation(
     error: BaseException, config: RunConfig, pool_bytes: int, beside: BesidePool | None
 ) -> str:
     """What `explained` says."""
-    found = _ASKED.search(str(error))
-    asked = f"{found[1]} {found[2]} more were" if found else "more memory was"
+    said = " ".join(str(error).split())
+    found = _ASKED.search(said)
+    asked = f"{found[1]} {found[2]} more were asked for" if found else "more memory was asked for"
+    if said and not found:
+        asked += f" ({said})"
     parts = [f"the pool holds {_gib(pool_bytes)}"]
     if beside is not None:
         parts += [
@@ -59,9 +62,11 @@ def explanation(
     pool = "kv.memory_fraction"
     if beside is None:
         pool = "kv.pool_tokens" if kv.pool_tokens is not None else "kv.pool_demand"
+    ways = [pool, f"engine.token_budget={engine.token_budget}"]
+    ways += ["engine.swap_tokens"] if engine.preemption == "swap" else []
     return (
-        f"out of memory: {asked} asked for; {', '.join(parts)}: lower {pool}, "
-        f"engine.token_budget={engine.token_budget} or engine.max_num_seqs={engine.max_num_seqs}"
+        f"out of memory: {asked}; {', '.join(parts)}: lower {', '.join(ways)} "
+        f"or engine.max_num_seqs={engine.max_num_seqs}"
     )
 
 

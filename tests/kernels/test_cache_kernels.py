@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -11,12 +12,15 @@ from kernels import cpu, reference
 
 
 @pytest.fixture(params=["reference", "cpu", "triton"])
-def backend(request: pytest.FixtureRequest) -> ModuleType:
-    if request.param == "triton":
-        from kernels import triton_attention
+def backend(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """Tensors are made where the kernels run."""
+    if request.param != "triton":
+        yield {"reference": reference, "cpu": cpu}[request.param]
+        return
+    from kernels import triton_attention
 
-        return triton_attention
-    return {"reference": reference, "cpu": cpu}[request.param]
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        yield triton_attention
 
 
 @pytest.mark.parametrize("slots", [[5, 0, -1, 11], [1, 2, 3, 4], [-1, -1, -1, -1]])

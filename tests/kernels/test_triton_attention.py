@@ -61,16 +61,17 @@ def test_every_page_size(page_size: int) -> None:
     assert_close(paged(batch, tiles_of_16(3)), expected(batch))
 
 
-@pytest.mark.parametrize("window", [None, 1, TILE - 1, TILE, TILE + 1, 37])
-@pytest.mark.parametrize("page_size", [1, 4, 64])
+@pytest.mark.parametrize("window", [None, 1, TILE, TILE + 1, 37])
+@pytest.mark.parametrize("page_size", [1, 64])
 def test_contexts_at_the_edges_of_tiles_and_pieces(page_size: int, window: int | None) -> None:
-    splits = 3
-    edges = [TILE - 1, TILE, TILE + 1, 2 * TILE, splits * TILE, splits * TILE + 1]
+    edges = [TILE - 1, TILE, TILE + 1, 2 * TILE, 3 * TILE, 3 * TILE + 1]
     for queries in (1, 2):
         batch = make_batch([(queries, n) for n in edges], Shape(page_size=page_size), window=window)
         right = expected(batch, window=window)
-        assert_close(paged(batch, tiles_of_16(splits), window=window), right)
-        assert_close(contiguous(batch, tiles_of_16(splits), window=window), right)
+        for pieces_of_tiles in (1, 2):
+            tuning = tiles_of_16(-(-13 // pieces_of_tiles))  # 13 tiles without a window
+            assert_close(paged(batch, tuning, window=window), right)
+        assert_close(contiguous(batch, tuning, window=window), right)
 
 
 @pytest.mark.parametrize("least_tokens", [TILE, 3 * TILE])
@@ -83,6 +84,29 @@ def test_result_does_not_depend_on_the_pieces(split: int, least_tokens: int) -> 
     assert_close(ours, expected(batch))
     assert (ours[[0, 3]] == 0).all()
     assert torch.equal(ours, paged(batch, tuning)), "the same batch gives the same bits"
+
+
+def test_sequences_are_really_cut() -> None:
+    """The plan that the decode kernel leaves for the join, against the rule worked out here."""
+    from kernels import triton_decode
+
+    batch = make_batch([(1, 260), (1, 5)], Shape(page_size=8))
+    plans = []
+
+    class Recorded:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            def launch(*arguments: Any, **constants: Any) -> None:
+                plans.append(arguments[2].clone())
+                triton_decode.join_kernel[grid](*arguments, **constants)
+
+            return launch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kernels.triton_attention.join_kernel", Recorded())
+        assert_close(paged(batch, tiles_of_16(6)), expected(batch))
+    tiles, share = [17, 1], 3
+    pieces = [-(-n // share) for n in tiles]
+    assert plans[0].tolist() == [[0, pieces[0]], [pieces[0], pieces[1]]]
 
 
 def test_more_pieces_than_one_step_of_the_join() -> None:

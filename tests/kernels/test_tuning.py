@@ -44,13 +44,18 @@ def test_few_sequences_get_one_wave() -> None:
 
 
 def test_a_batch_that_fills_the_chip_many_times_is_not_cut() -> None:
-    assert num_work_items(4096, 8, H200, TUNING) == (0, 4096)
+    assert num_work_items(4096, 8, H200, TUNING) == (0, 4096, 0)
     assert num_work_items(64, 8, H200, TUNING).budget > 0
 
 
+def test_short_sequences_are_cut_only_where_they_leave_the_chip_empty() -> None:
+    assert num_work_items(8, 8, H200, TUNING).least_tokens == 128
+    assert num_work_items(64, 8, H200, TUNING).least_tokens == 1024
+
+
 def test_override() -> None:
-    assert num_work_items(64, 8, H200, TUNING, split=1) == (0, 64)
-    assert num_work_items(64, 8, H200, TUNING, split=7) == (7, 71)
+    assert num_work_items(64, 8, H200, TUNING, split=1) == (0, 64, 0)
+    assert num_work_items(64, 8, H200, TUNING, split=7)[:2] == (7, 71)
 
 
 @given(

@@ -269,6 +269,13 @@ def test_errors_of_memory_are_told_from_others(
     with pytest.raises(expected) as raised, explained(config, 2**30, None):
         raise error
     assert asked in str(raised.value)
+    assert "engine.swap_tokens" not in str(raised.value)
+
+
+def test_swapping_is_one_more_thing_to_lower() -> None:
+    config = composed("model=tiny", "engine.preemption=swap")
+    with pytest.raises(OutOfMemoryError, match=r"engine\.swap_tokens"), explained(config, 1, None):
+        raise MemoryError
 
 
 @pytest.mark.gpu

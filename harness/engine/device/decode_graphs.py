@@ -63,6 +63,7 @@ class DecodeGraphs:
         )
         self._bounds = torch.arange(most + 1, dtype=torch.int32, device=device)
         self._rows = torch.arange(most, device=device)
+        self._prepared = most
         self._clear(most)
         self._inputs.send()
         watch = CaptureWatch(capture)
@@ -88,9 +89,9 @@ class DecodeGraphs:
             self._tables.update(changes)
             changes.clear()
 
-    def run(self, chunks: tuple[Chunk, ...]) -> list[int]:
-        """Compute `chunks`, which `takes` said can be; returns the entries of the outputs that
-        hold the draws, in plan order. The host waits for nothing."""
+    def prepare(self, chunks: tuple[Chunk, ...]) -> list[int]:
+        """Set out on the host what `run` computes: `chunks`, which `takes` said can be. Returns
+        the entries of the outputs that will hold the draws, in plan order."""
         batch = self._batches.build_rows(chunks)
         size = self._sizes[bisect.bisect_left(self._sizes, int(batch.rows.max()) + 1)]
         inputs = self._clear(size)
@@ -107,9 +108,13 @@ class DecodeGraphs:
                 [chunk.draws[0] for _, chunk in drawing],
                 [chunk.output_position for _, chunk in drawing],
             )
-        self._inputs.send()
-        self._replay[size]()
+        self._prepared = size
         return [row for row, _ in drawing]
+
+    def run(self) -> None:
+        """Compute what was prepared last. The host waits for nothing."""
+        self._inputs.send()
+        self._replay[self._prepared]()
 
     def _clear(self, size: int) -> dict[str, Any]:
         """Inputs of which every row is padding."""

@@ -50,10 +50,9 @@ class TorchExecutor:
     model of speculative decoding, given as many slots for each of its tokens. groups: layers
     that have block tables and pages of their own; all layers together by default. capture: records
     decode steps of up to `most_captured` rows (all, where None) beforehand; samples: with random
-    draws. Raises ValueError where the kernels cannot run these shapes, CaptureRefusedError where
-    the model cannot be captured.
-
-    compiled: takes the place of the model's forward pass, or NotCompiledError where it cannot.
+    draws. compiled: takes the place of the forward pass. Raises ValueError where the kernels
+    cannot run these shapes, CaptureRefusedError and NotCompiledError where the model cannot be
+    captured or compiled.
 
     captured: what capturing took.
     """
@@ -171,31 +170,30 @@ class TorchExecutor:
         """Free rows, update tables, move pages, run the chunks, choose tokens: in order on the
         device. The host waits for it where beams, drafts or branching samples are chosen."""
         start_s = time.perf_counter()
-        begin = self._event()
         chunks = plan.chunks
         some_pending = any(chunk.token_ids[-1] == PENDING_TOKEN for chunk in chunks)
         if some_pending:
             chunks = tuple(self._with_drawn_token(chunk) for chunk in chunks)
         self.batches.free(plan.freed_seq_ids)
         self.batches.update(plan.table_updates)
-        if self._graphs is not None:
-            self._graphs.update_tables()
-        if plan.saves:
-            self.host_pool.save(self.pool, plan.saves)
-        self.pool.copy(plan.copies, self.kernels)
-        if plan.restores:
-            self.host_pool.restore(self.pool, plan.restores)
-        chosen = None
         entries: Sequence[int] = ()
-        if self._graphs is not None and self._graphs.takes(plan):
-            entries = self._graphs.run(chunks)
+        chosen = batch = None
+        graphs = self._graphs if self._graphs is not None and self._graphs.takes(plan) else None
+        if graphs is not None:
+            entries = graphs.prepare(chunks)
+        elif chunks and plan.draft is None:
+            batch = self.batches.build(chunks)
+        begin = self._event()  # all that the host can do before is done
+        self._prepare_memory(plan)
+        if graphs is not None:
+            graphs.run()
         elif chunks:
             drafts = Drafts()
             if plan.draft is not None and self.drafter is not None:
                 drafts = self.drafter.propose(plan.draft)
                 chunks = tuple(drafts.fill(chunk) for chunk in chunks)
             drawn = self._outputs.device["tokens"] if some_pending else None
-            logits = self.runner.forward(self.batches.build(chunks), drawn)
+            logits = self.runner.forward(batch or self.batches.build(chunks), drawn)
             if draws_one_each(chunks):
                 entries = self._sample(logits, [chunk for chunk in chunks if chunk.draws])
             else:
@@ -232,6 +230,16 @@ class TorchExecutor:
             device_s,
             waited_s,
         )
+
+    def _prepare_memory(self, plan: StepPlan) -> None:
+        """Tables on the device, and pages where the step expects them."""
+        if self._graphs is not None:
+            self._graphs.update_tables()
+        if plan.saves:
+            self.host_pool.save(self.pool, plan.saves)
+        self.pool.copy(plan.copies, self.kernels)
+        if plan.restores:
+            self.host_pool.restore(self.pool, plan.restores)
 
     def _sample(self, logits: Tensor, asking: Sequence[Chunk]) -> range:
         """A draw each of `asking`, into the first entries of the outputs."""
