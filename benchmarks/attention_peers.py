@@ -44,7 +44,7 @@ def sdpa(inputs: Inputs) -> list[Peer]:
 
     if inputs.case.page_size:
         raise AbsentError("reads no pages")
-    tried = []
+    tried: list[Peer] = []
     quick = ("FLASH_ATTENTION", "CUDNN_ATTENTION")
     for name in (*quick, "EFFICIENT_ATTENTION", "MATH") if inputs.store.keys.is_cuda else ("MATH",):
         if tried and name not in quick:

@@ -215,9 +215,9 @@ def beside(bench: Bench, store: Store, case: Case, peer: str) -> None:
         inputs = make_inputs(store, case)
         try:
             variants = PEERS[peer](inputs)
-        except AbsentError as error:
+        except AbsentError as absence:
             bench.log.add(
-                name, "absent", error=str(error), bench="decode", contender=peer, **case._asdict()
+                name, "absent", error=str(absence), bench="decode", contender=peer, **case._asdict()
             )
             return
         best = min(variants, key=lambda each: bench.timer.time(each.calls, limit_s=0.05).median_us)

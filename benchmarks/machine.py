@@ -9,7 +9,6 @@ random operands. Memory bandwidth is measured on buffers far larger than the L2 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -166,6 +165,4 @@ def _version(package: str) -> str:
 
 
 if __name__ == "__main__":
-    status = main()
-    print(json.dumps({"status": status}))
-    sys.exit(status)
+    sys.exit(main())

@@ -9,6 +9,8 @@ import sys
 from importlib import metadata
 from typing import NamedTuple
 
+_PACKAGES = ("torch", "triton", "transformers")
+
 
 class Found(NamedTuple):
     """name: of the GPU, or `cpu`. versions: of what compiles and runs kernels and models."""
@@ -31,8 +33,15 @@ def _main() -> None:
 
     has_cuda = torch.cuda.is_available()
     name = torch.cuda.get_device_name(0) if has_cuda else "cpu"
-    versions = [f"{p} {metadata.version(p)}" for p in ("torch", "triton", "transformers")]
+    versions = [f"{package} {_version(package)}" for package in _PACKAGES]
     print(json.dumps([name, has_cuda, versions]))
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
 
 
 if __name__ == "__main__":

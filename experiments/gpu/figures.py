@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -74,7 +75,7 @@ def _bandwidth(points: pd.DataFrame) -> Figure:
         axes.set_xlabel("context, tokens")
         axes.set_ylim(0, 105)
     grid[0][0].set_ylabel("% of the measured\nread bandwidth")
-    handles = {}
+    handles: dict[str, Artist] = {}
     for axes in grid[0]:
         lines, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, lines, strict=True))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from experiments.gpu import kernel_checks, layer_checks, model_checks, packages
-from experiments.gpu.marked_tests import read_report
+from experiments.gpu.marked_tests import marked_files, read_report
 from experiments.gpu.ragged import Heads, exact_attention, make_ragged, relative_error
 from experiments.gpu.sweep import DRY_OVERRIDES, read_runs
 from harness.engine.device.model_shape import model_preset
@@ -121,6 +121,12 @@ def test_a_junit_report_becomes_rows(tmp_path: Path) -> None:
         ("a::broken", "failed", "boom"),
         ("a::left", "absent", "no GPU"),
     ]
+
+
+def test_only_files_with_gpu_tests_are_collected() -> None:
+    names = {path.name for path in marked_files()}
+    assert {"test_cuda_graphs.py", "test_timing_gpu.py"} <= names
+    assert "test_trackers.py" not in names
 
 
 def test_stored_runs_become_rows(tmp_path: Path) -> None:
