@@ -55,6 +55,8 @@ class CudaCapture:
                 f"a decode step cannot be captured in a CUDA graph ({error}): "
                 "set engine.cuda_graph=false"
             ) from error
+        finally:
+            torch.cuda.set_stream(main)  # a capture that fails leaves its own stream current
         return graph.replay
 
     def held_bytes(self) -> int:
