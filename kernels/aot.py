@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from kernels.tuning import LEAST_BLOCK_S
 from kernels.variant import KernelShape, Variant
 
 MODULES = (
@@ -207,6 +208,8 @@ def _setting(variant: Variant, shape: KernelShape) -> str:
         parts += [word] if variant.constants.get(constant) else []
     if "HAS_SPLITS" in variant.constants:
         parts.append("split" if variant.constants["HAS_SPLITS"] else "whole")
+    if variant.constants.get("BLOCK_S", 0) > LEAST_BLOCK_S:
+        parts.append(f"of {variant.constants['BLOCK_S']} sequences")
     return " ".join(parts)
 
 

@@ -15,6 +15,7 @@ from kernels.triton_decode import JOIN_FEW, JOIN_MANY, decode_kernel, join_kerne
 from kernels.triton_prefill import prefill_kernel
 from kernels.triton_tile import rows_of_group
 from kernels.tuning import (
+    LEAST_BLOCK_S,
     AttentionTuning,
     DecodeTuning,
     PrefillTuning,
@@ -204,7 +205,7 @@ def _decode(call: _Call, tuning: DecodeTuning, split: int | None, processors: in
         *call.numbers,
         **call.constants,
         BLOCK_M=rows_of_group(call.constants["GROUP"]),
-        BLOCK_S=max(128, triton.next_power_of_2(num_seqs)),
+        BLOCK_S=max(LEAST_BLOCK_S, triton.next_power_of_2(num_seqs)),
         TILE_N=tuning.tile_n,
         HAS_SPLITS=budget > 0,
         num_warps=tuning.num_warps,
@@ -237,8 +238,9 @@ def _chip(device: torch.device) -> tuple[int, int]:
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """How float32 products are formed: of three TF32 ones, within 2 bits of exact, unless torch
-    was told that one will do. Exact ones bypass the tensor cores, and their registers spill."""
+    """How float32 products are formed: of three TF32 ones, nearly exact (by how much has not been
+    measured on a GPU), unless torch was told that one will do. Exact ones bypass the tensor cores,
+    and their registers spill."""
     if dtype != torch.float32:
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"

@@ -22,6 +22,9 @@ from typing import NamedTuple
 
 import torch
 
+LEAST_BLOCK_S = 128
+"""Sequences whose lengths a program of the decode kernel looks at in one go, at least."""
+
 
 class DecodeTuning(NamedTuple):
     """tile_n: tokens a step. programs_per_processor: how many fit on an SM together.
