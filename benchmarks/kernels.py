@@ -165,9 +165,10 @@ def main() -> int:
     for page in (0, *sizes.all_pages):
         decode(bench, store, Case(*sizes.pages_at, page), "pages")
     del store
-    other_kernels.run(bench, sizes.shape, sizes.other)
+    l2_bytes = machine.l2_bytes(bench.device)
+    other_kernels.run(bench, sizes.shape, sizes.other, l2_bytes)
     if sizes.layer is not None:
-        layer_kernels.run(bench, sizes.shape, sizes.layer, machine.l2_bytes(bench.device))
+        layer_kernels.run(bench, sizes.shape, sizes.layer, l2_bytes)
     return conclude(bench.log)
 
 
@@ -183,6 +184,16 @@ def make_store(bench: Bench) -> Store:
     return Store.filled(shape, wanted // 256 * 256 or wanted, bench.device, l2_bytes)
 
 
+def _too_large(store: Store, case: Case) -> str:
+    """Why there is no row: what the case needs, what there is, and what helps."""
+    needed, held = (n * store.shape.token_bytes / 2**30 for n in (case.tokens, len(store.keys)))
+    return (
+        f"{case.batch} sequences of {case.context} tokens take {needed:.2f} GiB of keys and "
+        f"values, the store holds {held:.2f} GiB ({_SHARE_OF_MEMORY:.0%} of the memory that was "
+        "free): end what else is on the GPU, or take one with more memory"
+    )
+
+
 def decode(bench: Bench, store: Store, case: Case, group: str) -> None:
     """One case by our kernel, with pages or without."""
     contender = "paged" if case.page_size else "contiguous"
@@ -190,7 +201,7 @@ def decode(bench: Bench, store: Store, case: Case, group: str) -> None:
     if bench.skips(name):
         return
     if case.tokens > len(store.keys):
-        bench.log.add(name, "absent", error="does not fit into the memory", bench=group)
+        bench.log.add(name, "absent", error=_too_large(store, case), bench=group)
         return
 
     def measure() -> None:
@@ -208,7 +219,7 @@ def beside(bench: Bench, store: Store, case: Case, peer: str) -> None:
     if (peer == "sdpa") != (case.page_size == 0) or bench.skips(name):
         return
     if case.tokens > len(store.keys):
-        bench.log.add(name, "absent", error="does not fit into the memory", bench="decode")
+        bench.log.add(name, "absent", error=_too_large(store, case), bench="decode")
         return
 
     def measure() -> None:

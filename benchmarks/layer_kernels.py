@@ -9,10 +9,8 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.decode_cases import Shape
-from benchmarks.other_kernels import Bench, Prepared, run_cases
+from benchmarks.other_kernels import Bench, Prepared, num_sets, run_cases
 from kernels.cost import add_rms_norm_cost, rope_store_cost, silu_mul_cost
-
-_MOST_SETS = 64
 
 
 class Sizes(NamedTuple):
@@ -52,7 +50,7 @@ def norm(device: torch.device, shape: Shape, tokens: int, width: int, l2_bytes: 
 
     cost = add_rms_norm_cost(tokens, width, element_bytes=shape.dtype.itemsize)
     weight = torch.ones(width, device=device, dtype=shape.dtype)
-    size = (_num_sets(cost.moved_bytes, l2_bytes), tokens, width)
+    size = (num_sets(cost.moved_bytes, l2_bytes), tokens, width)
     hidden, added, out = (_random(size, device, shape.dtype) for _ in range(3))
     calls = [
         partial(add_rms_norm, h, a, weight, 1e-5, out=o)
@@ -69,7 +67,7 @@ def rope(device: torch.device, shape: Shape, tokens: int, l2_bytes: int) -> Prep
         tokens, num_q_heads=shape.q_heads, num_kv_heads=shape.kv_heads, head_dim=shape.head_dim,
         element_bytes=shape.dtype.itemsize,
     )  # fmt: skip
-    sets = _num_sets(cost.moved_bytes, l2_bytes)
+    sets = num_sets(cost.moved_bytes, l2_bytes)
     width = (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim
     qkv = _random((sets, tokens, width), device, shape.dtype)
     cos_sin = _random((tokens, shape.head_dim), device, shape.dtype)
@@ -89,16 +87,11 @@ def silu(device: torch.device, shape: Shape, tokens: int, width: int, l2_bytes: 
     from kernels.triton_activation import silu_mul
 
     cost = silu_mul_cost(tokens, width, element_bytes=shape.dtype.itemsize)
-    sets = _num_sets(cost.moved_bytes, l2_bytes)
+    sets = num_sets(cost.moved_bytes, l2_bytes)
     gate_up = _random((sets, tokens, 2 * width), device, shape.dtype)
     out = _random((sets, tokens, width), device, shape.dtype)
     calls = [partial(silu_mul, g, o) for g, o in zip(gate_up, out, strict=True)]
     return Prepared(calls, cost, {"tokens": tokens, "sets": sets})
-
-
-def _num_sets(set_bytes: int, l2_bytes: int) -> int:
-    """Inputs that together are three times the cache."""
-    return max(1, min(_MOST_SETS, -(-3 * l2_bytes // set_bytes)))
 
 
 def _random(size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:

@@ -1,4 +1,7 @@
-"""Prefill attention, KV stores, page copies and swap: time beside bytes and operations."""
+"""Prefill attention, KV stores, page copies and swap: time beside bytes and operations.
+
+Calls take turns over inputs beyond the L2 cache; those of swap do not, as the link is the limit.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from kernels.backend import AttentionBackend
 from kernels.cost import Cost, attention_cost, copy_pages_cost, store_kv_cost, swap_pages_cost
 
 _PAGE = 16
+_MOST_SETS = 512
 
 
 class Sizes(NamedTuple):
@@ -49,9 +53,9 @@ class Bench(Protocol):
     def skips(self, case: str) -> bool: ...
 
 
-def run(bench: Bench, shape: Shape, sizes: Sizes) -> None:
+def run(bench: Bench, shape: Shape, sizes: Sizes, l2_bytes: int) -> None:
     """Every case, in the order of this module."""
-    run_cases(bench, cases(bench, shape, sizes))
+    run_cases(bench, cases(bench, shape, sizes, l2_bytes))
 
 
 def run_cases(bench: Bench, named: Iterable[tuple[str, str, Callable[[], Prepared]]]) -> None:
@@ -76,30 +80,40 @@ class Prepared(NamedTuple):
 
 
 def cases(
-    bench: Bench, shape: Shape, sizes: Sizes
+    bench: Bench, shape: Shape, sizes: Sizes, l2_bytes: int
 ) -> Iterator[tuple[str, str, Callable[[], Prepared]]]:
     """Name, group and preparation of each case."""
     for chunk in sizes.prefill:
         name = f"prefill, {chunk[0]} x {chunk[1]} of {chunk[2]}"
-        yield f"{name}, paged", "prefill", partial(prefill, bench, shape, *chunk)
+        yield f"{name}, paged", "prefill", partial(prefill, bench, shape, *chunk, l2_bytes)
         if chunk[1] == chunk[2]:
-            yield f"{name}, sdpa", "prefill", partial(causal_sdpa, bench, shape, *chunk)
+            yield f"{name}, sdpa", "prefill", partial(causal_sdpa, bench, shape, *chunk, l2_bytes)
     for tokens in sizes.tokens:
-        yield f"store_kv, {tokens} tokens", "store", partial(store, bench, shape, tokens)
+        yield f"store_kv, {tokens} tokens", "store", partial(store, bench, shape, tokens, l2_bytes)
     for count in sizes.copies:
         where = (bench, shape, sizes, count)
-        yield f"copy_pages, {count} pages", "copy", partial(copies, *where, 0)
+        yield f"copy_pages, {count} pages", "copy", partial(copies, *where, 0, l2_bytes)
         staged = f"copy_pages, {count} pages, all staged"
-        yield staged, "copy", partial(copies, *where, count)
+        yield staged, "copy", partial(copies, *where, count, l2_bytes)
         for way in ("out", "in"):
             yield f"swap {way}, {count} pages", "swap", partial(swap, *where, way)
 
 
-def prefill(bench: Bench, shape: Shape, count: int, new: int, context: int) -> Prepared:
+def num_sets(set_bytes: int, l2_bytes: int) -> int:
+    """Inputs that together are three times the cache."""
+    return max(1, min(_MOST_SETS, -(-3 * l2_bytes // set_bytes)))
+
+
+def prefill(
+    bench: Bench, shape: Shape, count: int, new: int, context: int, l2_bytes: int
+) -> Prepared:
     """Ragged causal attention of `count` chunks over shuffled pages."""
-    arguments, options = chunk_inputs(bench.device, shape, count, new, context)
-    call = partial(bench.backend.paged_attention, *arguments, **options)
-    return Prepared([call], chunk_cost(shape, count, new, context), {"contender": "paged"})
+    cost = chunk_cost(shape, count, new, context)
+    calls = []
+    for _ in range(num_sets(cost.moved_bytes, l2_bytes)):
+        arguments, options = chunk_inputs(bench.device, shape, count, new, context)
+        calls.append(partial(bench.backend.paged_attention, *arguments, **options))
+    return Prepared(calls, cost, {"contender": "paged", "sets": len(calls)})
 
 
 def chunk_inputs(
@@ -117,18 +131,19 @@ def chunk_inputs(
     return (query, keys, values, table, _PAGE, bounds, lens), options
 
 
-def causal_sdpa(bench: Bench, shape: Shape, count: int, new: int, context: int) -> Prepared:
+def causal_sdpa(
+    bench: Bench, shape: Shape, count: int, new: int, context: int, l2_bytes: int
+) -> Prepared:
     """torch's, on contiguous KV of whole prompts."""
+    cost = chunk_cost(shape, count, new, context)
     heads = (shape.q_heads, shape.kv_heads, shape.kv_heads)
-    query, keys, values = (
-        torch.randn(count, h, new, shape.head_dim, device=bench.device).to(shape.dtype)
-        for h in heads
-    )
-
-    def call() -> object:
-        return scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=True)
-
-    return Prepared([call], chunk_cost(shape, count, new, context), {"contender": "sdpa"})
+    attend = partial(scaled_dot_product_attention, is_causal=True, enable_gqa=True)
+    calls = []
+    for _ in range(num_sets(cost.moved_bytes, l2_bytes)):
+        sizes = [(count, h, new, shape.head_dim) for h in heads]
+        tensors = [torch.randn(size, device=bench.device).to(shape.dtype) for size in sizes]
+        calls.append(partial(attend, *tensors))
+    return Prepared(calls, cost, {"contender": "sdpa", "sets": len(calls)})
 
 
 def chunk_cost(shape: Shape, count: int, new: int, context: int) -> Cost:
@@ -139,29 +154,38 @@ def chunk_cost(shape: Shape, count: int, new: int, context: int) -> Cost:
     )  # fmt: skip
 
 
-def store(bench: Bench, shape: Shape, tokens: int) -> Prepared:
+def store(bench: Bench, shape: Shape, tokens: int, l2_bytes: int) -> Prepared:
     """New tokens of one layer to scattered slots."""
-    slots = 16 * tokens
-    size = (slots, shape.kv_heads, shape.head_dim)
-    caches = [torch.zeros(size, dtype=shape.dtype, device=bench.device) for _ in range(2)]
-    new = torch.randn(2, tokens, *size[1:], device=bench.device).to(shape.dtype).unbind()
-    places = torch.randperm(slots, device=bench.device)[:tokens]
     cost = store_kv_cost(
         tokens, num_kv_heads=shape.kv_heads, head_dim=shape.head_dim,
         element_bytes=shape.dtype.itemsize,
     )  # fmt: skip
-    return Prepared([lambda: bench.backend.store_kv(*new, *caches, places)], cost, {})
+    sets = num_sets(cost.moved_bytes, l2_bytes)
+    slots = max(16, sets) * tokens
+    size = (slots, shape.kv_heads, shape.head_dim)
+    caches = [torch.zeros(size, dtype=shape.dtype, device=bench.device) for _ in range(2)]
+    new = torch.randn(sets, 2, tokens, *size[1:], device=bench.device).to(shape.dtype)
+    places = torch.randperm(slots, device=bench.device)[: sets * tokens].view(sets, tokens)
+    calls = [
+        partial(bench.backend.store_kv, *each.unbind(), *caches, place)
+        for each, place in zip(new, places, strict=True)
+    ]
+    return Prepared(calls, cost, {"sets": sets})
 
 
-def copies(bench: Bench, shape: Shape, sizes: Sizes, count: int, num_staged: int) -> Prepared:
+def copies(
+    bench: Bench, shape: Shape, sizes: Sizes, count: int, num_staged: int, l2_bytes: int
+) -> Prepared:
     """Pages of all layers within the pool; the first `num_staged` as if others wrote them."""
+    cost = copy_pages_cost(count, _PAGE, **_sizes_of(shape, sizes))
     pool = _pool(bench, shape, sizes)
-    pairs = torch.randperm(sizes.num_pages, device=bench.device)[: 2 * count].view(-1, 2)
-    return Prepared(
-        [partial(bench.backend.copy_pages, pool[:, 0], pool[:, 1], pairs, _PAGE, num_staged)],
-        copy_pages_cost(count, _PAGE, **_sizes_of(shape, sizes)),
-        {"pages": count, "num_staged": num_staged},
-    )
+    sets = min(num_sets(cost.moved_bytes, l2_bytes), sizes.num_pages // (2 * count))
+    pages = torch.randperm(sizes.num_pages, device=bench.device)[: sets * 2 * count]
+    calls = [
+        partial(bench.backend.copy_pages, pool[:, 0], pool[:, 1], pairs, _PAGE, num_staged)
+        for pairs in pages.view(sets, count, 2)
+    ]
+    return Prepared(calls, cost, {"pages": count, "num_staged": num_staged, "sets": sets})
 
 
 def swap(bench: Bench, shape: Shape, sizes: Sizes, count: int, way: str) -> Prepared:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 
 class Telemetry:
-    """Samples through NVML where its Python package is there; nothing otherwise. It only reads."""
+    """Samples torch's current GPU through NVML where its Python package is there; nothing
+    otherwise. It only reads."""
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self) -> None:
         self._nvml: Any = None
         try:
             import pynvml
 
             pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            self._handle = _handle(pynvml)
         except Exception:  # the package, the library or the driver is not there
             return
         self._nvml = pynvml
@@ -40,3 +43,13 @@ class Telemetry:
             except nvml.NVMLError:
                 continue
         return found
+
+
+def _handle(nvml: Any) -> Any:
+    """By UUID: NVML knows nothing of CUDA_VISIBLE_DEVICES and may count GPUs in another order."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        uuid = getattr(properties, "uuid", None)
+        if uuid is not None:
+            return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{str(uuid).removeprefix('GPU-')}")
+    return nvml.nvmlDeviceGetHandleByIndex(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from benchmarks import other_kernels
 from benchmarks.attention_peers import (
     AbsentError,
     arguments_for,
@@ -19,7 +21,9 @@ from benchmarks.attention_peers import (
 )
 from benchmarks.decode_cases import Case, Shape, Store, cost_of, error_of, make_inputs, our_calls
 from benchmarks.engine import roofline_s, summarise, workload
+from benchmarks.kernels import _too_large
 from benchmarks.read_kernel import num_programs, read_all
+from benchmarks.telemetry import Telemetry
 from benchmarks.timing import EventTimer, WallTimer
 from harness.engine.device.model_shape import model_preset, model_shape
 from kernels import backend
@@ -232,3 +236,56 @@ def test_requests_are_as_long_as_asked_and_forced() -> None:
     assert [len(request.prompt_ids) for request in requests] == [20] * 3
     assert all(request.true_output_len == 5 for request in requests)
     assert len({tuple(request.prompt_ids) for request in requests}) == 3
+
+
+@pytest.mark.parametrize("num_staged", [0, 2])
+def test_copies_and_stores_take_turns_over_slots_beyond_the_cache(num_staged: int) -> None:
+    bench = SimpleNamespace(device=CPU, backend=backend.load("cpu", "reference"))
+    sizes = other_kernels.Sizes((), (), (), num_pages=32, num_layers=1)
+    page_bytes = 16 * SHAPE.token_bytes
+    # of two pages read and two written a call, for three caches of four pages
+    copies = other_kernels.copies(bench, SHAPE, sizes, 2, num_staged, 4 * page_bytes)  # type: ignore[arg-type]
+    pages = torch.cat([call.args[2].flatten() for call in copies.calls])  # type: ignore[attr-defined]
+    assert len(copies.calls) == copies.facts["sets"] == 3
+    assert len(pages.unique()) == len(pages) == 3 * 2 * 2
+    stores = other_kernels.store(bench, SHAPE, 4, 4 * page_bytes)  # type: ignore[arg-type]
+    places = torch.cat([call.args[4] for call in stores.calls])  # type: ignore[attr-defined]
+    assert stores.cost.moved_bytes * len(stores.calls) >= 3 * 4 * page_bytes
+    assert len(places.unique()) == len(places) == 4 * len(stores.calls)
+    for call in (*copies.calls, *stores.calls):
+        call()
+
+
+def test_every_prefill_call_has_inputs_of_its_own() -> None:
+    bench = SimpleNamespace(device=CPU, backend=backend.load("cpu", "reference"))
+    for make in (other_kernels.prefill, other_kernels.causal_sdpa):
+        made = make(bench, SHAPE, 2, 8, 8, 8192)  # type: ignore[arg-type]
+        keys = {call.args[1].data_ptr() for call in made.calls}  # type: ignore[attr-defined]
+        assert len(keys) == len(made.calls) == -(-3 * 8192 // made.cost.moved_bytes)
+        made.calls[-1]()
+
+
+def test_telemetry_asks_for_the_card_that_torch_computes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NVML counts all cards; torch those that CUDA_VISIBLE_DEVICES leaves it."""
+    asked: list[object] = []
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=asked.append,
+        nvmlDeviceGetHandleByIndex=asked.append,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for cards in ({1: SimpleNamespace(uuid="12-ab")}, {1: SimpleNamespace()}):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", cards.__getitem__)
+        Telemetry()
+    assert asked == ["GPU-12-ab", 0]
+
+
+def test_a_case_that_is_too_large_names_its_size_the_limit_and_the_way_out(store: Store) -> None:
+    """256 slots of 256 bytes; 2^20 tokens are a quarter of a GiB."""
+    text = _too_large(store, Case(32, 2**15, 16))
+    assert "32 sequences of 32768 tokens take 0.25 GiB" in text
+    assert "the store holds 0.00 GiB" in text and "end what else is on the GPU" in text
