@@ -17,15 +17,11 @@ from harness.engine.device.model_shape import LayerGroup, ModelConfig, ModelShap
 from harness.engine.device.models import LoadedModel, load_model
 from harness.engine.device.torch_executor import TorchExecutor
 from harness.engine.executor import Executor
-from harness.engine.plan import Chunk, StepPlan, TableUpdate
-from harness.engine.request import SamplingParams
 from harness.runs.device_memory import CudaMemory, DeviceMemory
 from harness.runs.memory_profile import largest_step, most_samples, most_tokens, pages_of
 from harness.runs.pool_size import BesidePool, draft_model, estimated_beside_pool, host_pages
 from harness.runs.surroundings import MOST_BYTES_LEFT
-
-_WARM_UP_LEN = 8
-"""Tokens of each sequence that a fresh executor is tried on."""
+from harness.runs.warm_up import WARM_UP_LEN, warm_up_forward, warm_up_moves
 
 
 def resolve_device(config: DeviceConfig) -> str:
@@ -103,13 +99,20 @@ class TorchDevice:
     def executor(
         self, config: RunConfig, num_pages: int, max_len: int, groups: Sequence[LayerGroup] = ()
     ) -> Executor:
-        """A fresh executor with a pool of `num_pages` that each hold the KV of one of `groups`;
-        what compiles lazily has been compiled."""
+        """A fresh executor with a pool of `num_pages` that each hold the KV of one of `groups`.
+
+        Its kernels have been compiled: those of a prefill, of a decode of two sequences, or of all
+        captured batch sizes, and on a GPU those of page copies and swap. What may still compile
+        inside a run: without CUDA graphs the decode of other batch sizes, and page copies of a
+        draft model.
+        """
         self._prepare(config)
         self._check_clean()
         max_seqs, capture = config.engine.max_num_seqs, self._capture(config)
         executor = self._build(config, num_pages, max_len, max_seqs, groups, capture)
         executor.reserve(most_tokens(config, max_len), most_samples(config))
+        if self.kind == "cuda":
+            warm_up_moves(executor)
         return executor
 
     def beside_pool(self, config: RunConfig, longest_len: int) -> BesidePool:
@@ -149,9 +152,9 @@ class TorchDevice:
         key = (attention.kind, attention.backend, *forward, kv.page_size, kv.dtype)
         self._draft(config)  # before the memory is looked at
         if key not in self._warm:
-            num_pages_each = -(-_WARM_UP_LEN // kv.page_size)
-            warm = self._build(config, 2 * num_pages_each, _WARM_UP_LEN, max_seqs=2)
-            _warm_up(warm, num_pages_each)
+            num_pages_each = -(-WARM_UP_LEN // kv.page_size)
+            warm = self._build(config, 2 * num_pages_each, WARM_UP_LEN, max_seqs=2)
+            warm_up_forward(warm, num_pages_each)
             warm.close()
             self._warm.add(key)
             self._set_threads(self._wanted_threads)  # numba's thread pool resets it at its start
@@ -260,20 +263,6 @@ def _step_key(config: RunConfig, num_tokens: int) -> str:
     kv = replace(config.kv, pool_tokens=None, pool_demand=None, memory_fraction=None)
     chosen = (workload.temperature, workload.top_k, workload.top_p, workload.beam_width)
     return repr((config.attention, config.engine, kv, chosen, num_tokens))
-
-
-def _warm_up(executor: TorchExecutor, num_pages_each: int) -> None:
-    """A prefill and a decode of two sequences, so that nothing compiles inside a run."""
-    greedy = SamplingParams()
-    prompt = (1,) * (_WARM_UP_LEN - 1)
-    prefill = tuple(Chunk(seq, 0, prompt, (greedy,)) for seq in (0, 1))
-    tables = tuple(
-        TableUpdate(seq, 0, tuple(range(num_pages_each * seq, num_pages_each * (seq + 1))))
-        for seq in (0, 1)
-    )
-    executor.execute(StepPlan(prefill, tables))
-    decode = tuple(Chunk(seq, len(prompt), (1,), (greedy,), 1) for seq in (0, 1))
-    executor.execute(StepPlan(decode))
 
 
 def _eos_ids(loaded: LoadedModel) -> frozenset[int]:
