@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from experiments.gpu.figures import draw
+from experiments.gpu.goals import Goal
 from experiments.gpu.rows import DryRowsError, Row, read_rows, refuse_dry
 
 HEADING = "## Performance on a GPU"
@@ -68,8 +69,11 @@ def _device(run: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 
 def _goals(goals: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| aimed at | target | measured | |", "|---|---|---|---|"]
-    lines += [f"| {g['name']} | {g['target']} | {g['measured']} | {g['verdict']} |" for g in goals]
+    lines = ["| aimed at | target | measured | cases | |", "|---|---|---|---:|---|"]
+    lines += [
+        f"| {goal.name} | {goal.target} | {goal.measured} | {goal.counted} | {goal.verdict} |"
+        for goal in (Goal(**each) for each in goals)
+    ]
     return "\n".join([*lines, "", "The worst case of each decides."])
 
 
