@@ -181,7 +181,12 @@ def _cuts(longest: int) -> Iterator[tuple[int, int]]:
 
 
 def check_tokens(given: Task, log: RowLog, device: str) -> None:
-    """Greedy outputs of one workload: equal to the first setting's, position by position."""
+    """Greedy outputs of one workload: equal to the first setting's, position by position. That one
+    is served again for what others are not done yet."""
+    first, *others = settings(given.dry)
+    left = [each for each in others if not log.is_done(_token_case(each))]
+    if not left and log.is_done(_token_case(first)):
+        return
     model = model_preset("tiny")
     if given.dry:
         model = replace(model, config={**model.config, "num_hidden_layers": 1})
@@ -194,15 +199,20 @@ def check_tokens(given: Task, log: RowLog, device: str) -> None:
     )
     warm = TorchDevice(config.model, config.device)
     expected: Outputs = {}
-    for setting in settings():
+    for setting in (first, *left):
         changed = replace(
             config, allocator=setting.allocator, engine=EngineConfig(**setting.engine)
         )
-        case = f"greedy tokens, {setting.name}"
+        case = _token_case(setting)
         if given.budget.left_s < 0:
-            log.add(case, "cut")
+            if not log.is_done(case):
+                log.add(case, "cut")
             continue
         guarded(log, case, _tokens, log, case, changed, work, warm, expected)
+
+
+def _token_case(setting: Setting) -> str:
+    return f"greedy tokens, {setting.name}"
 
 
 def _tokens(
@@ -229,8 +239,9 @@ def _tokens(
     print(f"{case}: {difference or f'{positions} positions equal'}", flush=True)
 
 
-def settings() -> Iterator[Setting]:
-    """Strategies with everything on; then the first of them with each fast path off."""
+def settings(dry: bool) -> Iterator[Setting]:
+    """Strategies with everything on; then the first of them with each fast path off, and on a GPU
+    with its forward pass compiled."""
     base = {"max_num_seqs": 8, "token_budget": 64}
     paged = AllocatorConfig("paged")
     yield Setting("paged", paged, base)
@@ -240,16 +251,22 @@ def settings() -> Iterator[Setting]:
     yield Setting("contiguous", contiguous, base)
     for switch in _SWITCHES:
         yield Setting(f"paged, {switch}=false", paged, {**base, switch: False})
+    if not dry:
+        yield Setting("paged, compile=true", paged, {**base, "compile": True})
 
 
 def _difference(expected: Outputs, found: Outputs) -> str:
-    """Where a choice differs by more than rounding; empty where none does."""
+    """Where a choice differs by more than rounding; empty where none does. From the first
+    difference on a request has other inputs, so what follows it says nothing."""
     if expected.keys() != found.keys():
         return f"{len(found)} requests finished where {len(expected)} should have"
     for request, (tokens, margins) in found.items():
-        pairs = zip(tokens, expected[request][0], margins, strict=True)
-        for position, (ours, theirs, margin) in enumerate(pairs):
-            if ours != theirs and margin > MARGIN_LIMIT:
+        others, beside = expected[request]
+        positions = enumerate(zip(tokens, others, margins, beside, strict=True))
+        parted = next((each for each in positions if each[1][0] != each[1][1]), None)
+        if parted is not None:
+            position, (ours, theirs, margin, their_margin) = parted
+            if max(margin, their_margin) > MARGIN_LIMIT:
                 return f"request {request}, position {position}: {ours}, not {theirs}"
     return ""
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -73,7 +74,8 @@ def run_stage(
 ) -> StageStatus:
     """Do `stage` in `folder` unless it has all rows of its key; the status is on disk as well.
 
-    A stage that was ended, or that cut cases, goes on with those. `again` forgets its rows first.
+    A stage that was ended, or that cut cases, goes on with those. `again` removes its folder first:
+    rows, stored runs, and the rows of parts that have folders of their own.
     """
     key = key_of(stage, found, dry=dry)
     earlier = read_status(folder)
@@ -81,7 +83,7 @@ def run_stage(
         say(f"{stage.name}: complete already")
         return StageStatus(**{**asdict(earlier), "reused": True})
     if again:
-        (folder / "rows.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     limit_s = stage.dry_limit_s if dry else stage.limit_s
     say(f"{stage.name}: {stage.title} (at most {limit_s:.0f} s)")

@@ -34,15 +34,20 @@ def main() -> int:
     overrides = (*_DRY_FOR_ALL, *DRY_OVERRIDES[experiment]) if given.dry else ()
     command = [
         sys.executable, "-m", "harness", f"experiment={experiment}", "preset=gpu",
-        f"results_dir={given.folder}", "tracking=none", *overrides,
+        f"results_dir={runs_folder(given)}", "tracking=none", *overrides,
     ]  # fmt: skip
     exit_code = _run(command, given)
-    _note_runs(log, given.folder / experiment)
+    _note_runs(log, runs_folder(given) / experiment)
     if exit_code is None:
         log.add("runs beyond the limit", "cut")
     elif exit_code:
         log.add("harness", "failed", error=f"exit status {exit_code}")
     return conclude(log)
+
+
+def runs_folder(given: Task) -> Path:
+    """Runs of this key alone: those of other code, device or options have the same labels."""
+    return given.folder / "runs" / given.key.replace(" ", "_")
 
 
 def _run(command: list[str], given: Task) -> int | None:

@@ -54,6 +54,24 @@ def test_a_complete_stage_is_not_run_again_unless_told_to(tmp_path: Path) -> Non
     assert not any("had" in line for line in said)
 
 
+def test_again_forgets_what_parts_of_a_stage_left(tmp_path: Path) -> None:
+    """A log in a folder below, as of shards, and a stored run."""
+    nested = (
+        'from experiments.gpu.rows import RowLog; part = RowLog(given.folder / "part", given.key, '
+        'dry=True); print("part had" if part.is_done(case) else "part new"); part.add(case)'
+    )
+    out = tmp_path / "out"
+    _, said = run(stage(tmp_path, nested), out)
+    assert said.count("  part new") == 2
+    (out / "rows.jsonl").unlink()
+    (out / "status.json").unlink()
+    (out / "runs").mkdir()
+    _, said = run(stage(tmp_path, nested), out)
+    assert said.count("  part had") == 2
+    _, said = run(stage(tmp_path, nested), out, again=True)
+    assert said.count("  part new") == 2 and not (out / "runs").exists()
+
+
 def test_a_stage_goes_on_where_it_was_ended(tmp_path: Path) -> None:
     """The first process dies after one case; the second one does the other only."""
     status, _ = run(stage(tmp_path, "import os; os._exit(9)"), tmp_path / "out")
