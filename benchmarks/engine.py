@@ -29,6 +29,7 @@ from benchmarks import machine
 from benchmarks.telemetry import Telemetry
 from benchmarks.timing import timer_for
 from experiments.gpu.child import Task, conclude, guarded, parser, task
+from experiments.gpu.processes import run_to_limit
 from experiments.gpu.rows import RowLog
 from harness.config import AttentionConfig, DeviceConfig, EngineConfig, KVConfig, RunConfig
 from harness.engine.cost.gpu import Gpu
@@ -249,11 +250,9 @@ def beside(given: Task, log: RowLog, sizes: Sizes, peer: str, batch: int, contex
         str(sizes.short_output), str(sizes.short_output + sizes.steps),
     ]  # fmt: skip
     root = Path(__file__).resolve().parents[1]
-    try:
-        done = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, timeout=given.budget.left_s
-        )
-    except subprocess.TimeoutExpired:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = run_to_limit(command, given.budget.left_s, cwd=root, **pipes)
+    if done is None:
         log.add(case, "cut", **facts)
         return
     lines = done.stdout.strip().splitlines()

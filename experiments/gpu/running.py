@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -17,6 +15,7 @@ from pathlib import Path
 
 from experiments.gpu.child import command_line
 from experiments.gpu.device import Found
+from experiments.gpu.processes import end
 from experiments.gpu.rows import read_rows
 from experiments.gpu.stages import ROOT, Stage, python_command
 
@@ -175,16 +174,12 @@ class _Ender:
     def stop(self) -> None:
         self._timer.cancel()
         if self._process.poll() is None:
-            self._end()
+            end(self._process)
             self._process.wait()
 
     def _over(self) -> None:
         self.had_to = True
-        self._end()
-
-    def _end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # its own session: its children too
+        end(self._process)
 
 
 def _write(status: StageStatus, folder: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.gpu.child import Task, conclude, parser, task
+from experiments.gpu.processes import run_to_limit
 from experiments.gpu.rows import RowLog
 from experiments.gpu.stages import ROOT
 
@@ -51,10 +51,8 @@ def runs_folder(given: Task) -> Path:
 
 
 def _run(command: list[str], given: Task) -> int | None:
-    try:
-        return subprocess.run(command, cwd=ROOT, timeout=given.budget.left_s).returncode
-    except subprocess.TimeoutExpired:
-        return None
+    done = run_to_limit(command, given.budget.left_s, cwd=ROOT)
+    return None if done is None else done.returncode
 
 
 def _note_runs(log: RowLog, folder: Path) -> None:
