@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from experiments.commands import gpu
 from experiments.gpu import running
 from experiments.gpu.device import Found
 from experiments.gpu.rows import Budget, DryRowsError, RowLog, read_rows, refuse_dry
 from experiments.gpu.running import key_of, read_status, run_stage
 from experiments.gpu.stages import STAGES, Stage
+from harness.config import ConfigError
 
 FOUND = Found("a device", False, ("torch 1",))
 SCRIPT = """
@@ -154,3 +156,25 @@ def test_the_status_on_disk_is_what_was_returned(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "out" / "status.json").read_text())
     assert stored["stage"] == "mine" and stored["dry"] is True
     assert read_status(tmp_path / "out") == status
+
+
+def test_all_is_no_stage_to_choose_but_may_be_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is chosen is run, or refused: nothing chosen is no success."""
+    asked: list[tuple[str, bool]] = []
+
+    def note(stage: Stage, *_: object, again: bool, **__: object) -> running.StageStatus:
+        asked.append((stage.name, again))
+        return running.StageStatus(stage.name, "key", "complete", 0.0)
+
+    monkeypatch.setattr(gpu, "run_stage", note)
+    monkeypatch.setattr(gpu.device, "find", lambda: FOUND)
+    where = ["--dry", "--results-dir", str(tmp_path)]
+    with pytest.raises(ConfigError, match="all"):
+        gpu.main([*where, "--only", "all"])
+    assert asked == []
+    assert gpu.main([*where, "--only", "kernels", "--again", "all"]) == 0
+    assert asked == [("kernels", True)]
+    with pytest.raises(ConfigError, match="kernel"):
+        gpu.main([*where, "--again", "kernells"])
