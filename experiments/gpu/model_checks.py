@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +46,8 @@ Outputs = dict[int, tuple[list[int], list[float]]]
 """By request: its tokens, and how far each was ahead of the second best."""
 
 _TWICE = {"float32": torch.float64, "bfloat16": torch.float32}
-_LENGTHS, _DRY_LENGTHS = (5, 17, 30), (3, 9)
+_LENGTHS, _DRY_LENGTHS = (5, 170, 700, 701), (3, 9)
+_MOST_SINGLE = 8
 _OUTPUTS, _DRY_OUTPUTS = (24, 32, 40, 48), (3, 5)
 _PAGE = 4
 _POOL_TOKENS = 256
@@ -99,12 +101,12 @@ def shapes(dry: bool) -> Iterator[tuple[str, ModelConfig]]:
     like = {
         "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "max_position_embeddings": 512, "tie_word_embeddings": False,
+        "max_position_embeddings": 1024, "tie_word_embeddings": False,
     }  # fmt: skip
     gemma = {"sliding_window": 11, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 16}
     opt = {
         "vocab_size": 512, "hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "max_position_embeddings": 512, "word_embed_proj_dim": 64,
+        "num_attention_heads": 4, "max_position_embeddings": 1024, "word_embed_proj_dim": 64,
     }  # fmt: skip
     yield "gemma2", ModelConfig("gemma2", "gemma2", {**like, **gemma}, initializer_range=0.2)
     yield "opt", ModelConfig("opt", "opt", opt, initializer_range=0.4)
@@ -159,11 +161,10 @@ def engine_logits(
     )
     rows: list[list[torch.Tensor]] = [[] for _ in prompts]
     draw = (SamplingParams(),)
-    for begin, end in _cuts(longest):
+    for step in zip_longest(*(_cuts(len(prompt)) for prompt in prompts)):
         chunks = [
-            Chunk(seq, begin, tuple(p[begin:end]), draw, num_drafts=len(p[begin:end]) - 1)
-            for seq, p in enumerate(prompts)
-            if len(p) > begin
+            Chunk(seq, begin, tuple(prompts[seq][begin:end]), draw, num_drafts=end - begin - 1)
+            for seq, (begin, end) in ((seq, cut) for seq, cut in enumerate(step) if cut)
         ]
         logits = runner.forward(batches.build(tuple(chunks))).clone()
         sizes = [len(chunk.token_ids) for chunk in chunks]
@@ -172,12 +173,13 @@ def engine_logits(
     return [torch.cat(parts) for parts in rows]
 
 
-def _cuts(longest: int) -> Iterator[tuple[int, int]]:
-    """Two chunks, then single tokens: prefill, a continued prefill, decodes."""
-    half = longest // 2
-    yield 0, half
-    yield half, longest - 2
-    yield from ((at, at + 1) for at in range(longest - 2, longest))
+def _cuts(length: int) -> list[tuple[int, int]]:
+    """Two chunks, then single tokens, a third of the prompt at most: a prefill, a continued one,
+    decodes. A shorter prompt decodes while a longer one does, and ends sooner."""
+    single = min(_MOST_SINGLE, max(1, length // 3))
+    half = (length - single) // 2
+    chunks = [(0, half), (half, length - single)]
+    return [*chunks, *((at, at + 1) for at in range(length - single, length))]
 
 
 def check_tokens(given: Task, log: RowLog, device: str) -> None:

@@ -224,6 +224,38 @@ def test_logits_are_as_good_as_transformers_and_a_wrong_page_is_noticed(
     assert not wrong["error_norm"] <= wrong["tolerance"]  # a page of NaN, or of other tokens
 
 
+def test_every_prompt_is_prefilled_continued_and_decoded() -> None:
+    for length in (3, 5, 9, 170, 700, 701):
+        cuts = model_checks._cuts(length)
+        assert [at for begin, end in cuts for at in range(begin, end)] == list(range(length))
+        assert all(begin < end for begin, end in cuts)
+        singles = [end - begin for begin, end in cuts[2:]]
+        assert singles and set(singles) == {1} and (length < 24 or len(singles) == 8)
+
+
+def test_a_decode_that_is_wrong_beyond_the_first_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefills and three steps of single tokens are right; later ones read a wrong page."""
+    steps: list[int] = []
+
+    def broken(device: str, name: str) -> backend.AttentionBackend:
+        made = backend.load(device, name)
+
+        def wrong(query, keys, values, table, *rest, **options):  # type: ignore[no-untyped-def]
+            steps.append(len(query))
+            late = len(query) == 1 and steps.count(1) > 3 * layers
+            return made.paged_attention(
+                query, keys, values, table.flip(1) if late else table, *rest, **options
+            )
+
+        return replace(made, paged_attention=wrong)
+
+    layers = model_preset("tiny").config["num_hidden_layers"]
+    monkeypatch.setattr(model_checks, "load", broken)
+    found = model_checks.check_logits(model_preset("tiny"), "cpu", (24,), "reference")
+    assert steps.count(1) == 8 * layers
+    assert not found["error_norm"] <= found["tolerance"]
+
+
 def test_greedy_tokens_are_compared_under_every_strategy_and_switch() -> None:
     names = [setting.name for setting in model_checks.settings(dry=True)]
     assert names[:4] == ["paged", "paged_cow", "paged_prefix", "contiguous"]
