@@ -155,6 +155,8 @@ def serve_continuously(
                 result = manager.get_result(timeout=1)
                 if result is not None and result.is_finished():
                     found[result.request_id] = list(result.generated_tokens)
+                elif result is None and not manager.is_running():
+                    raise SystemExit("transformers' continuous batching ended before its answers")
         return [found[name] for name in names]
 
     return serve

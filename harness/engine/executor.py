@@ -18,6 +18,11 @@ class CaptureReport(NamedTuple):
     num_bytes: int = 0
 
 
+class CaptureRefusedError(RuntimeError):
+    """A step cannot be recorded: it waits for the device, or asks the host midway. CUDA's
+    allocator then goes on as if recording; a process that saw this does no further run."""
+
+
 class Executor(Protocol):
     """Carries out step plans. `torch` runs the model; `simulated` asks a cost model."""
 

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from harness.config import RunConfig, to_mapping
+from harness.engine.executor import CaptureRefusedError
 from harness.measure.environment import Environment, capture_environment
 from harness.runs.jobs import Job, check_unchanged
 from harness.runs.one_run import environment_of, execute_run, simulated_device
@@ -46,8 +47,11 @@ class JobResult:
 
 
 class _Failure(NamedTuple):
+    """leaves_clean: the process can do another run, as far as the failure itself goes."""
+
     status: RunStatus
     error: str
+    leaves_clean: bool = True
 
 
 class Worker:
@@ -122,8 +126,8 @@ def do_job(job: Job, devices: DeviceCache) -> JobResult:
     try:
         failure = _try_job(job, devices)
         if failure is not None:
-            status, error = failure
-            is_clean = devices.recover(keep=status == "out_of_memory")
+            status, error = failure.status, failure.error
+            is_clean = devices.recover(keep=status == "out_of_memory") and failure.leaves_clean
             wall_s = time.perf_counter() - begin
             environment = capture_environment("none", 1)
             save_failure(job, error, wall_s, environment, failure.status)
@@ -152,7 +156,8 @@ def _try_job(job: Job, devices: DeviceCache) -> _Failure | None:
             return _Failure("out_of_memory", _memory_message(failure))
         if not isinstance(failure, ValueError):
             traceback.print_exc(file=sys.stderr)
-        return _Failure("failed", _one_line(failure))
+        is_refusal = isinstance(failure, CaptureRefusedError)
+        return _Failure("failed", _one_line(failure), leaves_clean=not is_refusal)
     return None
 
 

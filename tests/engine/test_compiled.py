@@ -10,7 +10,7 @@ import torch
 from model_driver import drive
 
 from harness.engine.device.capture import Rehearsal
-from harness.engine.device.compiled import CompiledModel, NotCompiledError
+from harness.engine.device.compiled import CompiledModel, NotCompiledError, padded_seqs
 from harness.engine.device.model_shape import LayerGroup, ModelConfig
 from harness.engine.device.models import load_model
 from harness.engine.device.torch_executor import TorchExecutor
@@ -101,3 +101,12 @@ def test_layers_know_their_place_in_the_pool() -> None:
     )
     assert executor.pool.places == ((1, 0), (0, 0))
     assert executor.pool.caches[0][0].data_ptr() == executor.pool.storage[0, 0].data_ptr()
+
+
+@pytest.mark.parametrize("num_tokens", range(1, 6))
+def test_padding_does_not_make_a_prompt_look_like_decodes(num_tokens: int) -> None:
+    """The kernels take as many tokens as sequences for one each."""
+    for num_seqs in range(1, num_tokens + 1):
+        padded = padded_seqs(num_tokens, num_seqs)
+        assert padded >= max(2, num_seqs)
+        assert (max(2, num_tokens) == padded) == (num_tokens == num_seqs)

@@ -10,11 +10,12 @@ import pytest
 
 from harness.config import RunConfig
 from harness.engine.device.model_shape import model_preset
+from harness.engine.executor import CaptureRefusedError
 from harness.measure.environment import capture_environment
 from harness.runs import sweep
 from harness.runs.code_hash import CodeHashes
 from harness.runs.jobs import Job, make_job
-from harness.runs.worker import JobResult
+from harness.runs.worker import DeviceCache, JobResult, do_job
 
 
 class _Worker:
@@ -59,3 +60,20 @@ def test_the_next_run_gets_a_new_process(tmp_path: Path, monkeypatch: pytest.Mon
     assert finished == [0, 2, 1, 4]
     assert [worker.done for worker in _Worker.made] == [[0, 2, 1], [4]]
     assert all(worker.is_stopped for worker in _Worker.made)
+
+
+@pytest.mark.parametrize(
+    ("failure", "is_clean"),
+    [(CaptureRefusedError("it waits for the device"), False), (ValueError("no such thing"), True)],
+    ids=lambda value: str(value),
+)
+def test_a_refused_capture_ends_its_process(
+    failure: Exception, is_clean: bool, tmp_path: Path
+) -> None:
+    class _Refusing(DeviceCache):
+        def get(self, config: RunConfig) -> Any:
+            raise failure
+
+    config = RunConfig(model=model_preset("tiny"))
+    result = do_job(make_job(config, "", tmp_path, "cpu", CodeHashes()), _Refusing())
+    assert (result.status, result.is_clean) == ("failed", is_clean)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from harness.engine.executor import CaptureReport
+from harness.engine.executor import CaptureRefusedError, CaptureReport
 
 
 class Capture(Protocol):
@@ -24,17 +25,13 @@ class Capture(Protocol):
         ...
 
 
-class CaptureRefusedError(RuntimeError):
-    """A computation cannot be recorded: it waits for the device, or asks the host midway."""
-
-
 class CudaCapture:
     """CUDA graphs that share one memory pool: of two of them never both run at one time, so the
     same temporaries serve all. To be given the largest computation first."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = _capture_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
@@ -62,6 +59,17 @@ class CudaCapture:
     def held_bytes(self) -> int:
         torch.cuda.empty_cache()  # what is merely kept for later is nobody's
         return int(torch.cuda.memory_reserved(self._device))
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures: cuBLAS keeps a workspace for each stream that it ever worked on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def free_workspaces() -> None:
+    """Give back what cuBLAS keeps for its streams; not while a captured graph is still to run."""
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 class Rehearsal:

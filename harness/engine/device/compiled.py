@@ -143,16 +143,17 @@ class CompiledModel:
         if tables is None:
             assert step.start_slots is not None  # one of the two says where sequences lie
             tables = (step.start_slots,)
-        missing_seqs = max(0, _LEAST - len(step.seq_lens))
+        num_seqs = padded_seqs(len(ids), len(step.seq_lens))
+        missing_seqs = num_seqs - len(step.seq_lens)
         arguments = (
             _grown(ids),
             _grown(positions),
             _grown(rows),
             pool.storage,
-            [_grown(slots, -1) for slots in step.slot_mappings],
-            [_grown_table(table) for table in tables],
+            [_grown(slots, filler=-1) for slots in step.slot_mappings],
+            [_grown_table(table, num_seqs) for table in tables],
             torch.cat((step.query_start_loc, step.query_start_loc[-1:].expand(missing_seqs))),
-            _grown(step.seq_lens),
+            _grown(step.seq_lens, num_seqs),
             pool.places,
             kernels,
             step.page_size if step.block_tables is not None else 0,
@@ -178,15 +179,23 @@ class CompiledModel:
         return logits[0]
 
 
-def _grown(values: Tensor, filler: int = 0) -> Tensor:
-    """`values` (n,) with at least `_LEAST` entries."""
-    missing = _LEAST - len(values)
+def padded_seqs(num_tokens: int, num_seqs: int) -> int:
+    """Sequences that a batch is padded to. As many sequences as tokens mean one token each to the
+    kernels: a prompt's two tokens must not look so beside an empty sequence."""
+    padded = max(num_seqs, _LEAST)
+    looks_decoding = num_tokens != num_seqs and max(num_tokens, _LEAST) == padded
+    return padded + 1 if looks_decoding else padded
+
+
+def _grown(values: Tensor, least: int = _LEAST, *, filler: int = 0) -> Tensor:
+    """`values` (n,) with at least `least` entries."""
+    missing = least - len(values)
     return functional.pad(values, (0, missing), value=filler) if missing > 0 else values
 
 
-def _grown_table(table: Tensor) -> Tensor:
-    """A block table (S, pages), or start slots (S,), of at least `_LEAST` either way."""
+def _grown_table(table: Tensor, num_seqs: int) -> Tensor:
+    """A block table (S, pages), or start slots (S,), for `num_seqs` and at least two pages."""
     if table.dim() == 1:
-        return _grown(table)
-    rows, columns = (max(0, _LEAST - size) for size in table.shape)
+        return _grown(table, num_seqs)
+    rows, columns = num_seqs - table.shape[0], max(0, _LEAST - table.shape[1])
     return functional.pad(table, (0, columns, 0, rows))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.engine.device.batch import BatchBuilder
-from harness.engine.device.capture import Capture, graph_sizes
+from harness.engine.device.capture import Capture, free_workspaces, graph_sizes
 from harness.engine.device.choose import Chosen, choose, draws_one_each
 from harness.engine.device.compiled import CompiledModel
 from harness.engine.device.decode_graphs import DecodeGraphs
@@ -275,4 +275,5 @@ class TorchExecutor:
         self._graphs = None
         del self.runner, self.drafter, self.pool, self.host_pool, self.model
         if self.device.type == "cuda":
+            free_workspaces()
             torch.cuda.empty_cache()
