@@ -29,6 +29,7 @@ from benchmarks import machine
 from benchmarks.telemetry import Telemetry
 from benchmarks.timing import timer_for
 from experiments.gpu.child import Task, conclude, guarded, parser, task
+from experiments.gpu.processes import run_to_limit
 from experiments.gpu.rows import RowLog
 from harness.config import AttentionConfig, DeviceConfig, EngineConfig, KVConfig, RunConfig
 from harness.engine.cost.gpu import Gpu
@@ -99,10 +100,11 @@ def ours(
     made: list[TorchDevice] = []
     for (batch, context), contender, changes in settings:
         case = f"{batch} x {context}, {contender}"
+        said = asked(contender, batch, context)
         if log.is_done(case):
             continue
         if given.budget.left_s < 0:
-            log.add(case, "cut")
+            log.add(case, "cut", **said)
             continue
 
         def measure(
@@ -113,16 +115,23 @@ def ours(
             if not made:
                 made.append(TorchDevice(config.model, config.device))
             values = decode_steps(config, made[0], batch, context, sizes, rates)
-            values |= {"contender": contender, "batch": batch, "context": context}
+            values |= asked(contender, batch, context)
             values |= {switch: getattr(config.engine, switch) for switch in _SWITCHES}
-            log.add(case, bench="decode_steps", **values, **Telemetry().sample())
+            log.add(case, **values, **Telemetry().sample())
             print(
                 f"{case}: {values['decode_tokens_per_s']:,.0f} tokens/s, step "
                 f"{values['step_ms']:.2f} ms, {values['roofline_share']:.0%} of its roofline",
                 flush=True,
             )
 
-        guarded(log, case, measure)
+        guarded(log, case, measure, **said)
+
+
+def asked(contender: str, batch: int, context: int) -> dict[str, Any]:
+    """What a row says that has no figure."""
+    return {
+        "bench": "decode_steps", "contender": contender, "batch": batch, "context": context,
+    }  # fmt: skip
 
 
 def run_config(
@@ -230,22 +239,20 @@ def workload(batch: int, context: int, output: int, vocab: int) -> Workload:
 def beside(given: Task, log: RowLog, sizes: Sizes, peer: str, batch: int, context: int) -> None:
     """One shape by another engine, in a process that ends with it."""
     case = f"{batch} x {context}, {peer}"
+    facts = asked(peer, batch, context)
     if log.is_done(case):
         return
     if given.budget.left_s < 5:
-        log.add(case, "cut")
+        log.add(case, "cut", **facts)
         return
     command = [
         sys.executable, "-m", "benchmarks.gpu_peers", peer, sizes.model, str(batch), str(context),
         str(sizes.short_output), str(sizes.short_output + sizes.steps),
     ]  # fmt: skip
-    facts = {"bench": "decode_steps", "contender": peer, "batch": batch, "context": context}
     root = Path(__file__).resolve().parents[1]
-    try:
-        done = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, timeout=given.budget.left_s
-        )
-    except subprocess.TimeoutExpired:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = run_to_limit(command, given.budget.left_s, cwd=root, **pipes)
+    if done is None:
         log.add(case, "cut", **facts)
         return
     lines = done.stdout.strip().splitlines()

@@ -132,12 +132,13 @@ class Bench:
             found["rate_share"] = found["tflop_per_s"] / self.rates["tflop_per_s"]
         return found
 
-    def skips(self, case: str) -> bool:
-        """Whether `case` has its row, or no time is left for it."""
+    def skips(self, case: str, **facts: Any) -> bool:
+        """Whether `case` has its row, or no time is left for it: then its row says so, and
+        `facts`."""
         if self.log.is_done(case):
             return True
         if self.budget.left_s < 0:
-            self.log.add(case, "cut")
+            self.log.add(case, "cut", **facts)
             return True
         return False
 
@@ -198,10 +199,11 @@ def decode(bench: Bench, store: Store, case: Case, group: str) -> None:
     """One case by our kernel, with pages or without."""
     contender = "paged" if case.page_size else "contiguous"
     name = _name(group, case, contender)
-    if bench.skips(name):
+    said = asked(group, contender, case, store.shape)
+    if bench.skips(name, **said):
         return
     if case.tokens > len(store.keys):
-        bench.log.add(name, "absent", error=_too_large(store, case), bench=group)
+        bench.log.add(name, "absent", error=_too_large(store, case), **said)
         return
 
     def measure() -> None:
@@ -210,16 +212,17 @@ def decode(bench: Bench, store: Store, case: Case, group: str) -> None:
         error = _checked(calls[0](), inputs)
         bench.measure(name, group, calls, contender=contender, error_norm=error, **facts(inputs))
 
-    guarded(bench.log, name, measure)
+    guarded(bench.log, name, measure, **said)
 
 
 def beside(bench: Bench, store: Store, case: Case, peer: str) -> None:
     """The same by somebody else's kernel; the quickest of its variants is the row."""
     name = _name("decode", case, peer)
-    if (peer == "sdpa") != (case.page_size == 0) or bench.skips(name):
+    said = asked("decode", peer, case, store.shape)
+    if (peer == "sdpa") != (case.page_size == 0) or bench.skips(name, **said):
         return
     if case.tokens > len(store.keys):
-        bench.log.add(name, "absent", error=_too_large(store, case), bench="decode")
+        bench.log.add(name, "absent", error=_too_large(store, case), **said)
         return
 
     def measure() -> None:
@@ -227,9 +230,7 @@ def beside(bench: Bench, store: Store, case: Case, peer: str) -> None:
         try:
             variants = PEERS[peer](inputs)
         except AbsentError as absence:
-            bench.log.add(
-                name, "absent", error=str(absence), bench="decode", contender=peer, **case._asdict()
-            )
+            bench.log.add(name, "absent", error=str(absence), **said)
             return
         best = min(variants, key=lambda each: bench.timer.time(each.calls, limit_s=0.05).median_us)
         error = _checked(best.calls[0](), inputs)
@@ -238,7 +239,7 @@ def beside(bench: Bench, store: Store, case: Case, peer: str) -> None:
             contender=peer, variant=best.variant, error_norm=error, **facts(inputs),
         )  # fmt: skip
 
-    guarded(bench.log, name, measure)
+    guarded(bench.log, name, measure, **said)
 
 
 def _checked(out: torch.Tensor, inputs: Inputs) -> float:
@@ -247,6 +248,12 @@ def _checked(out: torch.Tensor, inputs: Inputs) -> float:
     if not error <= limit:
         raise RuntimeError(f"relative error {error:.2g} over {limit:g}: what is timed is wrong")
     return error
+
+
+def asked(group: str, contender: str, case: Case, shape: Shape) -> dict[str, Any]:
+    """What a row says that has no figure."""
+    kv_bytes = case.tokens * shape.token_bytes
+    return {"bench": group, "contender": contender, **case._asdict(), "kv_bytes": kv_bytes}
 
 
 def facts(inputs: Inputs) -> dict[str, Any]:

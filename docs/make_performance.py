@@ -1,4 +1,4 @@
-"""README's section on GPUs, out of results/reference/gpu alone: nothing is there without them."""
+"""README's section on GPUs, out of results/reference/gpu alone; without it, that there is none."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from experiments.gpu.figures import draw
+from experiments.gpu.goals import Goal
 from experiments.gpu.rows import DryRowsError, Row, read_rows, refuse_dry
 
 HEADING = "## Performance on a GPU"
-_BEFORE = "## Limits\n"
+_BEFORE = "## Limits\n\n"
+_AFTER_NO_RESULTS = "## Is the engine fast enough to be believed?\n"
+_NO_RESULTS = (
+    "No such run's results are committed yet: no figure of a GPU is claimed anywhere here.\n\n"
+)
+_NOT_RUN = """\
+- Not yet run on a GPU: the Triton kernels are checked against the reference under Triton's
+  interpreter and compiled ahead of time for sm_80, sm_90 and sm_100; CUDA graphs, overlap and the
+  memory profile run on stand-ins. What `make gpu` aims at (docs/gpu.md) is not measured.
+"""
 _BLOCK = re.compile(
     rf"{HEADING}\n\n<!-- generated: performance -->\n.*?<!-- end -->\n\n", re.DOTALL
 )
@@ -25,14 +35,22 @@ _ALT = {
 
 
 def with_performance(text: str, content: str | None) -> str:
-    """README's `text` with the section before its limits, or without where `content` is None."""
+    """README's `text` with the section before its limits; where `content` is None, without it and
+    with what says that nothing was measured, which a text with the section never says."""
     bare = _BLOCK.sub("", text)
+    for unmeasured in (_NO_RESULTS, _NOT_RUN):
+        bare = bare.replace(unmeasured, "")
     if content is None:
-        return bare
-    if bare.count(_BEFORE) != 1:
-        raise ValueError(f"README has {bare.count(_BEFORE)} headings {_BEFORE.strip()!r}, not one")
+        return _put(_put(bare, _NO_RESULTS, before=_AFTER_NO_RESULTS), _NOT_RUN, after=_BEFORE)
     block = f"{HEADING}\n\n<!-- generated: performance -->\n{content}\n<!-- end -->\n\n"
-    return bare.replace(_BEFORE, block + _BEFORE)
+    return _put(bare, block, before=_BEFORE)
+
+
+def _put(text: str, piece: str, *, before: str = "", after: str = "") -> str:
+    heading = before or after
+    if text.count(heading) != 1:
+        raise ValueError(f"README has {text.count(heading)} headings {heading.strip()!r}, not one")
+    return text.replace(heading, after + piece + before)
 
 
 def section(results: Path, images: Path, root: Path) -> str | None:
@@ -68,8 +86,11 @@ def _device(run: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 
 def _goals(goals: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| aimed at | target | measured | |", "|---|---|---|---|"]
-    lines += [f"| {g['name']} | {g['target']} | {g['measured']} | {g['verdict']} |" for g in goals]
+    lines = ["| aimed at | target | measured | cases | |", "|---|---|---|---:|---|"]
+    lines += [
+        f"| {goal.name} | {goal.target} | {goal.measured} | {goal.counted} | {goal.verdict} |"
+        for goal in (Goal(**each) for each in goals)
+    ]
     return "\n".join([*lines, "", "The worst case of each decides."])
 
 

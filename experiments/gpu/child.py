@@ -54,14 +54,17 @@ def task(made: argparse.ArgumentParser, arguments: Sequence[str] | None = None) 
     return Task(given.folder, given.key, Budget(given.budget), given.dry, given)
 
 
-def guarded(log: RowLog, case: str, measure: Callable[..., object], *arguments: object) -> None:
-    """Do `measure(*arguments)`, which adds the row of `case`; what it dies of becomes that row."""
+def guarded(
+    log: RowLog, case: str, measure: Callable[..., object], *arguments: object, **facts: object
+) -> None:
+    """Do `measure(*arguments)`, which adds the row of `case`; what it dies of becomes that row,
+    with `facts`, which say what of."""
     try:
         measure(*arguments)
     except Exception as error:  # whatever a kernel, a library or a model dies of
         traceback.print_exc(file=sys.stderr)
         text = " ".join(str(error).split())[:500]
-        log.add(case, "failed", error=f"{type(error).__name__}: {text}")
+        log.add(case, "failed", error=f"{type(error).__name__}: {text}", **facts)
 
 
 def conclude(log: RowLog) -> int:

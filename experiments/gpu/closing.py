@@ -44,7 +44,10 @@ def measured_goals(folder: Path, *, dry: bool) -> list[Goal]:
     worked_out = goals(rows["kernels"], rows["engine"])
     if not dry:
         return worked_out
-    return [g._replace(measured="-", verdict="not measured", note="") for g in worked_out]
+    return [
+        g._replace(measured="-", verdict="not measured", cases=0, lost=0, note="")
+        for g in worked_out
+    ]
 
 
 def write(
@@ -74,9 +77,10 @@ def write(
 def to_markdown(reached: Sequence[Goal], *, dry: bool) -> str:
     """A table with a line a goal."""
     lines = [f"*{_DRY}*", ""] if dry else []
-    lines += ["| goal | target | measured | verdict | |", "|---|---|---|---|---|"]
+    lines += ["| goal | target | measured | verdict | cases | |", "|---|---|---|---|---:|---|"]
     lines += [
-        f"| {goal.name} | {goal.target} | {goal.measured} | {goal.verdict} | {goal.note} |"
+        f"| {goal.name} | {goal.target} | {goal.measured} | {goal.verdict} | {goal.counted} "
+        f"| {goal.note} |"
         for goal in reached
     ]
     return "\n".join(lines) + "\n"
@@ -113,6 +117,6 @@ def _goal_table(reached: Sequence[Goal], dry: bool) -> Table:
     table.title = _DRY if dry else "goals"
     for goal in reached:
         verdict = f"[{_STYLES.get(goal.verdict, 'yellow')}]{goal.verdict}[/]"
-        cells = (goal.name, goal.target, goal.measured, verdict, str(goal.cases), goal.note)
+        cells = (goal.name, goal.target, goal.measured, verdict, goal.counted, goal.note)
         table.add_row(*cells)
     return table

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 Row = Mapping[str, Any]
-Verdict = Literal["met", "missed", "not measured"]
+Verdict = Literal["met", "missed", "incomplete", "not measured"]
+"""A figure beyond the target is missed whatever else there is; incomplete: those that there are
+reach it, but cases failed or were cut for time."""
 
 LARGE_KV_BYTES = 10**9
 SMALL_KV_BYTES = 50 * 10**6
 PEERS = ("flash_attention_3", "flashinfer")
 """Kernels that read pages as ours do; torch's SDPA reads contiguous KV and is a row, no peer."""
 
+_MOST_LETTERS = 120
+
 
 class Goal(NamedTuple):
-    """measured: the figure that decides, the worst of its cases; cases: how many there were."""
+    """measured: the figure that decides, the worst of its cases; cases: how many there were; lost:
+    how many more failed or were cut."""
 
     name: str
     target: str
     measured: str
     verdict: Verdict
     cases: int
+    lost: int = 0
     note: str = ""
+
+    @property
+    def counted(self) -> str:
+        """How many cases, and how many more were lost."""
+        return f"{self.cases} + {self.lost} failed or cut" if self.lost else str(self.cases)
 
 
 class _Found(NamedTuple):
@@ -32,23 +43,46 @@ class _Found(NamedTuple):
     where: str
 
 
+class _Cases(NamedTuple):
+    """found: a figure a case. lost: rows that failed or were cut where a case should be. why: what
+    is said where there is neither."""
+
+    found: Sequence[_Found]
+    lost: Sequence[Row] = ()
+    why: str = ""
+
+
 def goals(kernels: Sequence[Row], engine: Sequence[Row]) -> list[Goal]:
     """Every goal, from the rows of the stages `kernels` and `engine`; what has no row is not
     measured."""
-    decode = [r for r in kernels if r.get("bench") == "decode" and r["status"] == "ok"]
-    steps = [r for r in engine if r.get("bench") == "decode_steps" and r["status"] == "ok"]
-    return [*_bandwidth(decode), *_beside_peers(decode), _indirection(kernels), *_engine(steps)]
+    decode = [row for row in kernels if row.get("bench") == "decode" and "contender" in row]
+    steps = [row for row in engine if row.get("bench") == "decode_steps" and "contender" in row]
+    pages = [row for row in kernels if row.get("bench") == "pages" and "contender" in row]
+    indirection = _indirection([*decode, *pages])
+    return [*_bandwidth(decode), *_beside_peers(decode), indirection, *_engine(steps)]
+
+
+def _is_lost(row: Row) -> bool:
+    return row["status"] in ("failed", "cut")
+
+
+def _each(rows: Sequence[Row], figure: Callable[[Row], _Found]) -> _Cases:
+    """A case a row."""
+    found = [figure(row) for row in rows if row["status"] == "ok"]
+    return _Cases(found, list(filter(_is_lost, rows)))
 
 
 def _bandwidth(decode: Sequence[Row]) -> list[Goal]:
-    def shares(wanted: Callable[[int], bool]) -> list[_Found]:
-        return [
-            _Found(row["read_share"], _shape(row))
+    def shares(wanted: Callable[[int], bool]) -> _Cases:
+        rows = [
+            row
             for row in decode
             if row["contender"] == "paged"
+            and row["status"] != "absent"
             and row["kv_bytes"] >= LARGE_KV_BYTES
             and wanted(row["page_size"])
         ]
+        return _each(rows, lambda row: _Found(row["read_share"], _shape(row)))
 
     what = "decode attention, 1 GB of KV and more"
     share = "of the measured read bandwidth"
@@ -59,102 +93,132 @@ def _bandwidth(decode: Sequence[Row]) -> list[Goal]:
 
 
 def _beside_peers(decode: Sequence[Row]) -> list[Goal]:
-    best: dict[tuple[int, int, int], Row] = {}
+    """At a place with a peer that is there at all; the quickest of those decides."""
+    peers: dict[tuple[int, int, int], list[Row]] = {}
     for row in decode:
-        place = _place(row)
-        if row["contender"] in PEERS and (
-            place not in best or row["median_us"] < best[place]["median_us"]
-        ):
-            best[place] = row
-    large, small = [], []
-    for row in decode:
-        peer = best.get(_place(row))
-        if row["contender"] != "paged" or peer is None:
-            continue
-        where = f"{_shape(row)} beside {peer['contender']}"
-        if row["kv_bytes"] >= LARGE_KV_BYTES:
-            large.append(_Found(peer["median_us"] / row["median_us"], where))
-        if row["kv_bytes"] < SMALL_KV_BYTES:
-            small.append(_Found(row["median_us"] / peer["median_us"], where))
-    absent = "" if best else f"none of {' and '.join(PEERS)} could be imported"
+        if row["contender"] in PEERS and row["status"] != "absent":
+            peers.setdefault(_place(row), []).append(row)
+    why = _reasons([row for row in decode if row["contender"] in PEERS])
+
+    def beside(wanted: Callable[[int], bool], figure: Callable[[Row, Row], float]) -> _Cases:
+        found, lost = [], []
+        for row in decode:
+            theirs = peers.get(_place(row), []) if row["contender"] == "paged" else []
+            if row["status"] == "absent" or not theirs or not wanted(row["kv_bytes"]):
+                continue
+            lost += list(filter(_is_lost, [row, *theirs]))
+            timed = [peer for peer in theirs if peer["status"] == "ok"]
+            if row["status"] == "ok" and timed:
+                best = min(timed, key=lambda peer: peer["median_us"])
+                where = f"{_shape(row)} beside {best['contender']}"
+                found.append(_Found(figure(row, best), where))
+        return _Cases(found, lost, why)
+
+    large = beside(lambda b: b >= LARGE_KV_BYTES, lambda a, b: b["median_us"] / a["median_us"])
+    small = beside(lambda b: b < SMALL_KV_BYTES, lambda a, b: a["median_us"] / b["median_us"])
     speed, time = "x the speed of the best peer", "x the time of the best peer"
     return [
-        _at_least("decode attention, 1 GB of KV and more", large, 0.97, speed, absent),
-        _at_most("decode attention, below 50 MB of KV", small, 1.15, time, absent),
+        _at_least("decode attention, 1 GB of KV and more", large, 0.97, speed),
+        _at_most("decode attention, below 50 MB of KV", small, 1.15, time),
     ]
 
 
-def _indirection(kernels: Sequence[Row]) -> Goal:
+def _indirection(rows: Sequence[Row]) -> Goal:
     """Paged over the same kernel without a table."""
-    rows = [
-        row for row in kernels if row.get("bench") in ("decode", "pages") and row["status"] == "ok"
-    ]
     without = {
-        (row["bench"], *_place(row)[:2]): row["median_us"]
-        for row in rows
-        if row["contender"] == "contiguous"
+        (row["bench"], *_place(row)[:2]): row for row in rows if row["contender"] == "contiguous"
     }
-    found = [
-        _Found(100 * (row["median_us"] / without[place] - 1), _shape(row))
-        for row in rows
-        if row["contender"] == "paged"
-        and row["page_size"] >= 16
-        and (place := (row["bench"], *_place(row)[:2])) in without
-    ]
-    return _at_most(
-        "paged over our kernel without a table, page 16 and above", found, 2.0, "% more"
-    )
+    found, lost = [], []
+    for row in rows:
+        other = without.get((row["bench"], *_place(row)[:2])) if "batch" in row else None
+        if row["contender"] != "paged" or row["page_size"] < 16 or other is None:
+            continue
+        lost += list(filter(_is_lost, [row, other]))
+        if row["status"] == other["status"] == "ok":
+            more = 100 * (row["median_us"] / other["median_us"] - 1)
+            found.append(_Found(more, _shape(row)))
+    name = "paged over our kernel without a table, page 16 and above"
+    return _at_most(name, _Cases(found, lost), 2.0, "% more")
 
 
 def _engine(steps: Sequence[Row]) -> list[Goal]:
     ours = [row for row in steps if row["contender"] == "engine"]
-    peers = {(r["batch"], r["context"]): r for r in steps if r["contender"] == "vllm"}
     made = []
     for name, wanted, target in (
         ("64 x 1k", lambda r: (r["batch"], r["context"]) == (64, 1024), 0.80),
         ("64 x 4k", lambda r: (r["batch"], r["context"]) == (64, 4096), 0.87),
         ("batch 256", lambda r: r["batch"] == 256, 0.80),
     ):
-        found = [_Found(r["roofline_share"], _steps(r)) for r in ours if wanted(r)]
-        made.append(_at_least(f"engine, {name}", found, target, "of its roofline"))
-    beside = [
-        _Found(row["decode_tokens_per_s"] / peers[place]["decode_tokens_per_s"], _steps(row))
-        for row in ours
-        if (place := (row["batch"], row["context"])) in peers
-    ]
-    absent = "" if peers else "vLLM could not be imported"
-    made.append(_at_least("engine beside vLLM", beside, 0.90, "x its tokens/s", absent))
+        rows = list(filter(wanted, ours))
+        cases = _each(rows, lambda row: _Found(row["roofline_share"], _steps(row)))
+        made.append(_at_least(f"engine, {name}", cases, target, "of its roofline"))
+    made.append(_beside_vllm(ours, [row for row in steps if row["contender"] == "vllm"]))
     hidden = [
-        _Found(100 * (row["step_ms"] / row["device_ms"] - 1), _steps(row))
+        row
         for row in ours
-        if row.get("overlap") and row.get("device_ms")
+        if _is_lost(row) or (row.get("overlap") and row.get("device_ms") and row["status"] == "ok")
     ]
-    made.append(_at_most("a step over its device time, overlap on", hidden, 3.0, "% more"))
+    over = _each(
+        hidden, lambda row: _Found(100 * (row["step_ms"] / row["device_ms"] - 1), _steps(row))
+    )
+    made.append(_at_most("a step over its device time, overlap on", over, 3.0, "% more"))
     return made
 
 
-def _at_least(
-    name: str, found: Iterable[_Found], target: float, unit: str, absent: str = ""
-) -> Goal:
-    values = list(found)
-    wanted = f"at least {target:g} {unit}"
-    if not values:
-        return Goal(name, wanted, "-", "not measured", 0, absent)
-    worst = min(values)
-    verdict: Verdict = "met" if worst.value >= target else "missed"
-    return Goal(name, wanted, f"{worst.value:.3f}", verdict, len(values), f"least: {worst.where}")
+def _beside_vllm(ours: Sequence[Row], theirs: Sequence[Row]) -> Goal:
+    peers = {(r["batch"], r["context"]): r for r in theirs if r["status"] != "absent"}
+    found, lost = [], []
+    for row in ours:
+        peer = peers.get((row["batch"], row["context"]))
+        if peer is None:
+            continue
+        lost += list(filter(_is_lost, [row, peer]))
+        if row["status"] == peer["status"] == "ok":
+            ratio = row["decode_tokens_per_s"] / peer["decode_tokens_per_s"]
+            found.append(_Found(ratio, _steps(row)))
+    cases = _Cases(found, lost, _reasons(theirs))
+    return _at_least("engine beside vLLM", cases, 0.90, "x its tokens/s")
 
 
-def _at_most(
-    name: str, found: Iterable[_Found], target: float, unit: str, absent: str = ""
+def _at_least(name: str, cases: _Cases, target: float, unit: str) -> Goal:
+    worst = min(cases.found, default=None)
+    is_reached = worst is not None and worst.value >= target
+    figure = "-" if worst is None else f"{worst.value:.3f}"
+    note = "" if worst is None else f"least: {worst.where}"
+    return _judged(name, f"at least {target:g} {unit}", cases, figure, is_reached, note)
+
+
+def _at_most(name: str, cases: _Cases, target: float, unit: str) -> Goal:
+    worst = max(cases.found, default=None)
+    is_reached = worst is not None and worst.value <= target
+    figure = "-" if worst is None else f"{worst.value:.2f}"
+    note = "" if worst is None else f"most: {worst.where}"
+    return _judged(name, f"at most {target:g} {unit}", cases, figure, is_reached, note)
+
+
+def _judged(
+    name: str, wanted: str, cases: _Cases, figure: str, is_reached: bool, note: str
 ) -> Goal:
-    values = list(found)
-    wanted = f"at most {target:g} {unit}"
-    if not values:
-        return Goal(name, wanted, "-", "not measured", 0, absent)
-    worst = max(values)
-    verdict: Verdict = "met" if worst.value <= target else "missed"
-    return Goal(name, wanted, f"{worst.value:.2f}", verdict, len(values), f"most: {worst.where}")
+    num_found, num_lost = len(cases.found), len(cases.lost)
+    verdict: Verdict = "met" if is_reached else "missed"
+    if num_lost and (is_reached or not num_found):
+        verdict = "incomplete"
+    elif not num_found:
+        verdict = "not measured"
+    lost = _reasons(cases.lost) if num_lost else ""
+    notes = [note, lost or ("" if num_found else cases.why)]
+    note = "; ".join(filter(None, notes))
+    return Goal(name, wanted, figure, verdict, num_found, num_lost, note)
+
+
+def _reasons(rows: Sequence[Row]) -> str:
+    """Contender, status and error of those that are not ok, each once; fit for a table's cell."""
+    reasons = []
+    for row in rows:
+        if row["status"] != "ok":
+            error = " ".join(str(row.get("error", "")).replace("|", "/").split())[:_MOST_LETTERS]
+            reasons.append(f"{row['contender']} {row['status']}" + (f": {error}" if error else ""))
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def _place(row: Row) -> tuple[int, int, int]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import signal
+import shutil
 import subprocess
 import threading
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from experiments.gpu.child import command_line
 from experiments.gpu.device import Found
+from experiments.gpu.processes import end
 from experiments.gpu.rows import read_rows
 from experiments.gpu.stages import ROOT, Stage, python_command
 
@@ -73,7 +73,8 @@ def run_stage(
 ) -> StageStatus:
     """Do `stage` in `folder` unless it has all rows of its key; the status is on disk as well.
 
-    A stage that was ended, or that cut cases, goes on with those. `again` forgets its rows first.
+    A stage that was ended, or that cut cases, goes on with those. `again` removes its folder first:
+    rows, stored runs, and the rows of parts that have folders of their own.
     """
     key = key_of(stage, found, dry=dry)
     earlier = read_status(folder)
@@ -81,7 +82,7 @@ def run_stage(
         say(f"{stage.name}: complete already")
         return StageStatus(**{**asdict(earlier), "reused": True})
     if again:
-        (folder / "rows.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     limit_s = stage.dry_limit_s if dry else stage.limit_s
     say(f"{stage.name}: {stage.title} (at most {limit_s:.0f} s)")
@@ -173,16 +174,12 @@ class _Ender:
     def stop(self) -> None:
         self._timer.cancel()
         if self._process.poll() is None:
-            self._end()
+            end(self._process)
             self._process.wait()
 
     def _over(self) -> None:
         self.had_to = True
-        self._end()
-
-    def _end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # its own session: its children too
+        end(self._process)
 
 
 def _write(status: StageStatus, folder: Path) -> None:

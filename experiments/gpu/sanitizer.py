@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from experiments.gpu.child import Task, command_line, conclude, parser, task
+from experiments.gpu.processes import run_to_limit
 from experiments.gpu.stages import ROOT
 
 TOOLS = ("memcheck", "racecheck")
@@ -54,13 +55,11 @@ def _run(program: str, tool: str, given: Task, limit_s: float) -> tuple[str, str
     folder.mkdir(parents=True, exist_ok=True)
     report = folder / "report.txt"
     with report.open("w") as file:
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
-                timeout=max(1.0, limit_s + 30),
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return "cut", f"longer than {limit_s:.0f} s"
+        done = run_to_limit(
+            command, limit_s + 30, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
+    if done is None:
+        return "cut", f"longer than {limit_s:.0f} s"
     if done.returncode == 0:
         return "ok", ""
     lines = report.read_text().splitlines()

@@ -66,7 +66,7 @@ STAGES: Sequence[Stage] = (
     ),
     Stage(
         "gpu_tests", "the tests that need a GPU",
-        ("-m", "experiments.gpu.marked_tests"), 90, 180, (*_ENGINE, "tests"),
+        ("-m", "experiments.gpu.marked_tests"), 250, 180, (*_ENGINE, "tests"),
     ),
     Stage(
         "kernels", "benchmarks/kernels.py",

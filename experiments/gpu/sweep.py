@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.gpu.child import Task, conclude, parser, task
+from experiments.gpu.processes import run_to_limit
 from experiments.gpu.rows import RowLog
 from experiments.gpu.stages import ROOT
 
@@ -34,10 +34,10 @@ def main() -> int:
     overrides = (*_DRY_FOR_ALL, *DRY_OVERRIDES[experiment]) if given.dry else ()
     command = [
         sys.executable, "-m", "harness", f"experiment={experiment}", "preset=gpu",
-        f"results_dir={given.folder}", "tracking=none", *overrides,
+        f"results_dir={runs_folder(given)}", "tracking=none", *overrides,
     ]  # fmt: skip
     exit_code = _run(command, given)
-    _note_runs(log, given.folder / experiment)
+    _note_runs(log, runs_folder(given) / experiment)
     if exit_code is None:
         log.add("runs beyond the limit", "cut")
     elif exit_code:
@@ -45,11 +45,14 @@ def main() -> int:
     return conclude(log)
 
 
+def runs_folder(given: Task) -> Path:
+    """Runs of this key alone: those of other code, device or options have the same labels."""
+    return given.folder / "runs" / given.key.replace(" ", "_")
+
+
 def _run(command: list[str], given: Task) -> int | None:
-    try:
-        return subprocess.run(command, cwd=ROOT, timeout=given.budget.left_s).returncode
-    except subprocess.TimeoutExpired:
-        return None
+    done = run_to_limit(command, given.budget.left_s, cwd=ROOT)
+    return None if done is None else done.returncode
 
 
 def _note_runs(log: RowLog, folder: Path) -> None:

@@ -3,6 +3,7 @@ read right, packages that are unpacked."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import zipfile
 from dataclasses import replace
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.gpu import kernel_checks, layer_checks, model_checks, packages
+from experiments.gpu import kernel_checks, layer_checks, model_checks, packages, sweep
+from experiments.gpu.child import Task, command_line
 from experiments.gpu.marked_tests import marked_files, read_report
 from experiments.gpu.ragged import Heads, exact_attention, make_ragged, relative_error
+from experiments.gpu.rows import Budget, RowLog, read_rows
 from experiments.gpu.sweep import DRY_OVERRIDES, read_runs
 from harness.engine.device.model_shape import model_preset
 from harness.runs.grid import Part
@@ -144,6 +147,33 @@ def test_stored_runs_become_rows(tmp_path: Path) -> None:
     ]
 
 
+def test_runs_of_other_code_become_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two keys, one label: each stage's rows are of what its own command stored."""
+    told: dict[str, str] = {}
+
+    def stores_one(command: list[str], given: Task) -> int:
+        (results,) = [word for word in command if word.startswith("results_dir=")]
+        folder = Path(results.removeprefix("results_dir=")) / "sweep_page_size" / f"id_{given.key}"
+        folder.mkdir(parents=True)
+        status = {"label": f"label of {told['label']}", "status": "complete", "error": ""}
+        (folder / "status.json").write_text(json.dumps({**status, "wall_s": 1.0}))
+        (folder / "summary.json").write_text("[]")
+        return 0
+
+    monkeypatch.setattr(sweep, "_run", stores_one)
+    for key in ("old", "new"):
+        told["label"] = key
+        arguments = [
+            "sweep",
+            "--experiment",
+            "sweep_page_size",
+            *command_line(tmp_path, key, 9, True),
+        ]
+        monkeypatch.setattr("sys.argv", arguments)
+        assert sweep.main() == 0
+    assert [row["case"] for row in read_rows(tmp_path)] == ["label of new"]
+
+
 def test_a_lacking_package_is_unpacked_or_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,12 +224,81 @@ def test_logits_are_as_good_as_transformers_and_a_wrong_page_is_noticed(
     assert not wrong["error_norm"] <= wrong["tolerance"]  # a page of NaN, or of other tokens
 
 
+def test_every_prompt_is_prefilled_continued_and_decoded() -> None:
+    for length in (3, 5, 9, 170, 700, 701):
+        cuts = model_checks._cuts(length)
+        assert [at for begin, end in cuts for at in range(begin, end)] == list(range(length))
+        assert all(begin < end for begin, end in cuts)
+        singles = [end - begin for begin, end in cuts[2:]]
+        assert singles and set(singles) == {1} and (length < 24 or len(singles) == 8)
+
+
+def test_a_decode_that_is_wrong_beyond_the_first_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefills and three steps of single tokens are right; later ones read a wrong page."""
+    steps: list[int] = []
+
+    def broken(device: str, name: str) -> backend.AttentionBackend:
+        made = backend.load(device, name)
+
+        def wrong(query, keys, values, table, *rest, **options):  # type: ignore[no-untyped-def]
+            steps.append(len(query))
+            late = len(query) == 1 and steps.count(1) > 3 * layers
+            return made.paged_attention(
+                query, keys, values, table.flip(1) if late else table, *rest, **options
+            )
+
+        return replace(made, paged_attention=wrong)
+
+    layers = model_preset("tiny").config["num_hidden_layers"]
+    monkeypatch.setattr(model_checks, "load", broken)
+    found = model_checks.check_logits(model_preset("tiny"), "cpu", (24,), "reference")
+    assert steps.count(1) == 8 * layers
+    assert not found["error_norm"] <= found["tolerance"]
+
+
 def test_greedy_tokens_are_compared_under_every_strategy_and_switch() -> None:
-    names = [setting.name for setting in model_checks.settings()]
+    names = [setting.name for setting in model_checks.settings(dry=True)]
     assert names[:4] == ["paged", "paged_cow", "paged_prefix", "contiguous"]
     assert "paged, fused=false" in names
+    on_a_gpu = [setting.name for setting in model_checks.settings(dry=False)]
+    assert on_a_gpu == [*names, "paged, compile=true"]
     found = {0: ([1, 2], [0.5, 0.5])}
     assert model_checks._difference(found, {0: ([1, 2], [0.5, 0.5])}) == ""
     assert "position 1" in model_checks._difference(found, {0: ([1, 3], [0.5, 0.5])})
-    assert model_checks._difference(found, {0: ([1, 3], [0.5, 1e-5])}) == ""
     assert "finished" in model_checks._difference(found, {})
+
+
+def test_two_that_are_as_good_may_part_and_nothing_after_that_is_compared() -> None:
+    """At a tie the prefixes part; what follows has other inputs, whatever its margins."""
+    ours = {0: ([1, 2, 3], [0.5, 1e-5, 0.5]), 1: ([7, 8], [0.5, 0.5])}
+    theirs = {0: ([1, 4, 9], [0.5, 1e-5, 0.5]), 1: ([7, 8], [0.5, 0.5])}
+    assert model_checks._difference(theirs, ours) == ""
+    beyond = {**ours, 1: ([7, 9], [0.5, 0.5])}
+    assert "request 1, position 1" in model_checks._difference(theirs, beyond)
+    only_ours_is_close = {**theirs, 0: ([1, 4, 9], [0.5, 0.4, 0.5])}
+    assert "request 0, position 1" in model_checks._difference(only_ours_is_close, ours)
+
+
+def test_checks_of_tokens_go_on_and_keep_what_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first setting is served again for the others' sake; no time left cuts those alone."""
+    served: list[str] = []
+
+    def tokens(log: RowLog, case: str, *rest: object) -> None:
+        served.append(case)
+        log.add(case, "failed" if case.endswith("fused=false") and len(served) < 8 else "ok")
+
+    monkeypatch.setattr(model_checks, "_tokens", tokens)
+    monkeypatch.setattr(model_checks, "TorchDevice", lambda *_: None)
+    given = Task(tmp_path, "key", Budget(100.0), True, argparse.Namespace())
+    names = [f"greedy tokens, {each.name}" for each in model_checks.settings(dry=True)]
+    model_checks.check_tokens(given, given.log(), "cpu")
+    assert served == names and len(names) == 7
+    model_checks.check_tokens(replace(given, budget=Budget(0.0)), given.log(), "cpu")
+    log = given.log()
+    assert len(log.cases("ok")) == 6 and len(served) == 7
+    model_checks.check_tokens(given, log, "cpu")
+    assert served[7:] == [names[0], names[6]] and len(log.cases("ok")) == 7
+    model_checks.check_tokens(given, log, "cpu")
+    assert len(served) == 9

@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from experiments.gpu import closing
+from experiments.gpu.child import guarded
 from experiments.gpu.device import Found
 from experiments.gpu.goals import Goal, goals
-from experiments.gpu.rows import RowLog
+from experiments.gpu.rows import RowLog, read_rows
 from experiments.gpu.running import StageStatus
 
 LARGE, SMALL = 2 * 10**9, 10**6
@@ -106,8 +107,56 @@ def test_the_engine_by_shape_beside_vllm_and_its_device_time() -> None:
     assert goals([], [hidden | {"device_ms": 7.8}])[-1].verdict == "met"
 
 
-def test_failed_rows_decide_nothing() -> None:
-    assert goals([decode("paged", 1.0) | {"status": "failed"}], [])[0].verdict == "not measured"
+@pytest.mark.parametrize("status", ["failed", "cut"])
+def test_a_lost_case_leaves_no_goal_met(status: str) -> None:
+    """Each goal would be met by its other rows; where one of those misses, it is missed anyway."""
+    kernels = [
+        decode("paged", 100.0), decode("contiguous", 100.0, page_size=0),
+        decode("flashinfer", 100.0), decode("paged", 5.0, page_size=1),
+        decode("paged", 5.0, SMALL, batch=1), decode("flashinfer", 5.0, SMALL, batch=1),
+    ]  # fmt: skip
+    engine = [
+        steps(overlap=True, device_ms=8.0), steps(context=4096, roofline_share=0.9),
+        steps(batch=256), steps("vllm", decode_tokens_per_s=1000.0),
+    ]  # fmt: skip
+    whole = goals(kernels, engine)
+    assert {goal.verdict for goal in whole} == {"met"}
+    lost = {"status": status, "error": "wrong | by\n2"}
+    figures = ("median_us", "read_share", "roofline_share", "decode_tokens_per_s", "step_ms")
+    bare = lambda row: {k: v for k, v in row.items() if k not in figures} | lost  # noqa: E731
+    more = [bare(row | {"context": row["context"] + 7}) for row in kernels]
+    paired = goals(kernels + more, engine + list(map(bare, engine)))
+    assert {goal.verdict for goal in paired} == {"incomplete"}
+    assert all(goal.lost and "failed or cut" in goal.counted for goal in paired)
+    assert "wrong / by 2" in paired[0].note
+    bad = decode("paged", 100.0, context=1, read_share=0.1)
+    assert goals([*kernels, *more, bad], [])[0].verdict == "missed"
+    assert goals(more, [])[0].verdict == "incomplete"
+
+
+def test_what_dies_says_what_it_was(tmp_path: Path) -> None:
+    log = RowLog(tmp_path, "key", dry=False)
+    facts = {k: v for k, v in decode("paged", 1.0).items() if k not in ("status", "read_share")}
+    guarded(log, "one", lambda: 1 / 0, **facts)
+    first = goals(read_rows(tmp_path), [])[0]
+    assert (first.verdict, first.lost) == ("incomplete", 1)
+    assert "ZeroDivisionError" in first.note
+
+
+def test_a_goal_without_figures_says_what_its_rows_say() -> None:
+    absent = {"status": "absent", "error": "needs an sm_90"}
+    rows = [decode("paged", 1.0), decode("flash_attention_3", 0.0) | absent]
+    assert goals(rows, [])[2].note == "flash_attention_3 absent: needs an sm_90"
+    crashed = steps("vllm") | {"status": "failed", "error": "out of memory"}
+    found = verdict("engine beside vLLM", [], [steps(), crashed])
+    assert (found.verdict, found.note) == ("incomplete", "vllm failed: out of memory")
+    assert goals([decode("paged", 1.0)], [])[2].note == ""
+
+
+def test_the_tables_show_how_many_cases_there_are_and_were_lost() -> None:
+    lost = decode("paged", 1.0) | {"status": "cut"}
+    text = closing.to_markdown(goals([decode("paged", 1.0), lost], []), dry=False)
+    assert "| 0.930 | incomplete | 1 + 1 failed or cut |" in text
 
 
 def test_a_dry_run_reaches_no_goal_whatever_its_rows_say(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from experiments.gpu.goals import goals
 from experiments.gpu.rows import DryRowsError, Row
 
 ROOT = Path(__file__).resolve().parents[2]
-README = "# kvarena\n\nText.\n\n## Limits\n\nSome.\n"
+UNMEASURED = ("No such run's results are committed yet", "- Not yet run on a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,14 @@ def performance() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def readme(performance: ModuleType) -> str:
+    """A short one, as it is without results."""
+    text = "# kvarena\n\n## Is the engine fast enough to be believed?\n\n## Limits\n\n- Some.\n"
+    made: str = performance.with_performance(text, None)
+    return made
 
 
 def made_up_rows(dry: bool = False) -> dict[str, list[Row]]:
@@ -80,13 +88,15 @@ def store(folder: Path, rows: dict[str, list[Row]], **run: Any) -> Path:
     return folder
 
 
-def test_nothing_committed_is_no_section(tmp_path: Path, performance: ModuleType) -> None:
+def test_nothing_committed_is_no_section(
+    tmp_path: Path, performance: ModuleType, readme: str
+) -> None:
     assert performance.section(tmp_path / "gpu", tmp_path, tmp_path) is None
-    assert performance.with_performance(README, None) == README
+    assert performance.with_performance(readme, None) == readme
 
 
 def test_the_section_comes_and_goes_with_the_results(
-    tmp_path: Path, performance: ModuleType
+    tmp_path: Path, performance: ModuleType, readme: str
 ) -> None:
     results = store(tmp_path / "gpu", made_up_rows())
     content = performance.section(results, tmp_path / "images", tmp_path)
@@ -97,10 +107,10 @@ def test_the_section_comes_and_goes_with_the_results(
     pictures = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert pictures == ["gpu_bandwidth.png", "gpu_page_size.png"]
     assert all(f"images/{name}" in content for name in pictures)
-    filled = performance.with_performance(README, content)
+    filled = performance.with_performance(readme, content)
     assert filled.index(performance.HEADING) < filled.index("## Limits")
     assert performance.with_performance(filled, content) == filled
-    assert performance.with_performance(filled, None) == README
+    assert performance.with_performance(filled, None) == readme
 
 
 def test_a_dry_run_is_refused_wherever_it_says_so(tmp_path: Path, performance: ModuleType) -> None:
@@ -129,3 +139,18 @@ def test_the_readme_has_a_place_for_it(performance: ModuleType) -> None:
     assert performance.with_performance(text, "x").count(performance.HEADING) == 1
     committed = (ROOT / "results/reference/gpu/run.json").is_file()
     assert (performance.HEADING in text) == committed
+
+
+def test_what_says_that_nothing_was_measured_and_the_section_exclude_each_other(
+    performance: ModuleType, readme: str
+) -> None:
+    for text in (readme, (ROOT / "README.md").read_text()):
+        filled = performance.with_performance(text, "x")
+        assert performance.HEADING in filled
+        assert not any(words in filled for words in UNMEASURED)
+        bare = performance.with_performance(text, None)
+        assert performance.HEADING not in bare
+        assert all(bare.count(words) == 1 for words in UNMEASURED)
+    assert (ROOT / "results/reference/gpu/run.json").is_file() or text == bare
+    with pytest.raises(ValueError, match="Limits"):
+        performance.with_performance("# none", "x")

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from experiments.commands import gpu
 from experiments.gpu import running
 from experiments.gpu.device import Found
 from experiments.gpu.rows import Budget, DryRowsError, RowLog, read_rows, refuse_dry
 from experiments.gpu.running import key_of, read_status, run_stage
 from experiments.gpu.stages import STAGES, Stage
+from harness.config import ConfigError
 
 FOUND = Found("a device", False, ("torch 1",))
 SCRIPT = """
@@ -52,6 +54,24 @@ def test_a_complete_stage_is_not_run_again_unless_told_to(tmp_path: Path) -> Non
     assert "complete already" in said[0]
     _, said = run(stage(tmp_path), tmp_path / "out", again=True)
     assert not any("had" in line for line in said)
+
+
+def test_again_forgets_what_parts_of_a_stage_left(tmp_path: Path) -> None:
+    """A log in a folder below, as of shards, and a stored run."""
+    nested = (
+        'from experiments.gpu.rows import RowLog; part = RowLog(given.folder / "part", given.key, '
+        'dry=True); print("part had" if part.is_done(case) else "part new"); part.add(case)'
+    )
+    out = tmp_path / "out"
+    _, said = run(stage(tmp_path, nested), out)
+    assert said.count("  part new") == 2
+    (out / "rows.jsonl").unlink()
+    (out / "status.json").unlink()
+    (out / "runs").mkdir()
+    _, said = run(stage(tmp_path, nested), out)
+    assert said.count("  part had") == 2
+    _, said = run(stage(tmp_path, nested), out, again=True)
+    assert said.count("  part new") == 2 and not (out / "runs").exists()
 
 
 def test_a_stage_goes_on_where_it_was_ended(tmp_path: Path) -> None:
@@ -136,3 +156,25 @@ def test_the_status_on_disk_is_what_was_returned(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "out" / "status.json").read_text())
     assert stored["stage"] == "mine" and stored["dry"] is True
     assert read_status(tmp_path / "out") == status
+
+
+def test_all_is_no_stage_to_choose_but_may_be_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is chosen is run, or refused: nothing chosen is no success."""
+    asked: list[tuple[str, bool]] = []
+
+    def note(stage: Stage, *_: object, again: bool, **__: object) -> running.StageStatus:
+        asked.append((stage.name, again))
+        return running.StageStatus(stage.name, "key", "complete", 0.0)
+
+    monkeypatch.setattr(gpu, "run_stage", note)
+    monkeypatch.setattr(gpu.device, "find", lambda: FOUND)
+    where = ["--dry", "--results-dir", str(tmp_path)]
+    with pytest.raises(ConfigError, match="all"):
+        gpu.main([*where, "--only", "all"])
+    assert asked == []
+    assert gpu.main([*where, "--only", "kernels", "--again", "all"]) == 0
+    assert asked == [("kernels", True)]
+    with pytest.raises(ConfigError, match="kernel"):
+        gpu.main([*where, "--again", "kernells"])
