@@ -58,8 +58,12 @@ def test_no_spills_on_the_main_shape(capability: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_spills_anywhere(tmp_path: Path) -> None:
-    assert_clean(run_report(tmp_path, "--models", *SHAPES))
+def test_no_spills_in_float32(tmp_path: Path) -> None:
+    """The report by itself is of the shapes in 16 bits, on every GPU; float32 takes most
+    registers, and sm_80 spills first."""
+    others = [name for name, shape in SHAPES.items() if shape.dtype == torch.float32]
+    pages = ["--page-sizes", "16", "0", "--capabilities", "80"]
+    assert_clean(run_report(tmp_path, "--models", *others, *pages))
 
 
 def test_spills_are_counted_and_fail_the_report(tmp_path: Path) -> None:
