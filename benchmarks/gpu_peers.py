@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peer_process import Job, Serve, serve_continuously
+from benchmarks.peer_process import Job, Serve, serve_continuously, serve_vllm
 from harness.engine.device.model_shape import model_preset
 from harness.engine.device.models import load_model
 
@@ -88,7 +88,7 @@ def generate_batch(
 def vllm(model: str, batch: int, longest: int) -> tuple[Serve, Callable[[], dict[str, Any]]]:
     """vLLM with random weights of the same shape, and everything as it chooses itself."""
     import vllm as package
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
     config = model_preset(model)
     folder = tempfile.mkdtemp()
@@ -106,18 +106,7 @@ def vllm(model: str, batch: int, longest: int) -> tuple[Serve, Callable[[], dict
         enable_prefix_caching=False,
     )
 
-    def serve(work: list[Job]) -> list[list[int]]:
-        params = [
-            SamplingParams(
-                temperature=0.0, max_tokens=job.num_output, ignore_eos=True, detokenize=False
-            )
-            for job in work
-        ]
-        prompts = [{"prompt_token_ids": job.prompt} for job in work]
-        results = llm.generate(prompts, params, use_tqdm=False)
-        return [list(result.outputs[0].token_ids) for result in results]
-
-    return serve, lambda: {"version": package.__version__}
+    return serve_vllm(llm), lambda: {"version": package.__version__}
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def vllm(threads: int) -> Serve:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     import torch
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
     from harness.engine.device.model_shape import model_preset
     from harness.engine.device.models import load_model
@@ -188,6 +188,13 @@ def vllm(threads: int) -> Serve:
             max_model_len=2048,
             enable_prefix_caching=False,
         )
+
+    return serve_vllm(llm)
+
+
+def serve_vllm(llm: Any) -> Serve:
+    """Greedy outputs of the lengths asked for, by a vLLM `LLM`."""
+    from vllm import SamplingParams
 
     def serve(work: list[Job]) -> list[list[int]]:
         params = [

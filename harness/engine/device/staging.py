@@ -25,14 +25,10 @@ class Field(NamedTuple):
     shape: tuple[int, ...]
 
 
-class StagedInputs:
-    """Tensors at fixed addresses on the device, written by the host in one copy.
+class _Staged:
+    """The same tensors in one buffer on the device and in several, pinned, on the host."""
 
-    device: the tensors, by name. depth: host buffers, used in turn: the host waits in `begin`
-    only where it is so many copies ahead of the device.
-    """
-
-    def __init__(self, fields: Sequence[Field], device: torch.device, depth: int = 2) -> None:
+    def __init__(self, fields: Sequence[Field], device: torch.device, depth: int) -> None:
         num_bytes = _num_bytes(fields)
         self._on_device = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
         self.device = _views(self._on_device, fields)
@@ -44,10 +40,21 @@ class StagedInputs:
             {name: view.numpy() for name, view in _views(buffer, fields).items()}
             for buffer in self._host
         ]
-        self._taken: list[Any] | None = (
-            [torch.cuda.Event() for _ in range(depth)] if on_gpu else None  # type: ignore[no-untyped-call]
-        )
         self._turn = 0
+
+
+class StagedInputs(_Staged):
+    """Tensors at fixed addresses on the device, written by the host in one copy.
+
+    device: the tensors, by name. depth: host buffers, used in turn: the host waits in `begin`
+    only where it is so many copies ahead of the device.
+    """
+
+    def __init__(self, fields: Sequence[Field], device: torch.device, depth: int = 2) -> None:
+        super().__init__(fields, device, depth)
+        self._taken: list[Any] | None = None
+        if device.type == "cuda":
+            self._taken = [torch.cuda.Event() for _ in range(depth)]  # type: ignore[no-untyped-call]
 
     def begin(self) -> dict[str, Array]:
         """Arrays to be filled by the host, with what they held some copies ago."""
@@ -64,25 +71,14 @@ class StagedInputs:
             self._taken[self._turn].record()
 
 
-class StagedOutputs:
+class StagedOutputs(_Staged):
     """Tensors at fixed addresses on the device, read by the host in one copy, some steps late.
 
     device: the tensors, by name. depth: copies that may be under way or unread at one time.
     """
 
     def __init__(self, fields: Sequence[Field], device: torch.device, depth: int = 3) -> None:
-        num_bytes = _num_bytes(fields)
-        self._on_device = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
-        self.device = _views(self._on_device, fields)
-        on_gpu = device.type == "cuda"
-        self._host = [
-            torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(depth)
-        ]
-        self._arrays = [
-            {name: view.numpy() for name, view in _views(buffer, fields).items()}
-            for buffer in self._host
-        ]
-        self._turn = 0
+        super().__init__(fields, device, depth)
 
     def fetch(self) -> dict[str, Array]:
         """Copy to the host, behind all work so far; the arrays hold it once that is done, and
