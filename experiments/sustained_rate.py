@@ -24,9 +24,9 @@ from harness.runs.varied_settings import short_name, varied_settings
 def sustained_rates(rows: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
     """A row for each cell that was searched, in order; empty without any.
 
-    rows: as from `collect_rows(jobs)`. A cell is everything but the searched key and the seed; its
-    settings are columns as in `rows`, and `varied` says in words which tell cells of its part
-    apart. Then
+    rows: as from `collect_rows(jobs)`. A cell is everything but the searched key and the seed,
+    whichever ranges it was searched in; its settings are columns as in `rows`, and `varied` says
+    in words which tell cells of its part apart. Then
 
     key, bound_ms: what was searched, and the bound on mean normalised latency.
     sustained: the highest value that more than half of the seeds sustained; 0 where none was.
@@ -77,16 +77,18 @@ def print_sustained(frame: pd.DataFrame, console: Console) -> None:
 
 
 def _cell(job: Job) -> str:
-    assert job.search is not None
+    search = job.search
+    assert search is not None
     config = to_mapping(job.config)
-    *groups, last = job.search.key.split(".")
+    *groups, last = search.key.split(".")
     group: Any = config
     for name in groups:
         group = group[name]
     del group[last]
     for name in ("seed", "repetitions"):
         config.pop(name)
-    return f"{job.part} {job.search} {config}"
+    asked = (search.key, search.tolerance, search.normalised_latency_ms)
+    return f"{job.part} {asked} {config}"
 
 
 def _answer(probes: Sequence[Job], by_run: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
