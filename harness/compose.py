@@ -41,11 +41,13 @@ class Command:
     """What a user typed: keys with one value, keys with several (swept), the rest verbatim.
 
     verbatim: overrides in Hydra's own syntax that add or delete (`+key=...`, `~key`).
+    arguments: all of them as typed.
     """
 
     fixed: Mapping[str, str]
     swept: Mapping[str, Sequence[str]]
     verbatim: tuple[str, ...]
+    arguments: tuple[str, ...]
 
     def base_overrides(self) -> list[str]:
         """Overrides of a config before any axis is chosen."""
@@ -93,7 +95,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
     for key, values in swept.items():
         if key.split(".", 1)[0] in _TAKE_ONE_VALUE:
             raise ConfigError(f"{key}={','.join(values)}: takes one value; give a command for each")
-    return Command(fixed, swept, tuple(verbatim))
+    return Command(fixed, swept, tuple(verbatim), tuple(arguments))
 
 
 @contextmanager

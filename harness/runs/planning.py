@@ -18,14 +18,17 @@ from harness.runs.jobs import Job, allocator_keys, make_job
 from harness.runs.key_effects import check_effects
 from harness.runs.preflight import Preflight
 from harness.runs.searching import CellSearch, search_of
+from harness.runs.study_record import study_id
 from harness.runs.varied_settings import short_name, varied_settings
 from harness.schema import allocator_spec
 
 
 class Plan:
-    """What a study runs. searches: those that add jobs as they go on."""
+    """What a study runs. study_id: address of its record. searches: those that add jobs as they
+    go on."""
 
-    def __init__(self, jobs: Sequence[Job], searches: Sequence[CellSearch]) -> None:
+    def __init__(self, study_id: str, jobs: Sequence[Job], searches: Sequence[CellSearch]) -> None:
+        self.study_id = study_id
         self.searches = tuple(searches)
         self._jobs = {job.run_id: job for job in jobs}
         for search in self.searches:
@@ -86,7 +89,8 @@ def plan_study(study: Study, command: Command, folder: Path, console: Console) -
             search = search_of(cell.search, own[0].config)
             make_jobs = functools.partial(planner.probe, cell)
             searches.append(CellSearch(search, make_jobs, suffixes[index]))
-    return Plan(list(jobs.values()), searches)
+    asked = [job for cell in planned for job in cell.jobs]
+    return Plan(study_id(command.arguments, asked), list(jobs.values()), searches)
 
 
 class _Planner:

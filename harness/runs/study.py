@@ -17,6 +17,7 @@ from harness.runs.jobs import Job
 from harness.runs.planning import Plan, plan_study
 from harness.runs.rows import collect_rows, write_rows
 from harness.runs.store import RunStore, StoredRun
+from harness.runs.study_record import RecordedRun, StudyRecord, now, write_study
 from harness.runs.sweep import pending_jobs, run_jobs
 from harness.tracking.tracker import make_tracker
 
@@ -38,6 +39,7 @@ def run_study(command: Command, console: Console) -> int:
             console.print(f"  {job.part:<10} {job.label}", highlight=False, markup=False)
         return 0
     RunStore(folder).remove_partial()
+    _record(study, command, plan, folder)
     tracker = make_tracker(study.tracking, study.name, folder)
     environment = capture_environment("none", 1)
     try:
@@ -54,7 +56,23 @@ def run_study(command: Command, console: Console) -> int:
             run_jobs(pending, environment, finished)
     finally:
         tracker.close()
+    _record(study, command, plan, folder)
     return _conclude(study, plan.jobs, folder, console)
+
+
+def _record(study: Study, command: Command, plan: Plan, folder: Path) -> None:
+    runs = [RecordedRun(job.run_id, job.part, job.label, job.search) for job in plan.jobs]
+    record = StudyRecord(
+        study_id=plan.study_id,
+        experiment=study.name,
+        question=study.question,
+        preset=study.preset,
+        arguments=command.arguments,
+        figures=study.figures,
+        updated_at=now(),
+        runs=tuple(runs),
+    )
+    write_study(record, folder)
 
 
 def _announce(study: Study, plan: Plan, pending: Sequence[Job], console: Console) -> None:
