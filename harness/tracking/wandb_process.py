@@ -11,19 +11,15 @@ import json
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import getproxies
-
-import wandb
 
 from harness.config import TrackingConfig
 from harness.tracking.wandb_content import write_aggregate, write_run
+from harness.tracking.wandb_login import is_logged_in, why_unreachable
 from harness.tracking.wandb_records import (
     FOLDER,
     WantedRun,
@@ -37,8 +33,6 @@ from harness.tracking.wandb_records import (
 from harness.tracking.wandb_upload import Upload
 
 Mode = Literal["online", "offline", "disabled"]
-
-_CONNECT_TIMEOUT_S = 10.0
 
 
 def main() -> int:
@@ -71,7 +65,7 @@ def chosen_mode(config: TrackingConfig) -> Mode:
         return "disabled"
     if said in ("offline", "dryrun"):
         return "offline"
-    return "online" if said == "online" or wandb.api.api_key else "offline"
+    return "online" if said == "online" or is_logged_in() else "offline"
 
 
 def _write(run: WantedRun, upload: Upload) -> str:
@@ -94,8 +88,7 @@ def _sync(runs: Sequence[WrittenRun], upload: Upload) -> str:
     """Upload them; the error that kept some from it, or an empty text."""
     if not runs:
         return ""
-    url = wandb.setup().settings.base_url
-    if error := _unreachable(url):
+    if error := why_unreachable():
         return error
     command = [sys.executable, "-m", "wandb", "sync", *(str(run.path) for run in runs)]
     subprocess.run(command, env={**os.environ, "WANDB_MODE": "online"}, check=False)
@@ -103,19 +96,6 @@ def _sync(runs: Sequence[WrittenRun], upload: Upload) -> str:
     for run in done:
         remember(run._replace(uploaded=True), upload.folder, upload.config)
     return "" if len(done) == len(runs) else f"wandb sync took {len(done)} of {len(runs)} runs"
-
-
-def _unreachable(url: str) -> str:
-    """Why nobody answers at `url`: W&B itself would try for many minutes. A proxy is let be."""
-    parts = urlsplit(url)
-    if parts.hostname is None or getproxies().get(parts.scheme):
-        return ""
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname, port), _CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        return f"{url} cannot be reached ({error})"
-    return ""
 
 
 def _answer(upload: Upload, mode: Mode, error: str) -> None:
