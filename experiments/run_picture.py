@@ -37,6 +37,8 @@ def save_picture(run: StoredRun, folder: Path) -> Picture:
     with style():
         if has_map and small:
             figure, caption = draw_runs([run])[0], "memory map: slot by slot over time"
+            figure.set_size_inches(6.4, 4.0)  # a panel beside others would be half as wide
+            figure.tight_layout()
         else:
             figure, caption = _draw_classes(run), "ledger classes over time"
         figure.savefig(path, metadata={"Software": None})
