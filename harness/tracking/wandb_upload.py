@@ -143,7 +143,8 @@ def _outcome(
     if not missing and not waiting:
         if mode == "offline":
             return f"W&B: offline, in {logs} (later: wandb sync {logs})", True
-        return f"W&B: uploaded to {config.entity or 'your entity'}/{config.project}", True
+        entity = f"{config.entity}/" if config.entity else "project "
+        return f"W&B: uploaded to {entity}{config.project}", True
     why = (said.get("error") or ended or "W&B did not take all").rstrip(".")
     again = f"python -m experiments track {folder}@{upload.record.study_id}"
     counts = [f"{missing} not written"] * bool(missing) + [f"{waiting} not uploaded"] * bool(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import pytest
 from matplotlib import image
 from rich.console import Console
 from wandb_log import OfflineRun, offline_runs
+from wandb_server import wandb_server
 
 from harness.compose import hydra_session, parse_command
 from harness.config import TrackingConfig
@@ -226,42 +228,6 @@ def test_the_aggregate_has_table_comparison_and_artifact(sweeps: Sweeps) -> None
         assert Path(each["local_path"]).stat().st_size == int(each["size"])
 
 
-def test_without_a_network_the_runs_stay_to_be_uploaded(
-    sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")  # nobody listens any more
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    said = upload_again(sweeps, timeout_s=100)
-    assert "of 2 runs, 2 not uploaded: http://127.0.0.1" in said and "cannot be reached" in said
-
-
-@pytest.mark.slow
-def test_an_upload_that_hangs_is_ended(sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        before = set(psutil.pids())
-        said = upload_again(sweeps, timeout_s=15)
-        silent.setblocking(False)
-        num_asked = len([silent.accept() for _ in range(2)])
-    assert num_asked == 2  # whether anybody is there, and then W&B itself
-    assert "2 not uploaded: it was ended after 15 s" in said
-    left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
-    assert not any("wandb" in " ".join(p.info["cmdline"] or []) for p in left)
-
-
-def upload_again(sweeps: Sweeps, timeout_s: float) -> str:
-    """Try to upload the second study, which is written already; what was said last."""
-    config = TrackingConfig("wandb", project="tried", mode="online", timeout_s=timeout_s)
-    lines: list[str] = []
-    assert not upload_study(sweeps.studies[1], sweeps.folder, [], config, lines.append)
-    assert [run.path for run in offline_runs(sweeps.folder)] == [run.path for run in sweeps.runs]
-    return lines[-1]
-
-
 def test_what_was_logged_is_known_again(sweeps: Sweeps) -> None:
     """An attempt at a failed run is a W&B run of its own; the same attempt always the same one."""
     study = sweeps.studies[0]
@@ -277,3 +243,72 @@ def test_what_was_logged_is_known_again(sweeps: Sweeps) -> None:
     finally:
         status.write_text(before)
     assert [new == old for new, old in zip(again, wanted, strict=True)] == [True, False, True]
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have W&B at this address."""
+
+    def use(url: str) -> None:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+
+    return use
+
+
+def upload_again(sweeps: Sweeps, timeout_s: float) -> tuple[bool, str]:
+    """Upload the second study, which is written already: whether all is there, and what was said
+    last."""
+    config = TrackingConfig("wandb", project="tried", mode="online", timeout_s=timeout_s)
+    lines: list[str] = []
+    is_whole = upload_study(sweeps.studies[1], sweeps.folder, [], config, lines.append)
+    assert [run.path for run in offline_runs(sweeps.folder)] == [run.path for run in sweeps.runs]
+    return is_whole, lines[-1]
+
+
+def test_without_a_network_the_runs_stay_to_be_uploaded(
+    sweeps: Sweeps, online: Callable[[str], None]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    online(f"http://127.0.0.1:{port}")  # nobody listens any more
+    is_whole, said = upload_again(sweeps, timeout_s=100)
+    assert not is_whole
+    assert "of 2 runs, 2 not uploaded: http://127.0.0.1" in said and "cannot be reached" in said
+
+
+@pytest.mark.slow
+def test_an_upload_that_hangs_is_ended(sweeps: Sweeps, online: Callable[[str], None]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        online(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        before = set(psutil.pids())
+        is_whole, said = upload_again(sweeps, timeout_s=15)
+        silent.setblocking(False)
+        num_asked = len([silent.accept() for _ in range(2)])
+    assert num_asked == 2  # whether anybody is there, and then W&B itself
+    assert not is_whole and "2 not uploaded: it was ended after 15 s" in said
+    left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
+    assert not any("wandb" in " ".join(p.info["cmdline"] or []) for p in left)
+
+
+def test_an_upload_brings_all_and_is_not_repeated(
+    sweeps: Sweeps, online: Callable[[str], None]
+) -> None:
+    study, run = sweeps.studies[1], sweeps.logged(1, "paged")
+    with wandb_server() as (url, received):
+        online(url)
+        assert upload_again(sweeps, timeout_s=100) == (True, "W&B: uploaded to project tried")
+        num_runs = len(received.runs)
+        assert "there already" in upload_again(sweeps, timeout_s=100)[1]
+        assert len(received.runs) == num_runs
+    created = {each["name"]: each for each in received.runs if each["groupName"]}
+    assert created.keys() == {run.wandb_id for run in wanted_runs(study, sweeps.folder)}
+    assert {each["groupName"] for each in created.values()} == {f"single@{study.study_id}"}
+    parts = received.history[run.header["run_id"]]
+    assert parts[0][0] == 0  # the same id twice is written over, not appended to
+    assert sum(len(lines) for _, lines in parts) == len(run.history)
+    (results,) = (a for a in received.artifacts if a["artifactTypeName"] == keys.ARTIFACT_TYPE)
+    name = results["artifactCollectionName"]
+    assert received.files[f"/{name}/comparison.md"].startswith(b"#")
+    pictures = [path for path in received.files if "/media/images/memory_" in path]
+    assert len(pictures) == 1
