@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
@@ -48,7 +48,7 @@ COMMON_KEYS: Mapping[str, str] = {
     "kv.pool_tokens=N": "slots of the pool",
     "kv.memory_fraction=X": "the pool as a share of the device's memory",
     "model=NAME": "a preset, or hub with model.path=DIR_OR_ID",
-    "executor=simulated": "a virtual clock in place of the model; executor.cost=roofline for a GPU's",
+    "executor=simulated": "a virtual clock in place of the model; executor.cost= says whose",
     "device=auto|cpu|cuda": "where a model runs",
     "workload=NAME": "the requests; workload.num_requests=, workload.rate=, workload.path=",
     "engine.schedule=NAME": "mixed_chunked, mixed_unchunked, prefill_first, static",
