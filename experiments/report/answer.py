@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from experiments.report.cells import Cell, Group, common_settings, in_words
+from experiments.report.cells import Cell, Group, common_settings, in_words, labels_of
 from experiments.report.table_view import TableView, plain_view
 from experiments.table_columns import TIMES, UTILISATION, Column
 from experiments.verdicts import verdicts
@@ -22,11 +22,12 @@ from harness.measure.statistics import (
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The one metric that a group is judged by. unit: of a difference. says: what follows a value
-    in a sentence."""
+    """The one metric that a group is judged by. unit: of a difference. sign: behind a
+    value. says: what a value with its sign is, in a sentence."""
 
     column: Column
     unit: str
+    sign: str
     says: str
 
     @property
@@ -35,7 +36,7 @@ class Headline:
 
     def number(self, value: float) -> str:
         """`value` of the metric as it is shown."""
-        return f"{value * self.column.scale:,.{self.column.digits}f}"
+        return f"{value * self.column.scale:,.{self.column.digits}f}{self.sign}"
 
 
 class Difference(NamedTuple):
@@ -68,13 +69,22 @@ class Answer:
         """The differences as a table."""
         head = self.headline.column.title
         lines = [
-            [d.label, d.mean, d.difference, d.half_width, d.pairs, d.p_value, d.verdict]
+            [d.label, d.mean, d.difference, d.half_width, d.pairs, _p(d.p_value), d.verdict]
             for d in self.differences
         ]
         heads = ["strategy", head, f"difference, {self.headline.unit}", "± (95 %)", "pairs"]
         caption = f"{head}: each beside {self.baseline}"
         return plain_view(caption, [*heads, "p (Holm)", "verdict"], lines, [FAMILY_NOTE])
 
+
+def _p(value: float) -> float | str | None:
+    """A p value as it is reported: a tiny one as a bound."""
+    if math.isnan(value):
+        return None
+    return f"< {SMALL_P:g}" if value < SMALL_P else round(value, 3)
+
+
+SMALL_P = 0.001
 
 FAMILY_NOTE = (
     f"Paired by seed; verdicts at {SIGNIFICANCE:.0%} after Holm's correction over the rows of this "
@@ -83,10 +93,10 @@ FAMILY_NOTE = (
 
 _TIMES = {column.metric: column for column in TIMES}
 
-USED = Headline(UTILISATION, "percentage points", "% of the pool holds tokens")
-THROUGHPUT = Headline(_TIMES["output_tokens_per_s"], "tokens/s", "output tokens/s")
+USED = Headline(UTILISATION, "percentage points", " %", "of the pool holds tokens")
+THROUGHPUT = Headline(_TIMES["output_tokens_per_s"], "tokens/s", "", "output tokens/s")
 LATENCY = Headline(
-    _TIMES["normalised_latency_ms"], "ms/token", "ms/token of mean normalised latency"
+    _TIMES["normalised_latency_ms"], "ms/token", " ms/token", "of mean normalised latency"
 )
 
 
@@ -107,7 +117,7 @@ def answer_of(group: Group) -> Answer | None:
     if len(cells) == 1:
         return _single(group, cells[0], headline)
     baseline = baseline_of(cells)
-    labels = {id(cell): _name(group, cell, cells) for cell in cells}
+    labels = dict(zip(map(id, cells), labels_of(cells), strict=True))
     found = _differences(cells, baseline, headline, labels)
     best = _best(cells, headline)
     sentence = _sentence(group, headline, where, cells, baseline, best, found, labels)
@@ -129,12 +139,7 @@ def _comparable(group: Group) -> tuple[list[Cell], str]:
     if settings is None:
         return list(group.complete), ""
     chosen = [cell for cell in group.complete if cell.settings == settings]
-    return chosen, in_words(settings, group.varied())
-
-
-def _name(group: Group, cell: Cell, cells: Sequence[Cell]) -> str:
-    strategies = [each.strategy for each in cells]
-    return cell.strategy if strategies.count(cell.strategy) == 1 else group.label(cell)
+    return chosen, in_words(settings, group.varied)
 
 
 def _mean(cell: Cell, headline: Headline) -> float:
@@ -180,12 +185,12 @@ def _differences(
 
 def _single(group: Group, cell: Cell, headline: Headline) -> Answer:
     value = cell.row.cells[headline.column.metric]
-    shown = headline.number(value.mean)
+    how = _repetitions(value.n)
     if math.isfinite(value.half_width):
-        shown += f" ± {headline.number(value.half_width)}"
+        how = f"± {headline.number(value.half_width)}, 95 % interval, {how}"
     sentence = (
-        f"On {_setting(group, '')}, {shown} {headline.says} under {cell.strategy} "
-        f"({_repetitions(value.n)}); there is nothing to compare it with."
+        f"On {_setting(group, '')}, {headline.number(value.mean)} {headline.says} under "
+        f"{cell.strategy} ({how}); there is nothing to compare it with."
     )
     remarks = _remarks(headline, [cell], {id(cell): cell.strategy})
     return Answer(group.table.title, sentence, remarks, headline, cell.strategy, ())
@@ -219,11 +224,22 @@ def _sentence(
     return (
         f"On {setting}, {headline.number(_mean(best[0], headline))} {headline.says} under "
         f"{first}{same}, against {base}: {difference_in_words(found, headline)}."
+        f"{_best_of_all(group, best[0], headline)}"
     )
 
 
+def _best_of_all(group: Group, best: Cell, headline: Headline) -> str:
+    """A sentence about the best of all rows, where that is none of those compared."""
+    overall = _best(group.complete, headline)
+    if any(cell is best for cell in overall):
+        return ""
+    label = dict(zip(map(id, group.complete), labels_of(group.complete), strict=True))
+    value = headline.number(_mean(overall[0], headline))
+    return f" The best of all {len(group.complete)} rows is {label[id(overall[0])]}, with {value}."
+
+
 def difference_in_words(found: Difference, headline: Headline) -> str:
-    """`51.7 ± 4.2 percentage points more (95 % interval, n = 10 seeds; better)`."""
+    """`51.7 ± 4.2 percentage points more (95 % interval, n = 10 seeds): better`."""
     digits = headline.column.digits
     more = "more" if found.difference >= 0 else "less"
     shown = f"{abs(found.difference):,.{digits}f}"
@@ -234,16 +250,14 @@ def difference_in_words(found: Difference, headline: Headline) -> str:
         how = f"95 % interval, {_repetitions(found.pairs)}"
     else:
         how = _repetitions(found.pairs)
-    verdict = found.verdict
-    if found.pairs < MIN_PAIRS_FOR_VERDICT:
-        verdict = f"{verdict}, which takes {MIN_PAIRS_FOR_VERDICT}"
-    return f"{shown} {headline.unit} {more} ({how}; {verdict})"
+    needed = f" ({MIN_PAIRS_FOR_VERDICT} are needed)" if found.pairs < MIN_PAIRS_FOR_VERDICT else ""
+    return f"{shown} {headline.unit} {more} ({how}): {found.verdict}{needed}"
 
 
 def _repetitions(n: int) -> str:
     seeds = "seed" if n == 1 else "seeds"
-    few = ", no interval below 5" if n < MIN_REPETITIONS_FOR_INTERVAL else ""
-    return f"n = {n} {seeds}{few}"
+    few = f", no interval below {MIN_REPETITIONS_FOR_INTERVAL}"
+    return f"n = {n} {seeds}{few if n < MIN_REPETITIONS_FOR_INTERVAL else ''}"
 
 
 def _setting(group: Group, where: str) -> str:
@@ -255,9 +269,7 @@ def _enumerated(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _remarks(
-    headline: Headline, cells: Sequence[Cell], labels: dict[int, str]
-) -> tuple[str, ...]:
+def _remarks(headline: Headline, cells: Sequence[Cell], labels: dict[int, str]) -> tuple[str, ...]:
     remarks = []
     unique = list({id(cell): cell for cell in cells}.values())
     if unbound := [labels[id(cell)] for cell in unique if not cell.row.is_memory_bound]:
@@ -274,4 +286,3 @@ def _remarks(
     if headline is not USED and (cells[0].rows["executor"] == "simulated").all():
         remarks.append("Simulated times: see the notes below the table.")
     return tuple(remarks)
-

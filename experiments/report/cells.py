@@ -54,19 +54,28 @@ class Group:
         """Cells of which at least one run went well."""
         return tuple(cell for cell in self.cells if len(cell.rows))
 
-    def label(self, cell: Cell) -> str:
-        """What tells a cell apart from the others of the group, in words."""
-        varied = self.varied()
-        told = [f"{name} {value}" for name, value in cell.settings if name in varied]
-        return " · ".join([cell.strategy, *told])
-
+    @property
     def varied(self) -> frozenset[str]:
         """Names of the settings that differ between the group's cells."""
-        seen: dict[str, set[str]] = {}
-        for cell in self.cells:
-            for name, value in cell.settings:
-                seen.setdefault(name, set()).add(value)
-        return frozenset(name for name, values in seen.items() if len(values) > 1)
+        return varied_between(self.cells)
+
+
+def varied_between(cells: Sequence[Cell]) -> frozenset[str]:
+    """Names of the settings that are not the same in all of `cells`."""
+    seen: dict[str, set[str]] = {}
+    for cell in cells:
+        for name, value in cell.settings:
+            seen.setdefault(name, set()).add(value)
+    return frozenset(name for name, values in seen.items() if len(values) > 1)
+
+
+def labels_of(cells: Sequence[Cell]) -> list[str]:
+    """For each of `cells` what tells it apart from the others, in words."""
+    varied = varied_between(cells)
+    return [
+        " · ".join([cell.strategy, *([said] if (said := in_words(cell.settings, varied)) else [])])
+        for cell in cells
+    ]
 
 
 def make_groups(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Group]:
@@ -95,7 +104,7 @@ def representatives(group: Group) -> tuple[tuple[Cell, ...], str]:
     settings = common_settings(cells)
     chosen = [cell for cell in cells if cell.settings == settings] if settings else []
     chosen = (chosen or list(cells))[:MAX_SHOWN]
-    where = in_words(settings, group.varied()) if settings else ""
+    where = in_words(settings, group.varied) if settings else ""
     shown = f"{len(chosen)} of {len(cells)} rows are drawn"
     return tuple(chosen), f"{shown}: those at {where}." if where else f"{shown}: the first."
 

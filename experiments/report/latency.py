@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments.report.cells import Cell, Group, representatives
+from experiments.report.cells import Cell, Group, labels_of, representatives
 from experiments.stored import StoredStudy
 from harness.measure.statistics import Floats
 
@@ -71,7 +71,10 @@ def latency_view(group: Group, study: StoredStudy) -> LatencyView | None:
     if not group.has_times or not group.complete:
         return None
     cells, note = representatives(group)
-    found = {group.label(cell): latencies(requests_of(cell, study)) for cell in cells}
+    found = {
+        label: latencies(requests_of(cell, study))
+        for label, cell in zip(labels_of(cells), cells, strict=True)
+    }
     charts = [_chart(key, found) for key in METRICS]
     shown = tuple(chart for chart in charts if chart is not None)
     return LatencyView(group.table.title, shown, note) if shown else None
@@ -118,7 +121,7 @@ def _chart(key: str, found: Mapping[str, Mapping[str, Floats]]) -> LatencyChart 
     lowest = min((curve.values[1] for curve in curves), default=0.0)
     is_log = lowest > 0 and high / lowest > LOG_FROM
     if is_log:
-        low, top = min(positive + [lowest]), high
+        low, top = min([*positive, lowest]), high
         low = max(low, lowest / 2)
         ticks = _log_ticks(low, top)
         return LatencyChart(key, name, unit, meaning, curves, True, low, top * 1.02, ticks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.provenance import environment, provenance
@@ -17,6 +17,8 @@ MAX_VALUES = 6
 """Distinct values of a setting that one line of a comparison of studies names."""
 
 ABSENT = "-"
+
+FOLLOWING = "Left out are settings that follow from a name: of a model, a workload."
 
 
 def command_of(study: StoredStudy) -> str:
@@ -33,7 +35,7 @@ def facts_of(study: StoredStudy) -> list[tuple[str, str]]:
     runs = f"{len(study.jobs)} stored"
     if study.missing:
         runs += f", {study.missing} still to be done: repeat the command"
-    facts = [
+    return [
         ("study", f"{record.experiment}@{record.study_id}"),
         ("preset", record.preset or ABSENT),
         ("last run of the command", record.updated_at[:19] + " UTC" if record.preset else ABSENT),
@@ -42,7 +44,6 @@ def facts_of(study: StoredStudy) -> list[tuple[str, str]]:
         ("git revisions (+: with changes)", ", ".join(origin["git_revisions"]) or ABSENT),
         ("devices", ", ".join(origin["devices"]) or ABSENT),
     ]
-    return facts
 
 
 def environments_view(jobs: Sequence[Job]) -> TableView:
@@ -70,25 +71,37 @@ def runs_view(study: StoredStudy) -> TableView:
         values = [_text(flats[job.run_id].get(key)) for key in keys]
         lines.append([job.run_id, job.part or ABSENT, *values, stored.status, stored.wall_s])
     heads = ["run", "part", *keys, "status", "wall s"]
-    return plain_view("runs, and the settings that differ between them", heads, lines)
+    return plain_view("runs, and the settings that differ between them", heads, lines, [FOLLOWING])
 
 
 def shared_settings_view(study: StoredStudy) -> TableView:
     """The settings that all runs share."""
-    keys, flats = differing(study.jobs)
+    _, flats = differing(study.jobs)
     first = flats[study.jobs[0].run_id]
-    lines = [[key, _text(value)] for key, value in first.items() if key not in set(keys)]
+    lines = [
+        [key, _text(value)]
+        for key, value in first.items()
+        if len({_text(flat.get(key)) for flat in flats.values()}) == 1
+    ]
     return plain_view("settings that all runs share", ["key", "value"], lines)
 
 
 def differing(jobs: Sequence[Job]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Dotted keys whose value is not the same in all jobs, and all values by run id."""
+    """Dotted keys whose value is not the same in all jobs, without those that follow from another
+    (`model.head_dim` from `model.name`), and all values by run id."""
     flats = {job.run_id: dict(_flat(to_mapping(job.config))) for job in jobs}
     keys = dict.fromkeys(key for flat in flats.values() for key in flat)
-    found = [
-        key for key in keys if len({_text(flat.get(key)) for flat in flats.values()}) > 1
-    ]
-    return found, flats
+    found = [key for key in keys if len({_text(flat.get(key)) for flat in flats.values()}) > 1]
+    return [key for key in found if not _follows(key, found, flats.values())], flats
+
+
+def _follows(key: str, found: Sequence[str], flats: Collection[Mapping[str, Any]]) -> bool:
+    """The name of the key's group differs too, and says what the key's value is."""
+    name = key.rpartition(".")[0] + ".name"
+    if key == name or name not in found:
+        return False
+    pairs = {(_text(flat.get(name)), _text(flat.get(key))) for flat in flats}
+    return len(pairs) == len({of_name for of_name, _ in pairs})
 
 
 def studies_diff_view(studies: Sequence[StoredStudy]) -> TableView:

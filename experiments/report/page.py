@@ -23,9 +23,9 @@ ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("theme.js", "tips.js", "sort.js", "curves.js", "timeline.js")
 
 LINE_COLOURS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F",
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "currentColor", "#9467BD",
 )  # fmt: skip
-DASHES = ("none", "7 3", "2 2", "9 3 2 3", "5 5", "12 3", "3 5", "1 4")
+DASHES = ("none", "7 3", "3 2", "9 3 2 3", "5 4", "12 3", "none", "2 3")
 
 
 def make_page(studies: Sequence[StoredStudy]) -> str:
@@ -100,7 +100,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"compact": compact}
+    environment.filters |= {"compact": compact, "tick": lambda value: f"{value:,g}"}
     environment.globals |= {
         "timeline_data": timeline_data,
         "curve_points": curve_points,

@@ -34,7 +34,8 @@ def search_answers(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Searched]:
 
 def _searched(part: str, workload: str, cells: pd.DataFrame) -> Searched:
     key, bound = str(cells["key"].iloc[0]), float(cells["bound_ms"].iloc[0])
-    title = f"{part} · {workload} · highest {key} at a mean normalised latency of {bound:g} ms/token"
+    bounded = f"at a mean normalised latency of {bound:g} ms/token"
+    title = f"{part} · {workload} · highest {key} {bounded}"
     like, where = _alike(cells)
     return Searched(title, _sentence(workload, where, key, bound, like), cells)
 
@@ -103,5 +104,6 @@ def _in_words(found: Comparison) -> str:
     mean, half_width, n = found.difference
     seeds = "seed" if n == 1 else "seeds"
     if math.isfinite(half_width):
-        return f"{mean:.3g} ± {half_width:.2g} more (95 % interval, n = {n} {seeds}; {found.verdict})"
-    return f"n = {n} {seeds}, no interval below 5; {found.verdict}"
+        shown = f"{mean:.3g} ± {half_width:.2g} more"
+        return f"{shown} (95 % interval, n = {n} {seeds}): {found.verdict}"
+    return f"n = {n} {seeds}, no interval below 5: {found.verdict}"

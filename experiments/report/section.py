@@ -60,7 +60,7 @@ def make_section(study: StoredStudy, prefix: str) -> Section:
     searched = tuple(search_answers(study.rows, study.jobs))
     parts = {part for found in searched for part in found.cells["part"]}
     compared = [group for group in groups if group.table.part not in parts]
-    answers = tuple(a for group in compared if (a := answer_of(group)) is not None)
+    answers = tuple(filter(None, map(answer_of, compared)))
     complete = [group for group in groups if group.complete]
     sentences = [found.sentence for found in searched] + [each.sentence for each in answers]
     return Section(
@@ -75,8 +75,8 @@ def make_section(study: StoredStudy, prefix: str) -> Section:
         printed=tuple(printed_answers(study)),
         tables=tuple(comparison_view(group.table) for group in groups),
         waste=tuple(map(waste_view, complete)),
-        latencies=tuple(v for group in complete if (v := latency_view(group, study)) is not None),
-        timelines=tuple(v for group in complete if (v := timeline_view(group, study)) is not None),
+        latencies=tuple(filter(None, (latency_view(group, study) for group in complete))),
+        timelines=tuple(filter(None, (timeline_view(group, study) for group in complete))),
         figures=tuple(figure_views(study, prefix)),
         checks=run_checks(study.rows, study.jobs),
         failed=_failed(study),

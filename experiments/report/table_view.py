@@ -90,7 +90,7 @@ def _cell(row: TableRow, column: Column) -> CellView:
         return CellView("-")
     text = f"{value.mean * column.scale:,.{column.digits}f}"
     interval = ""
-    if not math.isnan(value.half_width):
+    if value.half_width > 0:
         interval = f"±{value.half_width * column.scale:,.{column.digits}f}"
     is_best = column.metric in row.best
     mark = "*" if is_best else ""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from experiments.figures import memory_map
 from experiments.plotting import CLASS_COLOURS, CLASS_LABELS
-from experiments.report.cells import Cell, Group, representatives
+from experiments.report.cells import Cell, Group, labels_of, representatives
 from experiments.stored import StoredStudy
 from harness.measure.ledger import CLASSES
 from harness.runs.store import StoredRun
@@ -51,7 +51,6 @@ class Panel(NamedTuple):
     end_s: float
     counts: dict[str, list[int]]
     alternative: str
-    has_cached: bool
 
 
 class TimelineView(NamedTuple):
@@ -77,7 +76,8 @@ def timeline_view(group: Group, study: StoredStudy) -> TimelineView | None:
         return None
     until_s = max(_end_s(steps[id(cell)]) for cell in kept)
     panels = tuple(
-        _panel(group.label(cell), cell, study, steps[id(cell)], until_s) for cell in kept
+        _panel(label, cell, study, steps[id(cell)], until_s)
+        for label, cell in zip(labels_of(kept), kept, strict=True)
     )
     is_virtual = bool((group.rows["executor"] == "simulated").all())
     return TimelineView(
@@ -102,6 +102,7 @@ def _panel(
         intervals = _first_repetition(run.frame("memory_map"))
         page_size = int(run.config["kv"]["page_size"])
         raster, per_row = map_raster(intervals, steps, page_size, num_slots, until_s)
+        raster = with_cached(raster, counts)
     else:
         raster, per_row = ledger_raster(counts), 0
     pixels = np.full((raster.shape[0], NUM_MOMENTS), ENDED, np.uint8)
@@ -116,15 +117,14 @@ def _panel(
         slots_per_row=per_row,
         end_s=end_s,
         counts={
-            name: counts[index].tolist() for index, name in enumerate(CLASSES) if counts[index].any()
+            name: slots.tolist() for name, slots in zip(CLASSES, counts, strict=True) if slots.any()
         },
         alternative=_alternative(label, is_map, steps, num_slots, end_s),
-        has_cached=bool(steps["cached"].any()),
     )
 
 
 def counts_at(steps: pd.DataFrame, moments: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Slots of each class (rows, as in CLASSES) at each moment: those of the step that began last."""
+    """Slots of each class (rows, as in CLASSES) at each moment, by the step that began last."""
     at = np.searchsorted(steps["start_s"].to_numpy(dtype=float), moments, side="right") - 1
     return steps[list(CLASSES)].to_numpy(dtype=np.int64)[np.maximum(at, 0)].T
 
@@ -150,6 +150,17 @@ def map_raster(
     names = np.array([CLASSES.index(name) for name in memory_map.ORDER], np.uint8)
     chosen = np.ix_(rows, np.arange(every // 2, every * NUM_MOMENTS, every))
     return (names[classes[chosen]] + len(CLASSES) * lighter[chosen]).astype(np.uint8)[::-1], per_row
+
+
+def with_cached(raster: Raster, counts: npt.NDArray[np.int64]) -> Raster:
+    """`raster` of a map with unmapped slots as cached at moments when most of them are: the map
+    does not say which."""
+    unmapped = [CLASSES.index(name) for name in memory_map.UNMAPPED]
+    cached = CLASSES.index("cached")
+    mostly = counts[cached] > counts[unmapped].sum(axis=0)
+    columns = np.zeros(raster.shape[1], bool)
+    columns[: len(mostly)] = mostly
+    return np.where(np.isin(raster, unmapped) & columns, np.uint8(cached), raster)
 
 
 def png_uri(pixels: Raster) -> str:
@@ -204,4 +215,3 @@ def _end_s(steps: pd.DataFrame) -> float:
 def _first_repetition(frame: pd.DataFrame) -> pd.DataFrame:
     first: pd.DataFrame = frame[frame["repetition"] == frame["repetition"].min()]
     return first
-

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from experiments.checks import SHARES
 from experiments.plotting import CLASS_LABELS
-from experiments.report.cells import Group
+from experiments.report.cells import Group, labels_of
 from harness.measure.ledger import CLASSES
 
 MIN_SHOWN = 5e-4
@@ -46,7 +46,7 @@ class WasteView(NamedTuple):
 def waste_view(group: Group) -> WasteView:
     """A bar for each row of the table whose runs went well."""
     bars = []
-    for cell in group.complete:
+    for cell, label in zip(group.complete, labels_of(group.complete), strict=True):
         shares = [cell.row.cells[metric].mean for metric in SHARES]
         segments = tuple(
             Segment(name, CLASS_LABELS[name], share, _text(share))
@@ -54,7 +54,6 @@ def waste_view(group: Group) -> WasteView:
             if math.isfinite(share) and share >= MIN_SHOWN
         )
         words = ", ".join(f"{s.label} {100 * s.share:.1f} %" for s in segments)
-        label = group.label(cell)
         used = cell.row.cells["utilisation"]
         shown = f"{100 * used.mean:.1f}"
         if math.isfinite(used.half_width):
