@@ -213,17 +213,17 @@ def _sentence(
     if any(cell is baseline for cell in best):
         others = [labels[id(cell)] for cell in best if cell is not baseline]
         same = f" ({_enumerated(others)}: the same)" if others else ""
+        n = baseline.row.cells[headline.column.metric].n
         return (
-            f"On {setting}, none of {len(cells) - 1} others is ahead of the baseline "
-            f"{labels[id(baseline)]}{same}: {headline.number(_mean(baseline, headline))} "
-            f"{headline.says}."
+            f"On {setting}, none is ahead of the baseline {labels[id(baseline)]}{same}: "
+            f"{headline.number(_mean(baseline, headline))} {headline.says} ({_repetitions(n)})."
         )
     first, *ties = [labels[id(cell)] for cell in best]
     same = f" ({_enumerated(ties)}: the same)" if ties else ""
     found = next(each for each in differences if each.label == first)
     return (
         f"On {setting}, {headline.number(_mean(best[0], headline))} {headline.says} under "
-        f"{first}{same}, against {base}: {difference_in_words(found, headline)}."
+        f"{first}{same}, against {base}: {difference_in_words(found, headline, len(differences))}."
         f"{_best_of_all(group, best[0], headline)}"
     )
 
@@ -238,8 +238,9 @@ def _best_of_all(group: Group, best: Cell, headline: Headline) -> str:
     return f" The best of all {len(group.complete)} rows is {label[id(overall[0])]}, with {value}."
 
 
-def difference_in_words(found: Difference, headline: Headline) -> str:
-    """`51.7 ± 4.2 percentage points more (95 % interval, n = 10 seeds): better`."""
+def difference_in_words(found: Difference, headline: Headline, family: int) -> str:
+    """`51.7 ± 4.2 percentage points more (95 % interval, n = 10 seeds): better`. family: that it
+    was corrected over."""
     digits = headline.column.digits
     more = "more" if found.difference >= 0 else "less"
     shown = f"{abs(found.difference):,.{digits}f}"
@@ -250,8 +251,17 @@ def difference_in_words(found: Difference, headline: Headline) -> str:
         how = f"95 % interval, {_repetitions(found.pairs)}"
     else:
         how = _repetitions(found.pairs)
-    needed = f" ({MIN_PAIRS_FOR_VERDICT} are needed)" if found.pairs < MIN_PAIRS_FOR_VERDICT else ""
-    return f"{shown} {headline.unit} {more} ({how}): {found.verdict}{needed}"
+    return f"{shown} {headline.unit} {more} ({how}): {_verdict(found, family)}"
+
+
+def _verdict(found: Difference, family: int) -> str:
+    """The verdict, with why it is not what the numbers beside it seem to say."""
+    if found.pairs < MIN_PAIRS_FOR_VERDICT:
+        return f"{found.verdict} ({MIN_PAIRS_FOR_VERDICT} are needed)"
+    excludes_zero = abs(found.difference) > found.half_width
+    if found.verdict == "no difference seen" and excludes_zero:
+        return f"{found.verdict} (corrected for {family} comparisons)"
+    return found.verdict
 
 
 def _repetitions(n: int) -> str:
