@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ TIMED = ("executor.cost=roofline", "executor.gpu=a100_40gb")
 MAPPED = ("allocator=paged,paged_prefix", "measure.memory_map=true", "kv.page_size=16")
 
 
-def store(folder: Path, *arguments: str) -> Path:
+def store(folder: Path, *arguments: str, defaults: Sequence[str] = SMALL) -> Path:
     """Run a command line in `folder` and record its study; returns the experiment's folder."""
     given = {argument.split("=", 1)[0] for argument in arguments}
-    defaults = [a for a in SMALL if a.split("=", 1)[0] not in given]
-    command = parse_command([*defaults, *arguments, f"results_dir={folder}"])
+    others = [a for a in defaults if a.split("=", 1)[0] not in given]
+    command = parse_command([*others, *arguments, f"results_dir={folder}"])
     with hydra_session():
         study = compose_study(command)
         plan = plan_study(study, command, folder / study.name, Console(file=io.StringIO()))
