@@ -8,13 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra.core.config_store import ConfigStore
-from scipy import stats
 from page_reader import read_page
+from scipy import stats
 from stored_study import store
 
 from experiments.report.answer import (
-    LATENCY, THROUGHPUT, USED, Difference, answer_of, difference_in_words, headline_of,
-)  # fmt: skip
+    LATENCY,
+    THROUGHPUT,
+    USED,
+    Difference,
+    answer_of,
+    difference_in_words,
+    headline_of,
+)
 from experiments.report.cells import Group, common_settings, make_groups, representatives
 from experiments.report.page import make_page
 from experiments.report.search_answer import search_answers
