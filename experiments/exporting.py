@@ -7,21 +7,30 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from experiments.exported import CONFIGS, ENVIRONMENTS, by_run, is_exported
+from experiments.exported import CONFIGS, ENVIRONMENTS, ROWS, by_run, is_exported
 from experiments.present import present
 from experiments.provenance import environment
 from experiments.report.page import make_page
 from experiments.stored import StoredStudy
 from harness.config import ConfigError, to_mapping
-from harness.runs.rows import write_rows
 from harness.runs.study_record import write_study
 
 REPORT = "report.html"
+ROWS_AS_TEXT = "summary.csv"
+SMALLEST: Mapping[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": False,
+    "write_statistics": False,
+    "store_schema": False,
+}
+"""Of a hundred columns and few rows most of a Parquet file is what it says about the columns."""
+
 MAX_PLAIN_BYTES = 1_000_000
 """Points of a figure that take more are packed."""
 
@@ -60,7 +69,8 @@ def _write(
     study: StoredStudy, folder: Path, *, with_report: bool, with_pdf: bool
 ) -> tuple[str, ...]:
     write_study(study.record, folder)
-    write_rows(study.rows, folder)
+    study.rows.to_csv(folder / ROWS_AS_TEXT, index=False)
+    study.rows.to_parquet(folder / ROWS, index=False, **SMALLEST)
     configs = {job.run_id: to_mapping(job.config) for job in study.jobs}
     _write_json(folder / CONFIGS, by_run(configs))
     _write_json(folder / ENVIRONMENTS, by_run({j.run_id: environment(j) for j in study.jobs}))
