@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -21,6 +23,9 @@ def reporting(task: Callable[[], int]) -> int:
     except NotStoredError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read what is printed has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way_out = ": free space, then repeat the command; stored runs are kept" if is_full else ""

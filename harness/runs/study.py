@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +21,7 @@ from harness.runs.rows import collect_rows, write_rows
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.study_record import RecordedRun, StudyRecord, now, write_study
 from harness.runs.sweep import pending_jobs, run_jobs
-from harness.tracking.tracker import make_tracker
+from harness.tracking.tracker import Tracker, make_tracker
 
 
 def run_study(command: Command, console: Console) -> int:
@@ -41,7 +42,7 @@ def run_study(command: Command, console: Console) -> int:
         return 0
     RunStore(folder).remove_partial()
     _record(study, command, plan, folder)
-    tracker = make_tracker(study.tracking, study.name, folder)
+    tracker = make_tracker(study.tracking, folder)
     environment = capture_environment("none", 1)
     display = SweepDisplay(console, pending, plan.jobs, searching=bool(plan.searches))
 
@@ -66,11 +67,11 @@ def run_study(command: Command, console: Console) -> int:
                 run_jobs(pending, environment, finished, display.started)
         finally:
             tracker.close()
-    _record(study, command, plan, folder)
-    return _conclude(study, plan.jobs, folder, console)
+    record = _record(study, command, plan, folder)
+    return _conclude(record, plan.jobs, tracker, folder, console)
 
 
-def _record(study: Study, command: Command, plan: Plan, folder: Path) -> None:
+def _record(study: Study, command: Command, plan: Plan, folder: Path) -> StudyRecord:
     runs = [RecordedRun(job.run_id, job.part, job.label, job.search) for job in plan.jobs]
     record = StudyRecord(
         study_id=plan.study_id,
@@ -83,6 +84,7 @@ def _record(study: Study, command: Command, plan: Plan, folder: Path) -> None:
         runs=tuple(runs),
     )
     write_study(record, folder)
+    return record
 
 
 def _announce(study: Study, plan: Plan, pending: Sequence[Job], console: Console) -> None:
@@ -106,16 +108,19 @@ def _announce(study: Study, plan: Plan, pending: Sequence[Job], console: Console
         )
 
 
-def _conclude(study: Study, jobs: Sequence[Job], folder: Path, console: Console) -> int:
+def _conclude(
+    record: StudyRecord, jobs: Sequence[Job], tracker: Tracker, folder: Path, console: Console
+) -> int:
     rows = collect_rows(jobs)
     written = write_rows(rows, folder)
     # experiments sits above harness and is loaded by name: nothing here depends on it
     present = importlib.import_module("experiments.present").present
-    presentation = present(rows, jobs, study.figures, folder, console)
+    presentation = present(rows, jobs, record.figures, folder, console)
     written += presentation.paths
     names = ", ".join(path.name for path in written)
     console.print(f"results: {folder}/  ({names})", highlight=False)
     failed = int((rows["status"] != "complete").sum())
     if failed:
         console.print(f"{failed} of {len(jobs)} runs failed; see the column `error`", style="bold")
+    tracker.conclude(record, folder, written, partial(console.print, highlight=False, markup=False))
     return 1 if failed or presentation.failures or len(rows) == 0 else 0
