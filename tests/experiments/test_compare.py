@@ -30,7 +30,7 @@ from harness.runs.worker import DeviceCache, do_job
 
 SMALL = (
     "model=tiny", "executor=simulated", "repetitions=6", "workload.num_requests=24",
-    "workload.length_scale=0.1", "workload.max_len=128", "tracking=none",
+    "workload.length_scale=0.2", "workload.max_len=128", "tracking=none",
     "allocator=contiguous,paged",
 )  # fmt: skip
 
