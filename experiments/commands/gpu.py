@@ -21,6 +21,8 @@ from experiments.gpu import closing, device
 from experiments.gpu.running import StageStatus, run_stage
 from experiments.gpu.stages import ROOT, STAGES, Stage
 from harness.config import ConfigError, unknown_name
+from harness.runs.display import duration
+from harness.runs.interrupted import go_on, resumable, what_is_left
 
 _WIDTH = 200
 """Of the closing table where the output goes to a file: a goal a line."""
@@ -53,18 +55,38 @@ def main(arguments: Sequence[str]) -> int:
     say = lambda text: console.print(text, markup=False)  # noqa: E731
     say(f"device: {'cpu, a dry run: no figure below is one of a GPU' if given.dry else found.name}")
     statuses: list[StageStatus] = []
+
+    def interrupted() -> str:
+        num_done = sum(status.is_complete for status in statuses)
+        repeated = go_on("experiments gpu", _without_again(given))
+        return what_is_left(num_done, len(chosen) - num_done, repeated, unit="stages")
+
     try:
-        for stage in chosen:
-            statuses.append(
-                run_stage(
-                    stage, folder / stage.name, found,
-                    dry=given.dry, again=stage.name in given.again or "all" in given.again, say=say,
-                )
-            )  # fmt: skip
+        with resumable(interrupted):
+            for number, stage in enumerate(chosen):
+                say(_progress(number, chosen, dry=given.dry))
+                statuses.append(
+                    run_stage(
+                        stage, folder / stage.name, found, dry=given.dry,
+                        again=stage.name in given.again or "all" in given.again, say=say,
+                    )
+                )  # fmt: skip
     finally:
         paths = closing.conclude(folder, statuses, found, console, dry=given.dry)
         say(f"results: {folder}/  ({', '.join(path.name for path in paths)})")
     return 0 if all(status.is_complete for status in statuses) else 1
+
+
+def _progress(number: int, chosen: Sequence[Stage], *, dry: bool) -> str:
+    limits_s = (stage.dry_limit_s if dry else stage.limit_s for stage in chosen[number:])
+    return f"stage {number + 1} of {len(chosen)}; at most {duration(sum(limits_s))} from here"
+
+
+def _without_again(given: argparse.Namespace) -> list[str]:
+    """The command's arguments, but for what would forget the stages that it has done."""
+    words = ["--dry"] if given.dry else []
+    words += ["--only", *given.only] if given.only else []
+    return [*words, "--results-dir", str(given.results_dir)]
 
 
 def _chosen(only: Sequence[str]) -> list[Stage]:

@@ -33,6 +33,7 @@ from experiments.modes.table import closing_line, print_cells, strategies_of, to
 from harness.config import AllocatorConfig, RunConfig, to_mapping
 from harness.measure.environment import capture_environment
 from harness.runs.build import build_allocator
+from harness.runs.interrupted import go_on, resumable
 
 RESERVING = (
     AllocatorConfig("contiguous", "max", options={"fit": "buddy"}),
@@ -64,7 +65,7 @@ def compare(
             for family in families:
                 for cell in family_cells(family, columns):
                     cells.append(cell)
-                    status.update(f"{family}: {cell.mode.name}")
+                    status.update(f"{family}: {cell.mode.name} ({len(cells)} cells done)")
     finally:
         gc.unfreeze()
     return cells
@@ -114,13 +115,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, SyntaxError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    cells = compare(families, columns, console)
+    with resumable(lambda: _interrupted(arguments or ())):
+        cells = compare(families, columns, console)
     print_cells(cells, console)
     paths = write(cells, given.out)
     console.print(f"\n{closing_line(cells)}", highlight=False, markup=False, soft_wrap=True)
     names = ", ".join(path.name for path in paths)
     console.print(f"results: {given.out}/  ({names})", highlight=False, markup=False)
     return 0 if all(cell.is_proof for cell in cells) else 1
+
+
+def _interrupted(arguments: Sequence[str]) -> str:
+    repeated = go_on("experiments modes", arguments)
+    return f"interrupted: nothing is stored before the end; to begin again:\n  {repeated}"
 
 
 def _parser() -> argparse.ArgumentParser:
