@@ -18,7 +18,7 @@ examples:
   python -m experiments replay results/single/RUN_ID        # decide a stored run again
   python -m experiments calibrate --validate                # how far off simulated runs are here
 
-python -m experiments COMMAND --help says more of one, python -m harness --help how runs are made."""
+python -m experiments COMMAND --help says more of one; runs are made by python -m harness."""
 
 
 def main(arguments: Sequence[str]) -> int:
