@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from experiments.figure_layout import PanelSize, arrange, note_size, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.line_panels import published
-from experiments.plotting import STRATEGY_COLOURS
+from experiments.plotting import STRATEGY_COLOURS, save_pictures
 from harness.measure.environment import Environment, capture_environment
 from harness.measure.statistics import Interval, t_interval
 
@@ -76,43 +77,41 @@ def overheads(measured: pd.DataFrame) -> dict[tuple[int, int], Interval]:
     return found
 
 
-def draw(measured: pd.DataFrame, folder: Path, name: str) -> list[Path]:
+def draw(
+    measured: pd.DataFrame, folder: Path, name: str, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """Bars of both kernels' latency in the form of Fig. 18 (a), with the paged one's overhead."""
-    folder.mkdir(parents=True, exist_ok=True)
     medians = measured.groupby(["batch", "context", "kernel"])["latency_us"].median()
     percent = overheads(measured)
-    figure, grid = plt.subplots(1, len(BATCHES), figsize=(7.2, 2.8), squeeze=False)
-    for axes, batch in zip(grid[0], BATCHES, strict=True):
-        for place, (offset, kernel) in itertools.product(
-            range(len(CONTEXTS)), zip((-0.2, 0.2), KERNELS, strict=True)
-        ):
-            key = "paged" if kernel == "paged" else "contiguous"
-            height = medians[batch, CONTEXTS[place], kernel]
-            axes.bar(place + offset, height, 0.38, color=STRATEGY_COLOURS[key], zorder=2,
-                     label=kernel if place == 0 else None)  # fmt: skip
-            if kernel == "paged":
-                axes.annotate(
-                    f"{percent[batch, CONTEXTS[place]].mean:+.0f} %", (place + offset, height),
-                    xytext=(0, 1.5), textcoords="offset points", ha="center", va="bottom",
-                    fontsize=7,
-                )  # fmt: skip
-        axes.set_xticks(range(len(CONTEXTS)), [str(context) for context in CONTEXTS])
-        axes.set_xlabel("context, tokens")
-        axes.set_title(f"{batch} sequences")
-    grid[0][0].set_ylabel("kernel latency, µs")
-    grid[0][0].legend(loc="upper left", fontsize=7)
-    low, high = published("pagedattention")["fig18a_kernel_overhead_percent"]
-    figure.suptitle(
-        f"Fig. 18 (a): this machine; the paper's paged kernel took {low:g} to {high:g} % more",
-        fontsize=9,
-    )
-    figure.tight_layout()
-    pdf, png, csv = (folder / f"{name}.{end}" for end in ("pdf", "png", "csv"))
-    figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    figure.savefig(png, metadata={"Software": None})
-    plt.close(figure)
+    with style.context():
+        figure, grid = subplots(style, 1, len(BATCHES), PanelSize(3.6, 2.6))
+        for axes, batch in zip(grid[0], BATCHES, strict=True):
+            for place, (offset, kernel) in itertools.product(
+                range(len(CONTEXTS)), zip((-0.2, 0.2), KERNELS, strict=True)
+            ):
+                key = "paged" if kernel == "paged" else "contiguous"
+                height = medians[batch, CONTEXTS[place], kernel]
+                axes.bar(place + offset, height, 0.38, color=STRATEGY_COLOURS[key], zorder=2,
+                         label=kernel if place == 0 else None)  # fmt: skip
+                if kernel == "paged":
+                    axes.annotate(
+                        f"{percent[batch, CONTEXTS[place]].mean:+.0f} %", (place + offset, height),
+                        xytext=(0, 1.5), textcoords="offset points", ha="center", va="bottom",
+                        fontsize=note_size(),
+                    )  # fmt: skip
+            axes.set_xticks(range(len(CONTEXTS)), [str(context) for context in CONTEXTS])
+            axes.set_xlabel("context, tokens")
+            axes.set_ylabel("kernel latency, µs")
+            axes.set_title(f"{batch} sequences")
+        low, high = published("pagedattention")["fig18a_kernel_overhead_percent"]
+        title = (
+            f"Fig. 18 (a): this machine; the paper's paged kernel took {low:g} to {high:g} % more"
+        )
+        arrange(figure, style, title=title, handles=grid[0][0].get_legend_handles_labels()[0])
+        paths = save_pictures(figure, name, folder)
+    csv = folder / f"{name}.csv"
     medians.reset_index().to_csv(csv, index=False)
-    return [pdf, png, csv]
+    return [*paths, csv]
 
 
 def environment(device: str) -> Environment:

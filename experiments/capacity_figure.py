@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from experiments.figure_layout import note_size
 from experiments.line_panels import memory_note, unbound_mark
-from experiments.plotting import EXPECTED_COLOURS, MARKERS, STRATEGY_COLOURS, WIDTHS, means
+from experiments.plotting import (
+    EXPECTED_COLOURS,
+    MARKERS,
+    STRATEGY_COLOURS,
+    line_width,
+    means,
+)
 from harness.measure.metrics import MEMORY_BOUND_SHARE
 
 EVICTION_MARKERS = {"lru": "s", "lfu": "P", "fifo": "X"}
@@ -65,20 +71,20 @@ def ratio_bars(axes: Axes, points: pd.DataFrame, paper: float | None, paper_at: 
         )  # fmt: skip
         axes.annotate(
             f"{point['ratio']:.2f}", (x, point["ratio"] + interval), xytext=(0, 1.5),
-            textcoords="offset points", ha="center", va="bottom", fontsize=7,
+            textcoords="offset points", ha="center", va="bottom", fontsize=note_size(),
         )  # fmt: skip
         if paper is not None and point["allocator"] == paper_at:
             axes.bar(x, paper, 0.8, fill=False, edgecolor="black", linestyle=":", zorder=3)
             axes.annotate(
                 f"paper {paper:.2f}", (x, paper), xytext=(0, -2), textcoords="offset points",
-                ha="center", va="top", fontsize=6.5, color="white", zorder=4,
+                ha="center", va="top", fontsize=note_size(), color="white", zorder=4,
             )  # fmt: skip
     labels = [
         bar_label(name) + unbound_mark(saturated)
         for name, saturated in zip(points["strategy"], points["saturated_share"], strict=True)
     ]
     axes.set_xticks(range(len(points)), labels)
-    axes.tick_params(axis="x", length=0, labelsize=7)
+    axes.tick_params(axis="x", length=0, labelsize=note_size())
 
 
 def bar_label(strategy: str) -> str:
@@ -120,19 +126,19 @@ def rate_lines(axes: Axes, points: pd.DataFrame, metric: str, scale: float = 1.0
             )  # fmt: skip
 
 
-def explain_knee(figure: Figure, points: pd.DataFrame) -> None:
-    """Say below `figure` where lines of latency end and why, and which have no point at all."""
+def knee_notes(points: pd.DataFrame) -> list[str]:
+    """Where lines of latency end and why, and which have no point at all, for below a figure."""
     past = points[points["past_knee"]]
     if past.empty:
-        return
+        return []
     note = (
-        "○ last rate at which the queue waits for memory less than half of the time:\n"
+        "○ last rate at which the queue waits for memory less than half of the time: "
         "beyond it latency grows with the run's length and is not shown"
     )
     below = set(points[~points["past_knee"]]["strategy"])
     if nowhere := [name for name in past["strategy"].unique() if name not in below]:
         note += f"; nor is it at any rate for {', '.join(nowhere)}"
-    figure.text(0.01, 0.01, note, fontsize=7)
+    return [note]
 
 
 def drawn_memory_note(points: pd.DataFrame) -> str:
@@ -156,7 +162,7 @@ def line_look(point: pd.Series) -> dict[str, Any]:
         "color": colour_of(point),
         "marker": marker,
         "linestyle": "--" if point["allocator"] == "contiguous" else "-",
-        "linewidth": WIDTHS.get(point["allocator"], 1.2),
+        "linewidth": line_width(point["allocator"], 0.75),
     }
 
 

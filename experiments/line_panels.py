@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from harness.measure.metrics import MEMORY_BOUND_SHARE
@@ -59,7 +58,7 @@ def draw_lines(
         axes.errorbar(
             line[x], panel.scale * line[panel.metric],
             yerr=panel.scale * line[f"{panel.metric}_ci"].fillna(0), color=look.colour,
-            marker=look.marker, linestyle=look.style, linewidth=1.4, markersize=4.5, capsize=2,
+            marker=look.marker, linestyle=look.style, capsize=2,
         )  # fmt: skip
     axes.set_ylabel(panel.label)
 
@@ -103,11 +102,11 @@ def unbound_mark(saturated_share: float) -> str:
     return "" if saturated_share >= MEMORY_BOUND_SHARE else UNBOUND
 
 
-def explain_unbound(figure: Figure, saturated_shares: Iterable[float]) -> None:
-    """Say below `figure` what `unbound_mark` means, where one of its runs has it."""
+def unbound_notes(saturated_shares: Iterable[float]) -> list[str]:
+    """What `unbound_mark` means, for below a figure, where one of its runs has it."""
     if any(unbound_mark(share) for share in saturated_shares):
-        note = f"{UNBOUND} queue waited for memory less than half of the time"
-        figure.text(0.01, 0.01, note, fontsize=7)
+        return [f"{UNBOUND} queue waited for memory less than half of the time"]
+    return []
 
 
 def memory_note(rows: pd.DataFrame) -> str:

@@ -1,15 +1,10 @@
-"""What all figures share: style, colours, and files with their data and provenance."""
+"""What all figures share: colours, labels, and files with their data and provenance."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")  # figures go to files, also where a display is configured
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,8 +18,6 @@ from experiments.provenance import provenance
 from harness.measure.ledger import CLASSES
 from harness.measure.statistics import t_interval
 from harness.runs.jobs import Job
-
-STYLE = Path(__file__).parent / "kvarena.mplstyle"
 
 CLASS_COLOURS = {
     "token": "#0072B2",
@@ -63,32 +56,44 @@ FIT_DASHES = {"buddy": (4, 1.5), "first_fit": (1.2, 1.2), "best_fit": (6, 1.5, 1
 
 MARKERS = {"paged": "o", "paged_cow": "^", "paged_prefix": "s"}
 
-WIDTHS = {"paged": 3.0, "paged_cow": 2.0, "paged_prefix": 1.1}
+WIDTHS = {"paged": 1.9, "paged_cow": 1.25, "paged_prefix": 0.7}
 """Strategies that often coincide are drawn thinner one after the other, so that all show."""
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """The project's look, for the time being."""
-    with plt.style.context(STYLE):
-        yield
+def line_width(allocator: str = "", otherwise: float = 1.0) -> float:
+    """Points of an allocator's line in the style at hand. otherwise: times an ordinary line, of
+    what is not in `WIDTHS`."""
+    return float(plt.rcParams["lines.linewidth"]) * WIDTHS.get(allocator, otherwise)
 
 
 def save(
     figure: Figure, name: str, folder: Path, points: pd.DataFrame, jobs: Sequence[Job]
 ) -> list[Path]:
-    """NAME.pdf, NAME.png, NAME.csv (the plotted points) and NAME.json (their provenance).
+    """NAME.pdf, NAME.png, NAME.svg, NAME.csv (the plotted points), NAME.json (their provenance).
 
     The same data give the same bytes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    pdf, png, csv, origin = (folder / f"{name}.{end}" for end in ("pdf", "png", "csv", "json"))
-    figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    figure.savefig(png, metadata={"Software": None})
-    plt.close(figure)
+    paths = save_pictures(figure, name, folder)
+    csv, origin = folder / f"{name}.csv", folder / f"{name}.json"
     points.to_csv(csv, index=False)
     origin.write_text(json.dumps(provenance(jobs), indent=1) + "\n")
-    return [pdf, png, csv, origin]
+    return [*paths, csv, origin]
+
+
+def save_pictures(figure: Figure, name: str, folder: Path) -> list[Path]:
+    """NAME.pdf, NAME.png and NAME.svg, without a date or the version of what wrote them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pdf, png, svg = (folder / f"{name}.{end}" for end in ("pdf", "png", "svg"))
+    figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    figure.savefig(png, metadata={"Software": None})
+    figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return [pdf, png, svg]
+
+
+def thin_line() -> float:
+    """Points of a reference's line in the style at hand."""
+    return line_width(otherwise=0.75)
 
 
 def means(rows: pd.DataFrame, keys: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:

@@ -6,23 +6,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from experiments.line_panels import explain_unbound, memory_note, published, unbound_mark
+from experiments.figure_layout import PanelSize, arrange, note_size, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.line_panels import memory_note, published, unbound_mark, unbound_notes
 from experiments.plotting import (
     EXPECTED_COLOURS,
     MARKERS,
     STRATEGY_COLOURS,
-    WIDTHS,
     jobs_of,
+    line_width,
     means,
     save,
-    style,
+    thin_line,
 )
 from harness.runs.jobs import Job
 
@@ -51,7 +52,12 @@ class Decoding(NamedTuple):
 
 
 def draw(
-    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, decoding: Decoding, name: str
+    rows: pd.DataFrame,
+    jobs: Sequence[Job],
+    folder: Path,
+    decoding: Decoding,
+    name: str,
+    style: FigureStyle = DEFAULT,
 ) -> list[Path]:
     """`NAME_saved` and, where several strategies were simulated, `NAME_throughput`."""
     rows = rows[rows["status"] == "complete"]
@@ -63,17 +69,17 @@ def draw(
     )
     keys = ("workload", "source", "strategy", "allocator", "expected", decoding.setting)
     points = means(rows, keys, METRICS)
-    with style():
-        paths = _draw_saved(points, rows, jobs, folder, decoding, name)
+    with style.context():
+        paths = _draw_saved(points, rows, jobs, folder, decoding, name, style)
         simulated = points[points["source"] == "simulated"]
         of_kind = rows[rows["source"] == "simulated"]
-        paths += _draw_throughput(simulated, of_kind, jobs, folder, decoding, name)
+        paths += _draw_throughput(simulated, of_kind, jobs, folder, decoding, name, style)
     return paths
 
 
 def _draw_saved(
     points: pd.DataFrame, rows: pd.DataFrame, jobs: Sequence[Job], folder: Path,
-    decoding: Decoding, name: str,
+    decoding: Decoding, name: str, style: FigureStyle,
 ) -> list[Path]:  # fmt: skip
     theirs: Mapping[str, Any] = published("pagedattention")["fig15_saved_percent"][
         decoding.published
@@ -82,23 +88,22 @@ def _draw_saved(
     workloads = list(dict.fromkeys(shared["workload"]))
     if not workloads:
         return []
-    figure, grid = plt.subplots(
-        1, len(workloads), squeeze=False, sharey=True, figsize=(1.2 + 3.6 * len(workloads), 3.0)
+    figure, grid = subplots(
+        style, 1, len(workloads), PanelSize(4.0, 2.9), sharey=True, narrowest=2.6
     )
     for axes, workload in zip(grid[0], workloads, strict=True):
         of_workload = shared[shared["workload"] == workload]
         _saved_bars(axes, of_workload, theirs.get(workload, {}), decoding)
         axes.set_title(workload)
-    grid[0][0].set_ylabel("pages saved by sharing, %")
+        axes.set_ylabel("pages saved by sharing, %")
     grid[0][0].set_ylim(0, 100 if 100 * shared["sharing_saved"].max() > 45 else None)
     handles: list[Patch | Line2D] = [Patch(facecolor=PAPER_COLOUR, label=PAPER_LABEL)]
     handles += [
         Patch(facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0, label=label)
         for label, (colour, hatch) in _bar_looks(shared).items()
     ]
-    figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
-    explain_unbound(figure, shared["saturated_share"])
+    notes = unbound_notes(shared["saturated_share"])
+    arrange(figure, style, handles=handles, notes=notes, beside=True)
     paper = pd.DataFrame(
         [
             {"workload": workload, "source": "paper", decoding.setting: count,
@@ -155,13 +160,13 @@ def _bar(
     )  # fmt: skip
     axes.annotate(
         f"{height:.1f}{mark}", (x, height + interval),
-        xytext=(0, 1.5), textcoords="offset points", ha="center", va="bottom", fontsize=6.5,
+        xytext=(0, 1.5), textcoords="offset points", ha="center", va="bottom", fontsize=note_size(),
     )  # fmt: skip
 
 
 def _draw_throughput(
     points: pd.DataFrame, rows: pd.DataFrame, jobs: Sequence[Job], folder: Path,
-    decoding: Decoding, name: str,
+    decoding: Decoding, name: str, style: FigureStyle,
 ) -> list[Path]:  # fmt: skip
     several = points.groupby("workload")["strategy"].transform("nunique") > 1
     points = points[several]
@@ -169,27 +174,24 @@ def _draw_throughput(
     if not workloads:
         return []
     rows = rows[rows["workload"].isin(workloads)]
-    figure, grid = plt.subplots(
-        2, len(workloads), squeeze=False, sharex=True, figsize=(1.0 + 3.6 * len(workloads), 4.6)
-    )
+    figure, grid = subplots(style, 2, len(workloads), PanelSize(3.8, 2.2), sharex=True)
     for column, workload in enumerate(workloads):
         for _, line in points[points["workload"] == workload].groupby("strategy", sort=False):
             for row, metric in enumerate(("tokens_per_step", "batched_requests")):
                 _line(grid[row][column], line.sort_values(decoding.setting), decoding, metric)
         grid[0][column].set_title(workload)
-        grid[1][column].set_xlabel(decoding.label)
+        grid[0][column].set_ylabel("output tokens/step")
+        grid[1][column].set_ylabel("batched requests")
         grid[1][column].set_xticks(sorted(points[decoding.setting].unique()))
     for axes in grid.flat:
+        axes.set_xlabel(decoding.label)
         axes.set_ylim(bottom=0)
-    grid[0][0].set_ylabel("output tokens/step")
-    grid[1][0].set_ylabel("batched requests")
-    figure.suptitle(f"simulated; {memory_note(rows)}", fontsize=9)
     unique = points.drop_duplicates("strategy")
     handles = [
         Line2D([], [], label=row["strategy"], **_line_look(row)) for _, row in unique.iterrows()
     ]
-    figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.tight_layout()
+    title = f"simulated; {memory_note(rows)}"
+    arrange(figure, style, title=title, handles=handles, beside=True)
     return save(figure, f"{name}_throughput", folder, points, jobs_of(rows, jobs))
 
 
@@ -204,9 +206,14 @@ def _line_look(point: pd.Series) -> dict[str, Any]:
     allocator = point["allocator"]
     if allocator == "contiguous":
         colour = EXPECTED_COLOURS.get(point["expected"], "#999999")
-        return {"color": colour, "linestyle": "--", "marker": "D", "linewidth": 1.2}
+        return {
+            "color": colour,
+            "linestyle": "--",
+            "marker": "D",
+            "linewidth": thin_line(),
+        }
     return {
         "color": STRATEGY_COLOURS.get(allocator),
         "marker": MARKERS.get(allocator, "D"),
-        "linewidth": WIDTHS.get(allocator, 1.6),
+        "linewidth": line_width(allocator),
     }

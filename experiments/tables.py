@@ -20,7 +20,8 @@ from harness.runs.varied_settings import short_name, varied_settings
 class TableRow:
     """labels: strategy, pages, and the settings that differ. cells, best: by metric.
 
-    queue_grows: in most repetitions. error: of a failed run, else empty.
+    queue_grows: in most repetitions. error: of a failed run, else empty. run_ids: what it is made
+    from.
     """
 
     labels: tuple[str, ...]
@@ -29,6 +30,7 @@ class TableRow:
     is_memory_bound: bool
     error: str = ""
     queue_grows: bool = False
+    run_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ def _row(
         is_memory_bound=bool(saturated >= MEMORY_BOUND_SHARE),
         error=str(failed.iloc[0]["error"]) if len(failed) else "",
         queue_grows="queue_grows" in runs and bool(runs["queue_grows"].mean() > 0.5),
+        run_ids=tuple(dict.fromkeys(runs["run_id"])),
     )
 
 

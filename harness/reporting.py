@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 from harness.config import ConfigError
+from harness.runs.interrupted import EXIT_STATUS, Interrupted
 from harness.runs.store import NotStoredError
 
 
@@ -30,6 +31,9 @@ def reporting(task: Callable[[], int]) -> int:
         way_out = ": free space, then repeat the command; stored runs are kept" if is_full else ""
         print(f"error: {error}{way_out}", file=sys.stderr)
         return 1
+    except Interrupted as interruption:
+        print(f"\n{interruption}", file=sys.stderr)
+        return EXIT_STATUS
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from what is stored", file=sys.stderr)
-        return 130
+        return EXIT_STATUS

@@ -10,7 +10,8 @@ import pandas as pd
 
 from experiments.advice.points import pareto
 from experiments.advice.search import FOLK_FRACTIONS
-from experiments.plotting import save, style
+from experiments.figure_style import DEFAULT
+from experiments.plotting import save
 from harness.runs.jobs import Job
 
 NAME = "front"
@@ -29,7 +30,7 @@ def draw_front(
     """`front` in `folder`: goodput over the pool, with the answer and the memory fractions of folk
     advice at the answer's other knobs. table: rows of `points` at one load and one host."""
     front = pareto(table)
-    with style():
+    with DEFAULT.context():
         figure, axes = plt.subplots(figsize=(5.6, 3.4))
         axes.plot(
             table["pool_gib"], table["goodput_per_s"], "o", color="#BBBBBB",

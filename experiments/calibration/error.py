@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from experiments.figure_style import DEFAULT
 from experiments.line_panels import PALETTE
-from experiments.plotting import save, style
+from experiments.plotting import save
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun
 
@@ -121,7 +122,7 @@ def draw(frame: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     colours = {
         workload: PALETTE[i] for i, workload in enumerate(dict.fromkeys(frame["workload"][::-1]))
     }
-    with style():
+    with DEFAULT.context():
         figure, panels = plt.subplots(
             1, len(GOALS), sharey=True, figsize=(13, 1.4 + 0.3 * len(frame))
         )

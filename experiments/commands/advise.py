@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     with hydra_session():
         runs = AdviceRuns(question, window, shape, root)
         problem = pose(question, window, runs)
-        advice = drive(advise(problem), runs, console)
+        advice = drive(advise(problem), runs, console, arguments)
         return conclude(question, window, problem, advice, runs, error, console)
 
 

@@ -15,6 +15,7 @@ from types import ModuleType
 import pandas as pd
 from rich.console import RenderableType
 
+from experiments.figure_style import DEFAULT, FigureStyle
 from harness.config import ConfigError, unknown_name
 from harness.runs.jobs import Job
 
@@ -25,16 +26,20 @@ def available() -> tuple[str, ...]:
 
 
 def draw_figures(
-    names: Sequence[str], rows: pd.DataFrame, jobs: Sequence[Job], folder: Path
+    names: Sequence[str],
+    rows: pd.DataFrame,
+    jobs: Sequence[Job],
+    folder: Path,
+    style: FigureStyle = DEFAULT,
 ) -> list[Path]:
     """Have each named module draw what it can from `rows`; returns the files written.
 
-    Each module has `draw(rows, jobs, folder) -> list[Path]`, which draws from complete runs
-    and returns an empty list where they hold nothing for it.
+    Each module has `draw(rows, jobs, folder, style) -> list[Path]`, which draws from complete
+    runs and returns an empty list where they hold nothing for it.
     """
     paths: list[Path] = []
     for module in map(_load, names):
-        paths += module.draw(rows, jobs, folder)
+        paths += module.draw(rows, jobs, folder, style)
     return paths
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
+from experiments.figure_layout import PanelSize, arrange, note_size, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.line_panels import PALETTE, Panel, published
-from experiments.plotting import jobs_of, means, save, style
+from experiments.plotting import jobs_of, means, save
 from harness.runs.jobs import Job
 
 PANELS = (
@@ -23,10 +24,15 @@ COLOURS = dict(
     zip(("mixed_chunked", "mixed_unchunked", "prefill_first", "static"), PALETTE, strict=False)
 )
 
+BAR_IN = 0.28
+"""For a bar with its name."""
+
 KEYS = ("workload", "schedule", "token_budget")
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`chunked_prefill`: a row of bars a schedule and chunk size, a panel a metric."""
     rows = rows[(rows["executor"] != "simulated") & (rows["status"] == "complete")]
     if rows.empty:
@@ -35,12 +41,12 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     points["order"] = [list(COLOURS).index(name) for name in points["schedule"]]
     points = points.sort_values(["workload", "order", "token_budget"]).drop(columns="order")
     workloads = list(dict.fromkeys(points["workload"]))
-    with style():
-        height = 0.9 + max((points["workload"] == w).sum() for w in workloads) * 0.32
-        figure, grid = plt.subplots(
-            len(workloads), len(PANELS), squeeze=False, sharey="row",
-            figsize=(11.5, height * len(workloads)),
-        )  # fmt: skip
+    with style.context():
+        height = 0.6 + max((points["workload"] == w).sum() for w in workloads) * BAR_IN
+        panel = PanelSize(2.9, height, keeps_height=True)
+        figure, grid = subplots(
+            style, len(workloads), len(PANELS), panel, sharey="row", narrowest=2.6
+        )
         for line, workload in zip(grid, workloads, strict=True):
             bars = points[points["workload"] == workload].iloc[::-1]
             for axes, panel in zip(line, PANELS, strict=True):
@@ -53,13 +59,12 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
                     linewidth=0.8, zorder=3,
                 )  # fmt: skip
                 shown = [f"{value:,.1f}" if value < 100 else f"{value:,.0f}" for value in values]
-                axes.bar_label(drawn, shown, padding=3, fontsize=7)
+                axes.bar_label(drawn, shown, padding=3, fontsize=note_size())
                 axes.set_xlim(0, 1.18 * float((values + spread).max()))
                 axes.set_xlabel(panel.label)
             line[0].set_yticks(range(len(bars)), [_label(bar) for _, bar in bars.iterrows()])
-        figure.suptitle("Long prompts arrive while others decode: the same arrivals in every row")
-        figure.tight_layout(rect=(0, 0.04, 1, 1))
-        figure.text(0.01, 0.01, _published_note(), fontsize=7)
+        title = "Long prompts arrive while others decode: the same arrivals in every row"
+        arrange(figure, style, title=title, notes=[_published_note()])
         return save(figure, "chunked_prefill", folder, points, jobs_of(rows, jobs))
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from rich.text import Text
 
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.line_panels import (
     Look,
     Panel,
@@ -28,7 +29,7 @@ from experiments.paired import (
     slo_in_words,
     with_placement,
 )
-from experiments.plotting import jobs_of, means, save, style
+from experiments.plotting import jobs_of, means, save, thin_line
 from harness.measure.statistics import t_interval
 from harness.runs.jobs import Job
 
@@ -46,18 +47,19 @@ REFERENCES = {
 }
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`estimate_price`: throughput and goodput of the oracle's, and what is computed again."""
     points = _points(rows)
     if points.empty:
         return []
     placements = [name for name in PLACEMENTS if name in set(points["placement"])]
     looks = looks_of(sorted(points[points["expected"] == "predicted"]["expected_spread"].unique()))
-    with style():
-        figure, grid = plt.subplots(
-            len(placements), len(PANELS), squeeze=False, sharex=True, sharey="col",
-            figsize=(10, 0.9 + 2.4 * len(placements)), layout="constrained",
-        )  # fmt: skip
+    with style.context():
+        figure, grid = subplots(
+            style, len(placements), len(PANELS), PanelSize(3.3, 2.4), sharex=True, sharey="col"
+        )
         for line, placement in zip(grid, placements, strict=True):
             for axes, (part, panel) in zip(line, PANELS, strict=True):
                 own = points[(points["part"] == part) & (points["placement"] == placement)]
@@ -65,21 +67,20 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
                 draw_lines(axes, guesses, "expected_bias", "expected_spread", panel, looks)
                 _draw_references(axes, own, panel)
                 axes.set_title(PLACEMENT_LABELS[placement])
+                axes.set_xlabel("median guess / true output")
                 if len(guesses):
                     power_ticks(axes, [0.25, 0.5, 1, 2, 4])
-        for axes in grid[-1]:
-            axes.set_xlabel("median guess / true output")
         for axes in grid[:, -1]:
             axes.set_yscale("symlog", linthresh=0.1)
             axes.yaxis.set_major_formatter("{x:g}")
         from_zero(list(grid.flat))
         slo = slo_in_words(jobs_of(rows, jobs))
-        figure.suptitle(f"Reserving by a guess of the output length (simulated; goodput: {slo})")
+        title = f"Reserving by a guess of the output length (simulated; goodput: {slo})"
         handles = line_handles(looks, {spread: f"guess, spread {spread:g}" for spread in looks})
         for look, label in REFERENCES.values():
             handles += line_handles({label: look})
         handles += line_handles({"oracle: reserves the truth": Look("#666666", "", ":")})
-        figure.legend(handles=handles, loc="outside lower center", ncol=3)
+        arrange(figure, style, title=title, handles=handles)
         return save(figure, "estimate_price", folder, points, jobs_of(rows, jobs))
 
 
@@ -145,7 +146,7 @@ def _points(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _draw_references(axes: Axes, points: pd.DataFrame, panel: Panel) -> None:
     if panel.metric.endswith("_ratio"):
-        axes.axhline(1, linestyle=":", linewidth=1.2, color="#666666")
+        axes.axhline(1, linestyle=":", linewidth=thin_line(), color="#666666")
     for expected, (look, _) in REFERENCES.items():
         for value in points[points["expected"] == expected][panel.metric]:
-            axes.axhline(value, linestyle="--", linewidth=1.2, color=look.colour)
+            axes.axhline(value, linestyle="--", linewidth=thin_line(), color=look.colour)

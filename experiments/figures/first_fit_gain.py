@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,6 +14,8 @@ from matplotlib.patches import Patch
 from rich.text import Text
 
 from experiments.capacity_figure import drawn_memory_note
+from experiments.figure_layout import PanelSize, arrange, note_size, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.line_panels import from_zero
 from experiments.paired import (
     PLACEMENT_COLOURS,
@@ -28,7 +29,15 @@ from experiments.paired import (
     slo_in_words,
     with_placement,
 )
-from experiments.plotting import EXPECTED_COLOURS, FIT_DASHES, jobs_of, means, save, style
+from experiments.plotting import (
+    EXPECTED_COLOURS,
+    FIT_DASHES,
+    jobs_of,
+    line_width,
+    means,
+    save,
+    thin_line,
+)
 from harness.runs.jobs import Job
 
 ESTIMATES = ("max", "pow2", "oracle")
@@ -39,22 +48,23 @@ RATIOS = (
 GOODPUT = "goodput_requests_per_s"
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`first_fit_gain`: capacities of paged over contiguous strategies, goodput over the rate."""
     rows = with_placement(rows[rows["status"] == "complete"])
     gains, goodput = _gains(rows), _goodput(rows)
     if gains.empty and goodput.empty:
         return []
-    with style():
-        figure, grid = plt.subplots(
-            1, 3, figsize=(11, 3.6), width_ratios=(1, 1, 1.4), layout="constrained"
+    with style.context():
+        figure, (grid,) = subplots(
+            style, 1, 3, PanelSize(3.7, 2.9), narrowest=2.2, width_ratios=(1, 1, 1.4)
         )
         for axes, (metric, label) in zip(grid, RATIOS, strict=False):
             _bars(axes, gains, metric, label)
         _lines(grid[2], goodput, slo_in_words(jobs_of(rows, jobs)))
         from_zero(list(grid))
-        figure.suptitle(_title(rows))
-        figure.legend(handles=_handles(gains, goodput), loc="outside lower center", ncol=5)
+        arrange(figure, style, title=_title(rows), handles=_handles(gains, goodput))
         points = pd.concat([gains.assign(panel="ratio"), goodput.assign(panel="goodput")])
         return save(figure, "first_fit_gain", folder, points, jobs_of(rows, jobs))
 
@@ -160,7 +170,7 @@ def _bars(axes: Axes, gains: pd.DataFrame, metric: str, label: str) -> None:
         for at, value, above in zip(x, own[metric], interval, strict=True):
             axes.annotate(
                 f"{value:.2f}", (at, value + above), xytext=(0, 1.5), textcoords="offset points",
-                ha="center", va="bottom", fontsize=6.5,
+                ha="center", va="bottom", fontsize=note_size(),
             )  # fmt: skip
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(estimates)), [f"told {name}" for name in estimates])
@@ -184,10 +194,14 @@ def _lines(axes: Axes, goodput: pd.DataFrame, slo: str) -> None:
 
 def _look(placement: str, expected: str) -> dict[str, Any]:
     if placement == "paged":
-        return {"color": PLACEMENT_COLOURS["paged"], "linewidth": 2.4, "marker": "o"}
+        return {
+            "color": PLACEMENT_COLOURS["paged"],
+            "linewidth": line_width(otherwise=1.5),
+            "marker": "o",
+        }
     return {
         "color": EXPECTED_COLOURS.get(expected, "#999999"), "marker": "D", "markersize": 3,
-        "linestyle": (0, FIT_DASHES[placement]), "linewidth": 1.2,
+        "linestyle": (0, FIT_DASHES[placement]), "linewidth": thin_line(),
     }  # fmt: skip
 
 

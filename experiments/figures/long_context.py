@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from experiments.checks import SHARES
-from experiments.line_panels import PALETTE, explain_unbound, unbound_mark
+from experiments.figure_layout import PanelSize, arrange, note_size, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.line_panels import PALETTE, unbound_mark, unbound_notes
 from experiments.plotting import (
     class_handles,
     jobs_of,
@@ -20,7 +22,6 @@ from experiments.plotting import (
     save,
     short_label,
     stack_classes,
-    style,
 )
 from harness.runs.jobs import Job
 
@@ -36,7 +37,9 @@ COUNTS = (
 )
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`long_context_classes`: the pool by ledger class; `long_context_requests`: what fits."""
     rows = rows[rows["status"] == "complete"]
     if rows.empty:
@@ -49,21 +52,21 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
         dead_per_request=chosen["dead_window_share"] * chosen["pool_tokens"] / running,
     )
     points = means(chosen, KEYS, [*SHARES, "saturated_share", *(metric for metric, _ in COUNTS)])
-    with style():
+    with style.context():
         its_jobs = jobs_of(chosen, jobs)
         return [
-            *save(_draw_classes(points), "long_context_classes", folder, points, its_jobs),
-            *save(_draw_counts(points), "long_context_requests", folder, points, its_jobs),
+            *save(_draw_classes(points, style), "long_context_classes", folder, points, its_jobs),
+            *save(_draw_counts(points, style), "long_context_requests", folder, points, its_jobs),
         ]
 
 
-def _draw_classes(points: pd.DataFrame) -> plt.Figure:
+def _draw_classes(points: pd.DataFrame, style: FigureStyle) -> Figure:
     models = list(dict.fromkeys(points["model"]))
     widest = max((points["model"] == model).sum() for model in models)
-    figure, grid = plt.subplots(
-        1, len(models), squeeze=False, sharey=True,
-        figsize=(1.4 + 0.8 * widest * len(models), 3.6),
-    )  # fmt: skip
+    panel = PanelSize(0.7 + 0.8 * widest, 3.4)
+    figure, grid = subplots(
+        style, 1, len(models), panel, sharey=True, narrowest=0.6 + 0.24 * widest
+    )
     for axes, model in zip(grid[0], models, strict=True):
         bars = points[points["model"] == model]
         stack_classes(axes, range(len(bars)), bars)
@@ -73,19 +76,18 @@ def _draw_classes(points: pd.DataFrame) -> plt.Figure:
         ]
         axes.set_xticks(range(len(bars)), labels)
         axes.set_title(model)
-    grid[0][0].set_ylabel("share of the pool, %")
-    explain_unbound(figure, points["saturated_share"])
-    figure.legend(handles=class_handles(points), loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
+        axes.set_ylabel("share of the pool, %")
+    notes = unbound_notes(points["saturated_share"])
+    arrange(figure, style, handles=class_handles(points), notes=notes, beside=True)
     return figure
 
 
-def _draw_counts(points: pd.DataFrame) -> plt.Figure:
+def _draw_counts(points: pd.DataFrame, style: FigureStyle) -> Figure:
     models = list(dict.fromkeys(points["model"]))
     strategies = list(dict.fromkeys(points["strategy"]))
-    figure, grid = plt.subplots(1, len(COUNTS), figsize=(3.7 * len(COUNTS), 3.4))
+    figure, grid = subplots(style, 1, len(COUNTS), PanelSize(3.7, 3.0), narrowest=2.2)
     width = 0.8 / len(models)
-    for axes, (metric, label) in zip(grid, COUNTS, strict=True):
+    for axes, (metric, label) in zip(grid[0], COUNTS, strict=True):
         for index, model in enumerate(models):
             bars = points[points["model"] == model].set_index("strategy").reindex(strategies)
             at = np.arange(len(strategies)) + (index - (len(models) - 1) / 2) * width
@@ -94,12 +96,11 @@ def _draw_counts(points: pd.DataFrame) -> plt.Figure:
                 color=PALETTE[index], label=model, zorder=2, error_kw={"linewidth": 0.8},
             )  # fmt: skip
             _mark_unbound(axes, at, bars, metric)
-        axes.set_xticks(range(len(strategies)), [short_label(s) for s in strategies], fontsize=6.5)
+        axes.set_xticks(range(len(strategies)), [short_label(s) for s in strategies])
+        axes.tick_params(axis="x", labelsize=note_size())
         axes.set_ylabel(label)
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
-    explain_unbound(figure, points["saturated_share"])
-    figure.legend(handles, labels, loc="upper center", ncol=len(models), bbox_to_anchor=(0.5, 0.0))
+    handles = grid[0][0].get_legend_handles_labels()[0]
+    arrange(figure, style, handles=handles, notes=unbound_notes(points["saturated_share"]))
     return figure
 
 
@@ -110,5 +111,5 @@ def _mark_unbound(axes: Axes, at: Iterable[float], bars: pd.DataFrame, metric: s
         if height == height and (mark := unbound_mark(saturated)):
             axes.annotate(
                 mark, (x, height), xytext=(0, 1.5), textcoords="offset points", ha="center",
-                va="bottom", fontsize=7,
+                va="bottom", fontsize=note_size(),
             )  # fmt: skip

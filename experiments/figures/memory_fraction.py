@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.plotting import (
     EXPECTED_COLOURS,
     MARKERS,
     STRATEGY_COLOURS,
-    WIDTHS,
     jobs_of,
+    line_width,
     means,
     save,
-    style,
 )
 from harness.runs.jobs import Job
 
@@ -38,45 +39,43 @@ TIMED = (
 )
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`memory_fraction_simulated` and `memory_fraction_times`, where there are such runs."""
     rows = rows[rows["memory_fraction"].notna()]
     paths = []
-    with style():
+    with style.context():
         for name, of_kind, panels in (
             ("simulated", rows[rows["executor"] == "simulated"], SIMULATED),
             ("times", rows[rows["executor"] != "simulated"], TIMED),
         ):
             if len(of_kind):
-                figure, points = _draw_grid(of_kind, panels)
+                figure, points = _draw_grid(of_kind, panels, style)
                 file = f"memory_fraction_{name}"
                 paths += save(figure, file, folder, points, jobs_of(of_kind, jobs))
     return paths
 
 
 def _draw_grid(
-    rows: pd.DataFrame, panels: Sequence[tuple[str, float, str]]
-) -> tuple[plt.Figure, pd.DataFrame]:
+    rows: pd.DataFrame, panels: Sequence[tuple[str, float, str]], style: FigureStyle
+) -> tuple[Figure, pd.DataFrame]:
     points = means(rows, KEYS, [metric for metric, _, _ in panels])
     panels = [panel for panel in panels if points[panel[0]].max() > 0]
     workloads = list(dict.fromkeys(points["workload"]))
-    figure, grid = plt.subplots(
-        len(panels), len(workloads), squeeze=False, sharex=True, sharey="row",
-        figsize=(4.0 * len(workloads), 0.6 + 1.9 * len(panels)),
-    )  # fmt: skip
+    figure, grid = subplots(
+        style, len(panels), len(workloads), PanelSize(4.0, 2.0), sharex=True, sharey="row"
+    )
     for column, workload in enumerate(workloads):
         of_workload = points[points["workload"] == workload]
         for row, (metric, scale, label) in enumerate(panels):
             _draw_lines(grid[row][column], of_workload, metric, scale)
-            if column == 0:
-                grid[row][0].set_ylabel(label.replace(", ", ",\n"))
+            grid[row][column].set_ylabel(label.replace(", ", ",\n"))
+            grid[row][column].set_xlabel("memory fraction")
         grid[0][column].set_title(workload)
-        grid[-1][column].set_xlabel("memory fraction")
     for axes in grid[:, 0]:  # once all are drawn: it stops the shared axes from growing
         axes.set_ylim(bottom=0)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncol=4, bbox_to_anchor=(0.5, 0.0))
-    figure.tight_layout()
+    arrange(figure, style, handles=grid[0][0].get_legend_handles_labels()[0])
     return figure, points
 
 
@@ -91,5 +90,5 @@ def _draw_lines(axes: Axes, points: pd.DataFrame, metric: str, scale: float) -> 
             yerr=scale * line[f"{metric}_ci"].fillna(0), label=str(strategy), capsize=2,
             color=colours.get(expected if is_contiguous else allocator),
             marker=MARKERS.get(allocator, "D"), linestyle="--" if is_contiguous else "-",
-            linewidth=WIDTHS.get(allocator, 1.6),
+            linewidth=line_width(allocator),
         )  # fmt: skip

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -19,7 +18,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.plotting import CLASS_COLOURS, class_patches, save, style
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.plotting import CLASS_COLOURS, class_patches, save
 from harness.config import RunConfig, from_mapping
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun
@@ -37,7 +38,9 @@ NEIGHBOUR_SHADE = 0.16
 Classes = npt.NDArray[np.uint8]
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`memory_map`: the first repetition of each strategy's first run that has a map."""
     chosen: dict[str, Job] = {}
     for job in jobs:
@@ -47,19 +50,17 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     runs = [run for job in mapped if (run := RunStore(job.root).find(job.run_id)) is not None]
     if not runs:
         return []
-    with style():
-        figure, points = draw_runs(runs)
+    with style.context():
+        figure, points = draw_runs(runs, style)
         return save(figure, "memory_map", folder, points, mapped)
 
 
-def draw_runs(runs: Sequence[StoredRun]) -> tuple[Figure, pd.DataFrame]:
+def draw_runs(runs: Sequence[StoredRun], style: FigureStyle) -> tuple[Figure, pd.DataFrame]:
     """One panel a run over the same span of time: while requests are waiting in all of them."""
     frames = [_first_repetition(run.frame("memory_map")) for run in runs]
     steps = [_first_repetition(run.frame("steps")) for run in runs]
     until_s = min(map(_load_end_s, steps))
-    figure, grid = plt.subplots(
-        1, len(runs), squeeze=False, sharey=True, figsize=(3.4 * len(runs), 4.0)
-    )
+    figure, grid = subplots(style, 1, len(runs), PanelSize(3.4, 3.6), sharey=True)
     shown: set[str] = set()
     for axes, run, frame, step in zip(grid[0], runs, frames, steps, strict=True):
         num_slots = int(run.summary[0]["pool_tokens"])
@@ -73,10 +74,8 @@ def draw_runs(runs: Sequence[StoredRun]) -> tuple[Figure, pd.DataFrame]:
         axes.set_xlabel("time, s")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         shown |= {ORDER[index] for index in np.unique(classes)}
-    grid[0][0].set_ylabel("slot of the pool")
-    handles = class_patches(name for name in ORDER if name in shown)
-    figure.legend(handles=handles, loc="upper center", ncol=4, bbox_to_anchor=(0.5, 0.0))
-    figure.tight_layout()
+        axes.set_ylabel("slot of the pool")
+    arrange(figure, style, handles=class_patches(name for name in ORDER if name in shown))
     labels = [_label(run) for run in runs]
     points = pd.concat([f.assign(strategy=label) for f, label in zip(frames, labels, strict=True)])
     return figure, points[points["from_s"] < until_s]
@@ -162,9 +161,9 @@ def main(arguments: Sequence[str]) -> int:
     if not found:
         print(f"{folder}: no run has a map; run with measure.memory_map=true", file=sys.stderr)
         return 1
-    with style():
+    with DEFAULT.context():
         runs = list(found.values())[:MAX_PANELS]
-        figure, points = draw_runs(runs)
+        figure, points = draw_runs(runs, DEFAULT)
         jobs = [
             Job(from_mapping(RunConfig, run.config), run.run_id, run.label, "", folder, "")
             for run in runs

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from experiments.figure_layout import PanelSize, arrange, note_size, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.kv_arithmetic import (
     STRATEGIES,
     KVShape,
@@ -24,7 +25,7 @@ from experiments.kv_arithmetic import (
 from experiments.kv_check import PAGE_SIZE, formulas_beside_runs
 from experiments.line_panels import PALETTE, power_ticks
 from experiments.paired import in_words
-from experiments.plotting import EXPECTED_COLOURS, STRATEGY_COLOURS, jobs_of, save, style
+from experiments.plotting import EXPECTED_COLOURS, STRATEGY_COLOURS, jobs_of, save
 from harness.engine.cost.gpu import GPUS
 from harness.measure.statistics import Interval
 from harness.runs.jobs import Job
@@ -43,7 +44,9 @@ STRATEGY_LABELS: Mapping[Strategy, str] = {
 }
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`motivation`, and the table of models as `motivation_models.csv`."""
     check = formulas_beside_runs(rows, jobs)
     if check.empty:
@@ -52,17 +55,18 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "motivation_models.csv"
     models.to_csv(table, index=False)
-    with style():
-        figure, (left, middle, right) = plt.subplots(
-            1, 3, figsize=(12, 3.9), width_ratios=(1.25, 1, 1), layout="constrained"
+    with style.context():
+        figure, ((left, middle, right),) = subplots(
+            style, 1, 3, PanelSize(4.0, 3.5), narrowest=2.6, width_ratios=(1.25, 1, 1)
         )
         _draw_models(left, models)
         waste = _draw_waste(middle, check)
         users = _draw_users(right, check)
-        figure.suptitle(
-            "A request's KV is large (left), reserving for the longest wastes nearly all of it "
-            "(middle), and so few requests fit (right)"
+        title = (
+            "A request's KV is large, reserving for the longest wastes nearly all of it, and so "
+            "few requests fit"
         )
+        arrange(figure, style, title=title)
         points = pd.concat([waste, users, check.assign(panel="check")])
         return [*save(figure, "motivation", folder, points, jobs_of(rows, jobs)), table]
 
@@ -182,7 +186,7 @@ def _draw_models(axes: Axes, models: pd.DataFrame) -> None:
         axes.annotate(
             f"{row['token_kib']:.0f} KiB;  {row['request_gib']:.2g} GiB at {_tokens(row['limit'])}",
             (row["token_kib"], y), xytext=(3, 0), textcoords="offset points", va="center",
-            fontsize=7,
+            fontsize=note_size(),
         )  # fmt: skip
     axes.set_xlim(0, 1.6 * full["token_kib"].max())
     axes.set_xlabel("KV of a token, KiB (beside it: a request of the whole context)")
@@ -236,7 +240,7 @@ def _draw_users(axes: Axes, check: pd.DataFrame) -> pd.DataFrame:
         if fewest:
             axes.annotate(
                 f"{most / fewest:.0f} x fewer", (limit, fewest), xytext=(-4, -9), ha="right",
-                textcoords="offset points", fontsize=7, color=EXPECTED_COLOURS["max"],
+                textcoords="offset points", fontsize=note_size(), color=EXPECTED_COLOURS["max"],
             )  # fmt: skip
     axes.set_xlim(left=700)
     axes.plot([], [], color="black", marker="o", linestyle="none", label="simulated")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.paper import rates as paper_rates
 from experiments.paper.quantities import Quantity, published_numbers, reason
 from experiments.paper.systems import SYSTEMS
@@ -38,9 +39,11 @@ FIGURE = paper_rates.RateFigure(
 _REASONS = {"ft_artifact": "static_batches"}
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`paper_fig12`: a panel a workload and model."""
-    return paper_rates.draw(rows, jobs, folder, FIGURE)
+    return paper_rates.draw(rows, jobs, folder, FIGURE, style)
 
 
 def quantities(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Quantity]:

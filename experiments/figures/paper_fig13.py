@@ -6,16 +6,17 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from experiments.figure_layout import PanelSize, arrange, note_size, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.figures import paper_fig2
 from experiments.paper.quantities import Quantity, published_numbers, reason
 from experiments.paper.systems import SYSTEMS, in_order, with_systems
-from experiments.plotting import jobs_of, means, save, style
+from experiments.plotting import jobs_of, means, save
 from experiments.sharing_figure import PAPER_COLOUR, PAPER_LABEL
 from experiments.windows import Window, with_window
 from harness.measure.statistics import Interval
@@ -44,25 +45,30 @@ LOADS = {
 FULL = 0.9
 """Share of the window in which requests wait, from which on a system is taken to be full."""
 
+ROOM_IN = 0.4
+"""For a system's bars, at least."""
+
 HATCHES = ("", "////", "....")
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`paper_fig13`: a panel a workload, bars by system and load."""
     points = batched(rows, jobs)
     if points.empty:
         return []
     workloads = [name for name in LOADS if name in set(points["workload"])]
-    with style():
+    with style.context():
         widths = [points[points["workload"] == name]["system"].nunique() for name in workloads]
-        figure, grid = plt.subplots(
-            1, len(workloads), squeeze=False, figsize=(1.0 + 0.95 * sum(widths), 3.2),
-            width_ratios=widths,
-        )  # fmt: skip
+        panel = PanelSize((1.0 + 0.95 * sum(widths)) / len(workloads), 3.2)
+        figure, grid = subplots(
+            style, 1, len(workloads), panel, narrowest=ROOM_IN * max(widths), width_ratios=widths
+        )
         for axes, workload in zip(grid[0], workloads, strict=True):
             _draw_panel(axes, points[points["workload"] == workload], workload)
-        grid[0][0].set_ylabel("batched requests")
-        figure.tight_layout()
+            axes.set_ylabel("batched requests")
+        arrange(figure, style)
         chosen = rows[rows["part"].isin(["fig2", "fig13"])]
         return save(figure, "paper_fig13", folder, points, jobs_of(chosen, jobs))
 
@@ -153,11 +159,11 @@ def _draw_panel(axes: Axes, points: pd.DataFrame, workload: str) -> None:
             )  # fmt: skip
             axes.annotate(
                 f"{height:.1f}", (x, height + interval), xytext=(0, 1.5), ha="center",
-                textcoords="offset points", va="bottom", fontsize=6.0,
+                textcoords="offset points", va="bottom", fontsize=note_size(),
             )  # fmt: skip
     labels = [SYSTEMS[s].label.replace(" (", "\n(").replace(", ", ",\n") for s in systems]
     axes.set_xticks(range(len(systems)), labels)
-    axes.tick_params(axis="x", length=0, labelsize=7)
+    axes.tick_params(axis="x", length=0, labelsize=note_size())
     axes.set_title(f"Fig. 13: OPT-13B, {workload}")
     handles = [Patch(facecolor=PAPER_COLOUR, label=PAPER_LABEL)]
     handles += [
@@ -165,4 +171,4 @@ def _draw_panel(axes: Axes, points: pd.DataFrame, workload: str) -> None:
               label=f"here, {LOADS[workload][load]}")
         for load, hatch in zip(loads, HATCHES, strict=False)
     ]  # fmt: skip
-    axes.legend(handles=handles, loc="upper left", fontsize=7)
+    axes.legend(handles=handles, loc="upper left", fontsize=note_size())

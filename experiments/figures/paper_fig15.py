@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import sharing_figure
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.paper.quantities import Quantity, published_numbers, reason
 from experiments.plotting import means
 from experiments.sharing_figure import Decoding
@@ -26,12 +27,14 @@ REASONS = {
 }
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`paper_fig15_parallel_saved` and `paper_fig15_beam_saved`."""
     paths = []
     for mode, decoding in MODES.items():
         chosen = _chosen(rows, decoding)
-        paths += sharing_figure.draw(chosen, jobs, folder, decoding, f"paper_fig15_{mode}")
+        paths += sharing_figure.draw(chosen, jobs, folder, decoding, f"paper_fig15_{mode}", style)
     return paths
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.paper import rates as paper_rates
 from experiments.paper.quantities import Quantity, published_numbers, reason
 from experiments.paper.systems import SYSTEMS
@@ -23,9 +24,11 @@ FIGURE = paper_rates.RateFigure(
 )
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`paper_fig17`."""
-    return paper_rates.draw(rows, jobs, folder, FIGURE)
+    return paper_rates.draw(rows, jobs, folder, FIGURE, style)
 
 
 def quantities(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Quantity]:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from experiments import attention_latency
+from experiments.figure_layout import PanelSize, arrange, note_size, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.line_panels import from_zero, line_handles, looks_of
 from experiments.paper.page_sizes import (
     LATENCY,
@@ -20,7 +21,7 @@ from experiments.paper.page_sizes import (
     latencies,
 )
 from experiments.paper.quantities import Quantity, published_numbers, reason
-from experiments.plotting import jobs_of, save, style
+from experiments.plotting import jobs_of, save
 from harness.measure.statistics import Interval
 from harness.runs.jobs import Job
 
@@ -28,16 +29,18 @@ MARGIN = 0.1
 """A page size is as good as the best if its latency is at most a tenth higher."""
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`paper_fig18b`; and `paper_fig18a` where the kernels were measured into the same results."""
     paths = []
     measured = _measured(jobs)
-    with style():
+    with style.context():
         if measured is not None:
-            paths += attention_latency.draw(measured, folder, "paper_fig18a")
+            paths += attention_latency.draw(measured, folder, "paper_fig18a", style)
         chosen = rows[rows["part"] == "fig18"]
         if len(chosen):
-            paths += _draw_page_sizes(chosen, jobs, folder)
+            paths += _draw_page_sizes(chosen, jobs, folder, style)
     return paths
 
 
@@ -81,24 +84,21 @@ def quantities(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Quantity]:
     return found
 
 
-def _draw_page_sizes(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def _draw_page_sizes(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle
+) -> list[Path]:
     points = latencies(rows, "rate")
     workloads = in_use(points["workload"])
-    figure, grid = plt.subplots(
-        1, len(workloads), squeeze=False, figsize=(0.8 + 3.4 * len(workloads), 3.0)
-    )
+    figure, grid = subplots(style, 1, len(workloads), PanelSize(3.8, 2.8))
     for axes, workload in zip(grid[0], workloads, strict=True):
         looks = looks_of(sorted(points[points["workload"] == workload]["rate"].unique()))
         best = published_numbers()["fig18b_best_page_sizes"][workload]
         draw_panel(axes, points, "rate", looks, workload, best)
         labels = {rate: f"{rate:g} requests/s" for rate in looks}
-        axes.legend(handles=line_handles(looks, labels), loc="upper left", fontsize=7)
+        axes.legend(handles=line_handles(looks, labels), loc="upper left", fontsize=note_size())
     from_zero(grid[0])
-    grid[0][0].set_ylabel(LATENCY.label)
-    figure.suptitle(
-        "Fig. 18 (b): OPT-13B; shaded: page sizes that the paper calls best", fontsize=9
-    )
-    figure.tight_layout()
+    title = "Fig. 18 (b): OPT-13B; shaded: page sizes that the paper calls best"
+    arrange(figure, style, title=title)
     return save(figure, "paper_fig18b", folder, points, jobs_of(rows, jobs))
 
 

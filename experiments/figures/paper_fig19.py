@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.line_panels import Look, from_zero, line_handles
 from experiments.paper.page_sizes import LATENCY, PRESSED_RATES, draw_panel, in_use, latencies
 from experiments.paper.quantities import Quantity, published_numbers, reason
-from experiments.plotting import jobs_of, save, style
+from experiments.plotting import jobs_of, save
 from harness.measure.statistics import t_interval
 from harness.runs.jobs import Job
 
@@ -22,28 +23,24 @@ LOOKS: dict[object, Look] = {
 }
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`paper_fig19`: a panel a workload."""
     chosen = _chosen(rows)
     if chosen.empty:
         return []
     points = latencies(chosen, "preemption")
     workloads = in_use(points["workload"])
-    with style():
-        figure, grid = plt.subplots(
-            1, len(workloads), squeeze=False, figsize=(0.8 + 3.4 * len(workloads), 3.0)
-        )
+    with style.context():
+        figure, grid = subplots(style, 1, len(workloads), PanelSize(3.8, 2.6))
         for axes, workload in zip(grid[0], workloads, strict=True):
             alike = published_numbers()["fig19_preemption"]["comparable_page_sizes"]
             draw_panel(axes, points, "preemption", LOOKS, workload, alike)
             axes.set_title(f"{workload}, {PRESSED_RATES[workload]:g} requests/s")
         from_zero(grid[0])
-        grid[0][0].set_ylabel(LATENCY.label)
-        grid[0][0].legend(handles=line_handles(LOOKS), loc="lower left", fontsize=7)
-        figure.suptitle(
-            "Fig. 19: OPT-13B; shaded: page sizes that the paper calls alike", fontsize=9
-        )
-        figure.tight_layout()
+        title = "Fig. 19: OPT-13B; shaded: page sizes that the paper calls alike"
+        arrange(figure, style, title=title, handles=line_handles(LOOKS))
         return save(figure, "paper_fig19", folder, points, jobs_of(chosen, jobs))
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from experiments.paper.bars import PAPER_CLASSES, paper_class_handles, stack_paper
+from experiments.figure_layout import PanelSize, arrange
+from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.paper.bars import PAPER_CLASSES, PaperBars, paper_class_handles
 from experiments.paper.quantities import Quantity, published_numbers, reason
 from experiments.paper.systems import SYSTEMS, in_order, with_systems
-from experiments.plotting import jobs_of, means, save, style
+from experiments.plotting import jobs_of, means, save
 from experiments.windows import Window, with_window
 from harness.measure.statistics import Interval
 from harness.runs.jobs import Job
@@ -21,7 +22,9 @@ WINDOW = Window(300.0, 900.0)
 """Of the artifact: the time before is warm-up."""
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`paper_fig2`: bars by class, the paper's beside ours."""
     points = shares(rows, jobs)
     if points.empty:
@@ -31,19 +34,16 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     theirs = _published().reindex(systems)
     has_paper = np.array([bool(SYSTEMS[system].published) for system in systems])
     x = np.arange(len(systems), dtype=float)
-    with style():
-        figure, axes = plt.subplots(figsize=(1.6 + 1.1 * len(systems), 3.4))
+    with style.context():
+        bars = PaperBars(style, [SYSTEMS[name].label.replace(" (", "\n(") for name in systems])
+        figure, axes = bars.subplots(PanelSize(0.6 + 1.1 * len(systems), 3.2))
         of_paper = [system for system in systems if SYSTEMS[system].published]
-        stack_paper(axes, x[has_paper] - 0.2, theirs.loc[of_paper], "paper")
-        stack_paper(axes, x + np.where(has_paper, 0.2, 0.0), ours.loc[systems], "here")
-        axes.set_xticks(x, [SYSTEMS[system].label.replace(" (", "\n(") for system in systems])
-        axes.tick_params(axis="x", length=0, pad=12)
-        axes.set_ylabel("KV memory, %")
-        axes.set_ylim(0, 100)
-        axes.legend(handles=paper_class_handles(), loc="center left", bbox_to_anchor=(1.0, 0.5))
-        axes.set_title(
-            f"Fig. 2: OPT-13B, ShareGPT at 4 requests/s, {WINDOW.from_s:g} to {WINDOW.to_s:g} s"
-        )
+        bars.stack(axes, x[has_paper] - 0.2, theirs.loc[of_paper], "paper")
+        bars.stack(axes, x + np.where(has_paper, 0.2, 0.0), ours.loc[systems], "here")
+        bars.label(axes, "KV memory, %")
+        when = f"{WINDOW.from_s:g} to {WINDOW.to_s:g} s"
+        title = f"Fig. 2: OPT-13B, ShareGPT at 4 requests/s, {when}"
+        arrange(figure, style, title=title, handles=paper_class_handles(), beside=True)
         plotted = pd.concat(
             [points.assign(source="here"),
              theirs.loc[of_paper].reset_index(names="system").assign(source="paper")],

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.paper import rates as paper_rates
 from experiments.paper.quantities import published_numbers
 from experiments.paper.systems import SYSTEMS, handles, in_order, line_look, with_systems
-from experiments.plotting import jobs_of, means, save, style
+from experiments.plotting import jobs_of, means, save, thin_line
 from experiments.windows import Window, with_window
 from harness.runs.jobs import Job
 
@@ -24,29 +25,29 @@ HOST = "host_us_per_sequence"
 RATES = paper_rates.RateFigure("", "host_rates", (HOST,), {})
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`paper_host_time`: batched requests with the paper's as dotted lines, and sustained rates."""
     batched = batched_requests(rows, jobs)
     rates = sustained(rows, jobs)
     if batched.empty or rates.empty:
         return []
-    with style():
-        figure, grid = plt.subplots(1, 3, figsize=(9.6, 2.9))
-        for axes, workload in zip(grid, WINDOWS, strict=False):
+    with style.context():
+        figure, ((*panels, last),) = subplots(style, 1, 3, PanelSize(3.2, 2.6))
+        for axes, workload in zip(panels, WINDOWS, strict=True):
             _draw_batched(axes, batched[batched["workload"] == workload], workload)
         for system in in_order(rates["system"]):
             line = rates[rates["system"] == system]
-            grid[2].plot(line[HOST] / 1e3, line["sustained"], **line_look(system))
-        grid[2].set_ylabel("highest sustained rate, requests/s")
-        grid[2].set_title("ShareGPT")
-        for axes in grid:
+            last.plot(line[HOST] / 1e3, line["sustained"], **line_look(system))
+        last.set_ylabel("highest sustained rate, requests/s")
+        last.set_title("ShareGPT")
+        for axes in (*panels, last):
             axes.set_xlabel("host's time, ms a sequence and step")
             axes.set_ylim(bottom=0)
-        grid[0].set_ylabel("batched requests")
         entries = handles({*batched["system"], *rates["system"]})
         entries.append(Line2D([], [], color="#666666", linestyle=":", label="the paper's"))
-        figure.tight_layout()
-        figure.legend(handles=entries, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=4)
+        arrange(figure, style, handles=entries)
         points = pd.concat([batched, rates.drop(columns="by_seed")], ignore_index=True)
         chosen = rows[rows["part"].isin(["host_batched", "host_rates"])]
         return save(figure, "paper_host_time", folder, points, jobs_of(chosen, jobs))
@@ -87,5 +88,11 @@ def _draw_batched(axes: Axes, points: pd.DataFrame, workload: str) -> None:
             line[HOST] / 1e3, line["batched"], yerr=line["batched_ci"].fillna(0), capsize=2,
             **line_look(system),
         )  # fmt: skip
-        axes.axhline(theirs[look.published], color=look.colour, linestyle=":", linewidth=1.2)
+        axes.axhline(
+            theirs[look.published],
+            color=look.colour,
+            linestyle=":",
+            linewidth=thin_line(),
+        )
     axes.set_title(TITLES[workload])
+    axes.set_ylabel("batched requests")

@@ -11,16 +11,22 @@ import pandas as pd
 from rich.console import RenderableType
 
 import experiments.figures
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.paper.quantities import Quantity, as_frame, to_markdown, to_terminal
 from harness.runs.jobs import Job
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
-    """`paper_table.md` and `paper_table.csv`, beside the comparison of all runs."""
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
+    """`paper_table.md` and `paper_table.csv`; of a study's own figures, beside the comparison of
+    all runs."""
     found = quantities(rows, jobs)
     if not found:
         return []
-    markdown, csv = folder.parent / "paper_table.md", folder.parent / "paper_table.csv"
+    target = folder.parent if folder.name == "figures" else folder
+    target.mkdir(parents=True, exist_ok=True)
+    markdown, csv = target / "paper_table.md", target / "paper_table.csv"
     markdown.write_text(to_markdown(found))
     as_frame(found).to_csv(csv, index=False)
     return [markdown, csv]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -14,6 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from rich.text import Text
 
+from experiments.figure_layout import PanelSize, arrange, note_size, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.paired import (
     against,
     excludes,
@@ -22,7 +24,7 @@ from experiments.paired import (
     with_placement,
     with_settings,
 )
-from experiments.plotting import jobs_of, means, save, style
+from experiments.plotting import jobs_of, means, save
 from harness.measure.statistics import compare
 from harness.runs.jobs import Job
 
@@ -34,7 +36,9 @@ CELL = ["spread", "burstiness", "rate"]
 COLOURS = "PuOr"
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`phase_map`: what paging adds to the share of requests within the SLO, a cell each."""
     rows = with_settings(rows[rows["status"] == "complete"], jobs, SETTINGS)
     cells = _cells(rows)
@@ -43,24 +47,23 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
     estimates = list(dict.fromkeys(cells["expected"]))
     bursts = sorted(cells["burstiness"].unique(), reverse=True)
     scale = Normalize(-100, 100)
-    with style():
-        figure, grid = plt.subplots(
-            len(estimates), len(bursts), squeeze=False, sharex=True, sharey=True,
-            figsize=(1.6 + 2.7 * len(bursts), 1.3 + 2.5 * len(estimates)), layout="constrained",
-        )  # fmt: skip
+    with style.context():
+        size = PanelSize(3.2, 2.6)
+        figure, grid = subplots(style, len(estimates), len(bursts), size, sharex=True, sharey=True)
         for line, expected in zip(grid, estimates, strict=True):
             for axes, burstiness in zip(line, bursts, strict=True):
                 of_panel = (cells["expected"] == expected) & (cells["burstiness"] == burstiness)
                 _draw_map(axes, cells[of_panel], cells, scale)
                 axes.set_title(f"{_fit_name(cells)}, {expected}; {_burst_name(burstiness)}")
-            line[0].set_ylabel("rate / paging's capacity")
-        for axes in grid[-1]:
-            axes.set_xlabel("spread of lengths (CV)")
-        bar = figure.colorbar(ScalarMappable(scale, COLOURS), ax=grid, shrink=0.8)
+                axes.set_ylabel("rate / paging's capacity")
+                axes.set_xlabel("spread of lengths (CV)")
+        is_below = style.width_in is not None
+        bar = figure.colorbar(
+            ScalarMappable(scale, COLOURS), ax=grid, location="bottom" if is_below else "right",
+            shrink=0.8, aspect=30 if is_below else 20,
+        )  # fmt: skip
         bar.set_label("paged less contiguous,\npoints of requests within the SLO")
-        figure.suptitle(
-            f"What paging adds to goodput (simulated; {slo_in_words(jobs_of(rows, jobs))})"
-        )
+        title = f"What paging adds to goodput (simulated; {slo_in_words(jobs_of(rows, jobs))})"
         hatched = Patch(
             facecolor="white", edgecolor="#777777", hatch="////", linewidth=0,
             label="within noise: the cell's paired 95 % interval includes 0",
@@ -68,7 +71,7 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
         bold = Line2D(
             [], [], linestyle="none", label="bold: also with all of a map together (Holm)"
         )
-        figure.legend(handles=[hatched, bold], loc="outside lower center", ncol=2)
+        arrange(figure, style, title=title, handles=[hatched, bold])
         return save(figure, "phase_map", folder, cells, jobs_of(rows, jobs))
 
 
@@ -135,7 +138,7 @@ def _with_verdicts(rows: pd.DataFrame) -> pd.DataFrame:
 def _draw_map(axes: Axes, own: pd.DataFrame, cells: pd.DataFrame, scale: Normalize) -> None:
     spreads = sorted(cells["spread"].unique())
     levels = _levels(cells)
-    colours = plt.get_cmap(COLOURS)
+    colours = colormaps[COLOURS]
     for _, cell in own.iterrows():
         x, y = spreads.index(cell["spread"]), levels[cell["spread"]].index(cell["rate"])
         shade = colours(scale(cell["points"]))
@@ -147,7 +150,7 @@ def _draw_map(axes: Axes, own: pd.DataFrame, cells: pd.DataFrame, scale: Normali
         )  # fmt: skip
         dark = abs(cell["points"]) > 60
         text = axes.annotate(
-            f"{round(cell['points']):+d}", (x, y), ha="center", va="center", fontsize=8,
+            f"{round(cell['points']):+d}", (x, y), ha="center", va="center", fontsize=note_size(),
             color="white" if dark else "black",
             fontweight="bold" if cell["verdict"] in ("better", "worse") else "normal",
         )  # fmt: skip

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.line_panels import (
     Look,
     Panel,
@@ -21,7 +23,7 @@ from experiments.line_panels import (
     power_ticks,
     published,
 )
-from experiments.plotting import EXPECTED_COLOURS, jobs_of, means, save, style
+from experiments.plotting import EXPECTED_COLOURS, jobs_of, means, save, thin_line
 from harness.runs.jobs import Job
 
 MODES = {"recompute": Look("#0072B2", "o"), "swap": Look("#D55E00", "s", "--")}
@@ -53,14 +55,16 @@ KNOWLEDGE_PANELS = (
 )
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`preemption_pages`, `preemption_policies`, `preemption_knowledge`, where there are runs."""
     rows = rows[rows["status"] == "complete"]
     if rows.empty:
         return []
     rows = _derived(rows)
     paths: list[Path] = []
-    with style():
+    with style.context():
         for part, make in (
             ("times", _draw_pages),
             ("policies", _draw_policies),
@@ -68,7 +72,7 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
         ):
             of_part = _rows_of(rows, part)
             if len(of_part):
-                figure, points, name = make(of_part)
+                figure, points, name = make(of_part, style)
                 paths += save(figure, name, folder, points, jobs_of(of_part, jobs))
     return paths
 
@@ -95,61 +99,59 @@ def _derived(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _draw_pages(rows: pd.DataFrame) -> tuple[plt.Figure, pd.DataFrame, str]:
+def _draw_pages(rows: pd.DataFrame, style: FigureStyle) -> tuple[Figure, pd.DataFrame, str]:
     keys = ["workload", "preemption", "page_size"]
     points = means(rows, keys, [panel.metric for panel in PAGE_PANELS])
     workloads = list(dict.fromkeys(points["workload"]))
     comparable = published("pagedattention")["fig19_preemption"]["comparable_page_sizes"]
-    figure, grid = plt.subplots(
-        2 * len(workloads), 3, squeeze=False, figsize=(10, 4.4 * len(workloads))
-    )
+    figure, grid = subplots(style, len(workloads), len(PAGE_PANELS), PanelSize(3.3, 2.2), most=3)
+    titles = []
     for index, workload in enumerate(workloads):
         chosen = points[points["workload"] == workload]
-        for axes, panel in zip(grid[2 * index : 2 * index + 2].flat, PAGE_PANELS, strict=True):
+        for axes, panel in zip(grid[index], PAGE_PANELS, strict=True):
             axes.axvspan(*comparable, color="#EEEEEE", zorder=0)
             draw_lines(axes, chosen, "page_size", "preemption", panel, MODES)
             power_ticks(axes, chosen["page_size"])
             axes.set_xlabel("page size, tokens")
-        grid[2 * index][1].set_title(f"{workload}: {memory_note(rows[rows.workload == workload])}")
+            axes.set_title(workload)
+        titles.append(f"{workload}: {memory_note(rows[rows['workload'] == workload])}")
     from_zero(list(grid.flat))
     grey = Patch(color="#EEEEEE", label="alike in the PagedAttention paper's Fig. 19")
-    _legend_below(figure, [*line_handles(MODES), grey], 3)
+    handles = [*line_handles(MODES), grey]
+    arrange(figure, style, title="\n".join(titles), handles=handles)
     return figure, points, "preemption_pages"
 
 
-def _draw_policies(rows: pd.DataFrame) -> tuple[plt.Figure, pd.DataFrame, str]:
+def _draw_policies(rows: pd.DataFrame, style: FigureStyle) -> tuple[Figure, pd.DataFrame, str]:
     keys = ["preemption", "victim", "watermark"]
     panels = (*POLICY_PANELS, *COST_PANELS.values())
     points = means(rows, keys, [panel.metric for panel in panels])
     modes = [mode for mode in MODES if mode in set(points["preemption"])]
     looks = looks_of(points["victim"])
-    figure, grid = plt.subplots(
-        len(modes), len(POLICY_PANELS) + 1, squeeze=False, sharex=True,
-        figsize=(9.5, 0.9 + 2.2 * len(modes)),
-    )  # fmt: skip
+    size = PanelSize(3.2, 2.2)
+    figure, grid = subplots(style, len(modes), len(POLICY_PANELS) + 1, size, sharex=True)
     points = points.assign(percent=100 * points["watermark"])
     for line, mode in zip(grid, modes, strict=True):
         chosen = points[points["preemption"] == mode]
         for axes, panel in zip(line, (*POLICY_PANELS, COST_PANELS[mode]), strict=True):
             draw_lines(axes, chosen, "percent", "victim", panel, looks)
             axes.set_title(mode)
-    for axes in grid[-1]:
-        axes.set_xlabel("watermark, % of the pool")
+            axes.set_xlabel("watermark, % of the pool")
     from_zero(list(grid.flat))
-    figure.suptitle(f"Whom a preemption hits (simulated): {memory_note(rows)}")
-    _legend_below(figure, line_handles(looks), 4)
+    title = f"Whom a preemption hits (simulated): {memory_note(rows)}"
+    arrange(figure, style, title=title, handles=line_handles(looks))
     return figure, points, "preemption_policies"
 
 
-def _draw_knowledge(rows: pd.DataFrame) -> tuple[plt.Figure, pd.DataFrame, str]:
+def _draw_knowledge(rows: pd.DataFrame, style: FigureStyle) -> tuple[Figure, pd.DataFrame, str]:
     keys = ["allocator", "strategy", "expected", "expected_bias", "expected_spread"]
     points = means(rows, keys, [panel.metric for panel in KNOWLEDGE_PANELS])
     allocators = list(dict.fromkeys(points["allocator"]))
     predicted = points[points["expected"] == "predicted"]
     looks = looks_of(sorted(predicted["expected_spread"].unique()))
-    figure, grid = plt.subplots(
-        len(allocators), len(KNOWLEDGE_PANELS), squeeze=False, sharex=True, sharey="col",
-        figsize=(9.5, 0.9 + 2.3 * len(allocators)),
+    figure, grid = subplots(
+        style, len(allocators), len(KNOWLEDGE_PANELS), PanelSize(3.2, 2.3), sharex=True,
+        sharey="col",
     )  # fmt: skip
     for line, allocator in zip(grid, allocators, strict=True):
         chosen = points[points["allocator"] == allocator]
@@ -160,31 +162,25 @@ def _draw_knowledge(rows: pd.DataFrame) -> tuple[plt.Figure, pd.DataFrame, str]:
             axes.set_title(f"{allocator}, reserving")
             if len(guesses):
                 power_ticks(axes, guesses["expected_bias"])
-    for axes in grid[-1]:
-        axes.set_xlabel("median guess / true output")
+            axes.set_xlabel("median guess / true output")
     from_zero(list(grid.flat))
-    figure.suptitle(f"What is known of output lengths (simulated): {memory_note(rows)}")
+    title = f"What is known of output lengths (simulated): {memory_note(rows)}"
     labels = {spread: f"guess, spread {spread:g}" for spread in looks}
     handles = line_handles(looks, labels)
     for name in dict.fromkeys(points[points["expected"] != "predicted"]["expected"]):
         look = Look(_reference_colour(name), "", "--")
         handles += line_handles({name: look}, {"none": "none (grows page by page)"})
-    _legend_below(figure, handles, 4)
+    arrange(figure, style, title=title, handles=handles)
     return figure, points, "preemption_knowledge"
 
 
 def _draw_references(axes: Axes, references: pd.DataFrame, panel: Panel) -> None:
     for _, reference in references.iterrows():
         axes.axhline(
-            panel.scale * reference[panel.metric], linestyle="--", linewidth=1.2,
+            panel.scale * reference[panel.metric], linestyle="--", linewidth=thin_line(),
             color=_reference_colour(reference["expected"]),
         )  # fmt: skip
 
 
 def _reference_colour(expected: str) -> str:
     return EXPECTED_COLOURS.get(expected, "#56B4E9")
-
-
-def _legend_below(figure: plt.Figure, handles: Sequence[object], columns: int) -> None:
-    figure.tight_layout()
-    figure.legend(handles=handles, loc="upper center", ncol=columns, bbox_to_anchor=(0.5, 0.0))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.line_panels import (
     Look,
     Panel,
@@ -17,7 +19,7 @@ from experiments.line_panels import (
     memory_note,
     power_ticks,
 )
-from experiments.plotting import STRATEGY_COLOURS, jobs_of, means, save, style
+from experiments.plotting import STRATEGY_COLOURS, jobs_of, means, save
 from harness.runs.jobs import Job
 
 LOOKS = {
@@ -42,7 +44,9 @@ AXES = (
 )
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`rag_agents_capacity` and `rag_agents_concurrency`, where there are such simulated runs."""
     rows = rows[(rows["executor"] == "simulated") & (rows["status"] == "complete")]
     if rows.empty:
@@ -54,11 +58,11 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
         tokens_per_step=rows["output_tokens"] / rows["num_steps"],
     )
     paths = []
-    with style():
+    with style.context():
         for part, x, label in AXES:
             of_part = _rows_of(rows, part, x)
             if len(of_part):
-                figure, points = _draw_part(of_part, x, label)
+                figure, points = _draw_part(of_part, x, label, style)
                 name = f"rag_agents_{part}"
                 paths += save(figure, name, folder, points, jobs_of(of_part, jobs))
     return paths
@@ -75,10 +79,12 @@ def _line(allocator: str, eviction: object) -> str:
     return f"{allocator} {eviction}" if isinstance(eviction, str) else allocator
 
 
-def _draw_part(rows: pd.DataFrame, x: str, label: str) -> tuple[plt.Figure, pd.DataFrame]:
+def _draw_part(
+    rows: pd.DataFrame, x: str, label: str, style: FigureStyle
+) -> tuple[Figure, pd.DataFrame]:
     points = means(rows, ["workload", "line", x], [panel.metric for panel in PANELS])
     looks = {name: look for name, look in LOOKS.items() if name in set(points["line"])}
-    figure, grid = plt.subplots(1, len(PANELS), figsize=(12, 3.1))
+    figure, (grid,) = subplots(style, 1, len(PANELS), PanelSize(3.0, 2.6))
     for axes, panel in zip(grid, PANELS, strict=True):
         draw_lines(axes, points, x, "line", panel, looks)
         power_ticks(axes, points[x])
@@ -89,9 +95,6 @@ def _draw_part(rows: pd.DataFrame, x: str, label: str) -> tuple[plt.Figure, pd.D
         axes.set_xlabel(label)
     from_zero(list(grid))
     workload = ", ".join(dict.fromkeys(points["workload"]))
-    figure.suptitle(f"{workload} (simulated): {memory_note(rows)}")
-    figure.tight_layout()
-    figure.legend(
-        handles=line_handles(looks), loc="upper center", ncol=len(looks), bbox_to_anchor=(0.5, 0.0)
-    )
+    title = f"{workload} (simulated): {memory_note(rows)}"
+    arrange(figure, style, title=title, handles=line_handles(looks))
     return figure, points

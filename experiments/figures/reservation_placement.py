@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from rich.text import Text
 
+from experiments.figure_layout import PanelSize, arrange, fill_line, note_size, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.line_panels import Panel, from_zero
 from experiments.paired import (
     PLACEMENT_COLOURS,
@@ -24,7 +25,7 @@ from experiments.paired import (
     slo_in_words,
     with_placement,
 )
-from experiments.plotting import jobs_of, means, save, style
+from experiments.plotting import jobs_of, means, save
 from harness.measure.statistics import Interval
 from harness.runs.jobs import Job
 
@@ -61,7 +62,9 @@ STEPS = (
 it is."""
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`reservation_placement`: each combination, and what each change alone is worth."""
     rows = _derived(rows)
     if rows.empty:
@@ -71,22 +74,18 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
         [panel.metric for panel in (*CAPACITY_PANELS, GOODPUT_PANEL)],
     )  # fmt: skip
     factors = _factors(rows)
-    with style():
-        figure, grid = plt.subplots(2, 3, figsize=(10.5, 5.6), layout="constrained")
+    with style.context():
         panels = [("capacity", panel) for panel in CAPACITY_PANELS] + [("goodput", GOODPUT_PANEL)]
-        for axes, (part, panel) in zip(grid.flat, panels, strict=False):
+        figure, grid = subplots(style, 1, len(panels) + 1, PanelSize(3.5, 2.6), most=3)
+        for axes, (part, panel) in zip(grid[0], panels, strict=False):
             _bars(axes, points[points["part"] == part], panel)
-        grid[1][2].set_axis_off()
-        grid[1][1].set_axis_off()
-        _factor_bars(figure.add_subplot(grid[1][1].get_gridspec()[1, 1:]), factors)
+        _factor_bars(fill_line(grid[0][-1]), factors)
         from_zero([axes for axes in figure.axes if axes.axison])
         slo = slo_in_words(jobs_of(rows, jobs))
-        figure.suptitle(
-            f"What is reserved (groups) and where it lies (colours); simulated; goodput: {slo}"
-        )
+        title = f"What is reserved (groups) and where it lies (colours); simulated; goodput: {slo}"
         shown = [name for name in PLACEMENTS if name in set(points["placement"])]
         handles = [Patch(color=PLACEMENT_COLOURS[n], label=PLACEMENT_LABELS[n]) for n in shown]
-        figure.legend(handles=handles, loc="outside lower center", ncol=4)
+        arrange(figure, style, title=title, handles=handles)
         table = pd.concat([points, factors.assign(part="factors")])
         return save(figure, "reservation_placement", folder, table, jobs_of(rows, jobs))
 
@@ -175,7 +174,7 @@ def _bars(axes: Axes, points: pd.DataFrame, panel: Panel) -> None:
             error_kw={"linewidth": 0.8, "capsize": 1.5}, zorder=2,
         )  # fmt: skip
     axes.set_xticks(range(len(reservations)), [RESERVATIONS[name] for name in reservations])
-    axes.tick_params(axis="x", length=0, labelsize=7.5)
+    axes.tick_params(axis="x", length=0, labelsize=note_size())
 
 
 def _factor_bars(axes: Axes, factors: pd.DataFrame) -> None:
@@ -191,9 +190,9 @@ def _factor_bars(axes: Axes, factors: pd.DataFrame) -> None:
     for at, value, above in zip(x, factors["factor"], factors["factor_ci"].fillna(0), strict=True):
         axes.annotate(
             f"x {value:.2f}", (at, value + above), xytext=(0, 1.5), textcoords="offset points",
-            ha="center", va="bottom", fontsize=7.5,
+            ha="center", va="bottom", fontsize=note_size(),
         )  # fmt: skip
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(x, factors["label"])
-    axes.tick_params(axis="x", length=0, labelsize=7.5)
+    axes.tick_params(axis="x", length=0, labelsize=note_size())
     axes.set_ylabel("output tokens/s at capacity,\nafter a change / before it")

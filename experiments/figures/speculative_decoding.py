@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.line_panels import (
     Panel,
     draw_lines,
@@ -19,7 +21,7 @@ from experiments.line_panels import (
     looks_of,
     memory_note,
 )
-from experiments.plotting import jobs_of, means, save, style
+from experiments.plotting import jobs_of, means, save
 from harness.engine.scheduling.speculation import expected_tokens_per_step
 from harness.runs.jobs import Job
 
@@ -61,18 +63,20 @@ PARTS = (
 )
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def draw(
+    rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
+) -> list[Path]:
     """`speculative_decoding_PART` for each of `injected`, `times`, `drafts` that has runs."""
     rows = rows[rows["status"] == "complete"]
     if rows.empty:
         return []
     rows = _derived(rows)
     paths: list[Path] = []
-    with style():
+    with style.context():
         for part, panels, title in PARTS:
             of_part = rows[rows["part"] == part]
             if len(of_part):
-                figure, points = _draw_part(of_part, panels, title)
+                figure, points = _draw_part(of_part, panels, title, style)
                 name = f"speculative_decoding_{part}"
                 paths += save(figure, name, folder, points, jobs_of(of_part, jobs))
     return paths
@@ -109,14 +113,14 @@ def _line(row: pd.Series) -> float | str:
 
 
 def _draw_part(
-    rows: pd.DataFrame, panels: Sequence[Panel], title: str
-) -> tuple[plt.Figure, pd.DataFrame]:
+    rows: pd.DataFrame, panels: Sequence[Panel], title: str, style: FigureStyle
+) -> tuple[Figure, pd.DataFrame]:
     keys = ["speculation", "line", "acceptance", "num_drafts"]
     points = means(rows, keys, [panel.metric for panel in panels])
     plain = points[points["speculation"] == "none"]
     drafted = points[points["speculation"] != "none"]
     looks = looks_of(list(drafted["line"]))
-    figure, grid = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 3.2), squeeze=False)
+    figure, grid = subplots(style, 1, len(panels), PanelSize(2.6, 2.8))
     for axes, panel in zip(grid[0], panels, strict=True):
         draw_lines(axes, drafted, "num_drafts", "line", panel, looks)
         if panel.metric == "tokens_per_pass":
@@ -127,8 +131,6 @@ def _draw_part(
         axes.set_xticks(sorted(set(drafted["num_drafts"])))
         axes.set_xlabel("drafts a step, k")
     from_zero(list(grid[0]))
-    figure.suptitle(f"{title}; {memory_note(rows)}", fontsize=9)
-    figure.tight_layout()
     labels = {value: f"a = {value:g}" for value in looks if not isinstance(value, str)}
     handles = [
         *line_handles(looks, labels),
@@ -137,7 +139,7 @@ def _draw_part(
     if drafted["acceptance"].notna().any():
         handles.append(Line2D([], [], color="black", linewidth=0.8, linestyle=":",
                               label=r"$(1 - a^{k+1}) / (1 - a)$"))  # fmt: skip
-    figure.legend(handles=handles, loc="upper center", ncol=len(handles), bbox_to_anchor=(0.5, 0.0))
+    arrange(figure, style, title=f"{title}; {memory_note(rows)}", handles=handles)
     return figure, points
 
 

@@ -11,9 +11,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.figure_style import DEFAULT
 from experiments.gpu.rows import Row, refuse_dry
 from experiments.line_panels import published
-from experiments.plotting import style
 
 LOOKS = {
     ("paged", 16): ("ours, pages of 16", "#0072B2", "o", "-"),
@@ -43,7 +43,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     ):
         points = measured[measured["bench"] == bench] if len(measured) else measured
         if len(points):
-            with style():
+            with DEFAULT.context():
                 paths += _save(make(points), points, folder / name)
     return paths
 

@@ -39,7 +39,6 @@ def draw_panel(
     power_ticks(axes, sorted(of_workload["page_size"].unique()))
     axes.axvspan(claimed[0] / 1.25, claimed[1] * 1.25, color=CLAIM_COLOUR, linewidth=0, zorder=0)
     axes.set_xlabel("page size, tokens")
-    axes.set_ylabel("")
     axes.set_title(workload)
 
 

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.paper.systems import SYSTEMS, handles, in_order, line_look, with_systems
-from experiments.plotting import jobs_of, means, save, style
+from experiments.plotting import jobs_of, means, save
 from experiments.sustained_rate import sustained_rates
 from harness.measure.statistics import Interval
 from harness.runs.jobs import Job
@@ -71,28 +72,26 @@ def rate_ratio(rates: pd.DataFrame, system: str, base: str) -> Interval:
     return Interval(ratio, math.nan, len(found.at[system, "by_seed"]))
 
 
-def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, figure: RateFigure) -> list[Path]:
+def draw(
+    rows: pd.DataFrame,
+    jobs: Sequence[Job],
+    folder: Path,
+    figure: RateFigure,
+    style: FigureStyle = DEFAULT,
+) -> list[Path]:
     """Panels of normalised latency over the rate, a line a system. Points at rates that a system
     does not sustain are hollow: latency there grows with the length of the run."""
     points = _points(rows, jobs, figure)
     if points.empty:
         return []
     titles = [title for title in figure.titles.values() if title in set(points["panel"])]
-    columns = min(figure.columns, len(titles))
-    lines = math.ceil(len(titles) / columns)
-    with style():
-        drawing, grid = plt.subplots(
-            lines, columns, squeeze=False, sharey=True,
-            figsize=(0.8 + 2.9 * columns, 0.7 + 2.3 * lines),
-        )  # fmt: skip
+    with style.context():
+        panel = PanelSize(3.1, 2.5)
+        drawing, grid = subplots(style, 1, len(titles), panel, sharey=True, most=figure.columns)
         claimed = _claimed(highest_rates(rows, jobs, figure), figure)
-        for axes, title in zip(grid.flat, titles, strict=False):
+        for axes, title in zip(grid[0], titles, strict=True):
             _draw_panel(axes, points[points["panel"] == title], title, claimed.get(title))
-        for axes in grid.flat[len(titles) :]:
-            axes.set_axis_off()
-        for axes in grid[:, 0]:
             axes.set_ylabel("normalised latency,\ns/token")
-        for axes in grid[-1]:
             axes.set_xlabel(figure.label)
         entries: list[Line2D | Patch] = [*handles(points["system"])]
         entries.append(
@@ -101,10 +100,7 @@ def draw(rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, figure: RateFigu
         )  # fmt: skip
         if claimed:
             entries.append(Patch(color=CLAIM_COLOUR, label=figure_claim(figure)))
-        drawing.tight_layout()
-        drawing.legend(
-            handles=entries, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=4, fontsize=7
-        )
+        arrange(drawing, style, handles=entries)
         chosen = rows[rows["part"] == figure.part]
         return save(drawing, figure.name, folder, points, jobs_of(chosen, jobs))
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
+from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
-from experiments.plotting import EXPECTED_COLOURS
+from experiments.plotting import EXPECTED_COLOURS, line_width, thin_line
 from harness.config import RunConfig
 from harness.runs.jobs import Job
 
@@ -77,13 +78,13 @@ def in_order(systems: Iterable[str]) -> list[str]:
 def line_look(system: str) -> dict[str, Any]:
     """How a system's lines are drawn."""
     look = SYSTEMS[system]
-    width = 1.8 if look.published else 1.1
+    width = line_width() if look.published else thin_line()
     return {
         "color": look.colour,
         "marker": look.marker,
         "linestyle": look.dashes,
         "linewidth": width,
-        "markersize": 4.0,
+        "markersize": 0.9 * float(plt.rcParams["lines.markersize"]),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.config import AllocatorConfig
+from harness.config import AllocatorConfig, to_mapping
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun
 
@@ -23,7 +23,7 @@ def collect_rows(jobs: Sequence[Job]) -> pd.DataFrame:
     for job in jobs:
         run = RunStore(job.root).find(job.run_id)
         if run is not None:
-            rows.extend(_rows_of(run, job.part))
+            rows.extend(_rows_of(run, job))
     return pd.DataFrame(rows)
 
 
@@ -79,13 +79,13 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rows_of(run: StoredRun, part: str) -> list[dict[str, Any]]:
+def _rows_of(run: StoredRun, job: Job) -> list[dict[str, Any]]:
     head = {
         "run_id": run.run_id,
-        "part": part,
+        "part": job.part,
         "status": run.status,
         "error": run.error,
-        **settings(run.config),
+        **settings(to_mapping(job.config)),  # a run stored by an older version lacks keys
     }
     if run.status != "complete":
         return [{**head, "repetition": 0, "seed": run.config["seed"], "wall_s": run.wall_s}]

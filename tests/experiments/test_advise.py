@@ -141,7 +141,7 @@ def test_says_all_that_it_promises_and_repeats_at_once(
         assert part.lower() in first.lower()
     folder = next((trace.parent / "results" / "advise").glob("tiny_*"))
     assert {f.name for f in folder.iterdir()} == {
-        "tried.csv", "front.csv", "front.json", "front.pdf", "front.png",
+        "tried.csv", "front.csv", "front.json", "front.pdf", "front.png", "front.svg",
     }  # fmt: skip
     stored = {path: path.stat().st_mtime_ns for path in folder.parent.glob("*/status.json")}
     assert main(["advise", *words(trace)]) == 0

@@ -101,7 +101,7 @@ def test_the_fit_finds_what_made_the_times(tmp_path: Path) -> None:
         assert abs(frame[f"{goal.metric}_error"].iloc[0]) < 1
     assert "goal" in to_markdown(frame)
     assert {path.suffix for path in draw(frame, [seen, again], tmp_path / "figures")} == {
-        ".pdf", ".png", ".csv", ".json"
+        ".pdf", ".png", ".svg", ".csv", ".json"
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from tiny_study import Runner, Study, check_files
 
+from experiments.figure_style import DEFAULT
 from experiments.figures import compare, draw_figures, memory_fraction, memory_map, page_size
 from experiments.present import present
 from harness.config import ConfigError
@@ -71,9 +72,10 @@ def test_memory_fraction(run_tiny: Runner, tmp_path: Path) -> None:
 def test_no_point_lies_outside_of_shared_axes(compared: Study) -> None:
     rows = compared.rows.assign(memory_fraction=0.5)
     high = rows.assign(workload="other", batched_requests=100 * rows["batched_requests"])
-    figure, points = memory_fraction._draw_grid(
-        pd.concat([rows, high]), [("batched_requests", 1.0, "batched requests")]
-    )
+    with DEFAULT.context():
+        figure, points = memory_fraction._draw_grid(
+            pd.concat([rows, high]), [("batched_requests", 1.0, "batched requests")], DEFAULT
+        )
     assert all(axes.get_ylim()[0] == 0 for axes in figure.axes)
     assert all(axes.get_ylim()[1] > points["batched_requests"].max() for axes in figure.axes)
 

@@ -11,6 +11,7 @@ import pytest
 from tiny_study import Runner, Study, check_files, plan
 
 from experiments.checks import SHARES
+from experiments.figure_style import DEFAULT
 from experiments.figures import (
     chunked_prefill,
     long_context,
@@ -152,13 +153,15 @@ def test_long_context_marks_what_was_not_scarce_in_both_figures() -> None:
     )  # fmt: skip
     values = {metric: 1.0 for metric, _ in long_context.COUNTS} | dict.fromkeys(SHARES, 0.1)
     points = points.assign(**values, **{f"{metric}_ci": 0.0 for metric in values})
-    for figure in (long_context._draw_counts(points), long_context._draw_classes(points)):
+    with DEFAULT.context():
+        counts = long_context._draw_counts(points, DEFAULT)
+        classes = long_context._draw_classes(points, DEFAULT)
+    for figure in (counts, classes):
         assert any("less than half of the time" in text.get_text() for text in figure.texts)
         plt.close(figure)
-    for axes in long_context._draw_counts(points).axes:
+    for axes in counts.axes:
         marks = [text for text in axes.texts if text.get_text() == UNBOUND]
         assert [text.xy[0] for text in marks] == pytest.approx([0.2]), "window, paged"
-    plt.close()
 
 
 def _few_of_agents(job: Job) -> bool:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from tiny_study import Runner, Study, check_files
 
-from experiments.capacity_figure import capacity_points, explain_knee, rate_lines, rate_points
+from experiments.capacity_figure import capacity_points, knee_notes, rate_lines, rate_points
 from experiments.figures import beam_search, chatbot, parallel_sampling, shared_prefix
 from harness.runs.jobs import Job
 
@@ -80,7 +80,7 @@ def test_of_memory_is_said_what_holds_for_the_workloads_drawn(
     titles = []
 
     def keep_title(figure: plt.Figure, *_: object) -> list[Path]:
-        titles.append(figure.get_suptitle())
+        titles.append("".join(t.get_text() for t in figure.texts if t.get_gid() == "title"))
         plt.close(figure)
         return []
 
@@ -143,12 +143,11 @@ def test_latency_ends_where_the_backlog_grows_with_the_run() -> None:
     assert points["prefix_hit_rate"].eq(0.5).all()
     figure, axes = plt.subplots()
     rate_lines(axes, points.reset_index(), "normalised_latency_ms")
-    explain_knee(figure, points.reset_index())
     drawn = {tuple(line.get_xdata()) for line in axes.get_lines()}
     assert {(10, 20), (80,), (20,)} <= drawn, "the last is the ring round the end of paged"
     assert not any(40 in x for x in drawn)
-    (note,) = figure.texts
-    assert "at any rate for contiguous" in note.get_text()
+    (note,) = knee_notes(points.reset_index())
+    assert "at any rate for contiguous" in note
     plt.close(figure)
 
 

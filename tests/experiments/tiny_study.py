@@ -53,7 +53,7 @@ def plan(folder: Path, *arguments: str) -> tuple[list[Job], Sequence[str]]:
 def check_files(paths: list[Path], name: str) -> pd.DataFrame:
     """The points of figure `name`, which must have all its files and show something."""
     by_suffix = {path.suffix: path for path in paths if path.stem == name}
-    assert set(by_suffix) == {".pdf", ".png", ".csv", ".json"}
+    assert set(by_suffix) == {".pdf", ".png", ".svg", ".csv", ".json"}
     assert by_suffix[".pdf"].read_bytes().startswith(b"%PDF")
     assert np.ptp(image.imread(by_suffix[".png"])[..., :3]) > 0.5
     origin = json.loads(by_suffix[".json"].read_text())

@@ -108,6 +108,11 @@ class Scheduler:
     def num_unfinished(self) -> int:
         return len(self._waiting) + len(self._swapped) + len(self._running)
 
+    @property
+    def running(self) -> tuple[SequenceGroup, ...]:
+        """Groups that hold memory, in order of admission."""
+        return tuple(self._running)
+
     def add(self, group: SequenceGroup) -> None:
         """Queue a group behind all others."""
         self._waiting.append(group)
