@@ -31,7 +31,7 @@ sweep: $(READY)  ## the main experiment; ARGS='preset=full' for more
 
 test: $(READY)  ## the whole suite
 	@$(BIN)/python -c 'import torch; print("device:", "cuda (" + torch.cuda.get_device_name(0) + ")" if torch.cuda.is_available() else "cpu")'
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 check: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
