@@ -26,7 +26,7 @@ def test_files_of_the_project_that_a_page_names_exist(page):
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
 def test_keys_values_and_commands_in_prose_exist(page):
-    prose = " ".join(re.findall(r"`([^`\n]+)`", page.read_text()))
+    prose = "\n".join(re.findall(r"`([^`\n]+)`", page.read_text()))
     keys = choices()
     wrong = [key for key in re.findall(r"(?<!\S)([a-z_]+\.[a-z_.]+)=", prose) if key not in keys]
     for group in ("experiment", "executor", "allocator", "attention", "tracking"):
@@ -35,7 +35,9 @@ def test_keys_values_and_commands_in_prose_exist(page):
     named = re.findall(r"python -m experiments ([a-z_]+)", prose)
     wrong += [name for name in named if name not in commands.available()]
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    wrong += [f"make {name}" for name in re.findall(r"(?<!\S)make (\w+)", prose) if name not in targets]
+    wrong += [
+        f"make {name}" for name in re.findall(r"(?<!\S)make (\w+)", prose) if name not in targets
+    ]
     assert wrong == []
 
 
