@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.tables import Table, TableRow, make_tables
 from harness.runs.jobs import Job
 
-MAX_SHOWN = 8
+MAX_SHOWN = 9
 """Strategies that a figure with a line or a panel for each can show."""
 
 PREFERRED_PAGE_SIZE = "16"

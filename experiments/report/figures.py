@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 import tempfile
@@ -27,12 +26,10 @@ _REFERENCE = re.compile(r'(\bid="|url\(#|href="#)')
 
 
 class FigureView(NamedTuple):
-    """svg: the element, or empty where image has a data URI. points: what it shows."""
+    """svg: the element. points: what it shows."""
 
     name: str
     svg: str
-    image: str
-    alternative: str
     points: TableView
 
 
@@ -43,7 +40,7 @@ def figure_views(study: StoredStudy, prefix: str) -> list[FigureView]:
         return []
     with tempfile.TemporaryDirectory() as folder:
         paths = draw_figures(names, study.complete, study.jobs, Path(folder) / "figures")
-        pictures = [path for path in paths if path.suffix == ".png"]
+        pictures = [path for path in paths if path.suffix == ".svg"]
         return [_view(path, paths, f"{prefix}-{path.stem}-") for path in pictures]
 
 
@@ -78,14 +75,8 @@ def _view(picture: Path, paths: Sequence[Path], prefix: str) -> FigureView:
         f"Figure {name}, of {len(points):,} points over {', '.join(points.columns[:6])}; "
         "they are in the table below it"
     )
-    svg = by_suffix.get(".svg")
-    return FigureView(
-        name=name,
-        svg=inline_svg(svg.read_text(), prefix, alternative) if svg else "",
-        image="" if svg else _data_uri(picture),
-        alternative=alternative,
-        points=_points(name, points),
-    )
+    svg = inline_svg(picture.read_text(), prefix, alternative)
+    return FigureView(name, svg, _points(name, points))
 
 
 def _points(name: str, points: pd.DataFrame) -> TableView:
@@ -98,7 +89,3 @@ def _points(name: str, points: pd.DataFrame) -> TableView:
 
 def _plain(value: object) -> object:
     return value.item() if hasattr(value, "item") else value
-
-
-def _data_uri(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
