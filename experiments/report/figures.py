@@ -22,6 +22,7 @@ MAX_POINTS = 60
 
 _SVG = re.compile(r"<svg\b.*</svg>", re.DOTALL)
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+_WIDTH = re.compile(r'<svg\b[^>]*\bwidth="([\d.]+)pt"')
 _REFERENCE = re.compile(r'(\bid="|url\(#|href="#)')
 
 
@@ -57,14 +58,17 @@ def printed_answers(study: StoredStudy) -> list[str]:
 
 
 def inline_svg(text: str, prefix: str, alternative: str) -> str:
-    """The <svg> of a file, with ids of its own in a page, a role and a text alternative."""
+    """The <svg> of a file, with ids of its own in a page, a role and a text alternative, and its
+    width in points for the style sheet."""
     found = _SVG.search(text)
     if found is None:
         raise ValueError("no <svg> element")
     svg = _METADATA.sub("", found[0])
+    width = _WIDTH.search(svg)
+    size = f' style="--width: {float(width[1]):.0f}pt"' if width else ""
     svg = _REFERENCE.sub(rf"\g<1>{prefix}", svg)
     label = alternative.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"{size}', 1)
 
 
 def _view(picture: Path, paths: Sequence[Path], prefix: str) -> FigureView:
