@@ -172,6 +172,11 @@ def test_the_page_of_a_search_has_its_table(searched: Path) -> None:
     page = read_page(make_page([study]))
     (found,) = search_answers(study.rows, study.jobs)
     assert page.by_id("s1-answer").all("p", "lead")[0].words == found.sentence
+    bars = page.by_id("s1-waste").all("div", "bar")
+    ended = {r for r in study.rows["rate"] if r in set(found.cells["sustained"])}
+    assert len(bars) == 2 and len(study.rows["rate"].unique()) > len(ended) == 2
+    for bar, cell in zip(bars, found.cells.itertuples(), strict=True):
+        assert bar.attributes["aria-label"].startswith(f"{cell.strategy} · rate {cell.sustained:g}")
     table = page.by_id("s1-answers").all("table")[0]
     shown = {row.all("th")[0].words: row.all("td")[1] for row in table.all("tbody")[0].all("tr")}
     for cell in found.cells.itertuples():
