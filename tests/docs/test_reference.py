@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
+import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import make_reference
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -24,6 +27,7 @@ from experiments.stored import StoredStudy, find_study
 from experiments.table_output import print_table, to_csv_rows, to_markdown
 from experiments.tables import Table, make_tables
 from harness.config import ConfigError, to_mapping
+from harness.measure.environment import capture_environment
 from harness.runs.jobs import Job
 from harness.runs.rows import settings
 
@@ -172,6 +176,28 @@ def test_many_runs_are_counted_and_progress_is_left_out():
         "10 runs", *lines[:4], "... 6 more lines, one a run ...", "table",
     ]  # fmt: skip
     assert shortened("\n".join(lines[:5])) == "\n".join(lines[:5])
+
+
+def test_a_command_is_run_once_a_revision_and_kept_when_it_went_well(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(make_reference, "WORKPLACE", tmp_path / "work")
+    monkeypatch.setattr("reference.FOLDER", tmp_path / "kept")
+    environment = dataclasses.replace(capture_environment("cpu", 1), git_revision="abc")
+    monkeypatch.setattr(make_reference, "capture_environment", lambda *_: environment)
+    name = "docs/examples/mine.py"
+    head = Reference(
+        "head", ("-c", f"print(open({name!r}).readline())"), files=(name,), reads=(name,)
+    )
+    assert make_reference.run(head) and make_reference.run(head)
+    assert capfd.readouterr().out.count("from allocators.base") == 1
+    make_reference.keep(head)
+    assert (tmp_path / "kept/head" / OUTPUT).read_text().startswith("from allocators.base")
+    assert (tmp_path / "kept/head/mine.py").read_text() == (ROOT / name).read_text()
+    assert (
+        json.loads((tmp_path / "kept/head/environment.json").read_text())["git_revision"] == "abc"
+    )
+    bad = Reference("bad", ("-c", "raise SystemExit(3)"))
+    assert not make_reference.run(bad) and not make_reference.run(bad)
+    assert "bad: exit status 3" in capfd.readouterr().err
 
 
 def wrong_tables(folder: Path) -> list[str]:
