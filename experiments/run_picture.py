@@ -11,8 +11,10 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import FigureStyle
 from experiments.figures.memory_map import draw_runs
-from experiments.plotting import CLASS_COLOURS, class_patches, style
+from experiments.plotting import CLASS_COLOURS, class_patches
 from harness.measure.ledger import CLASSES
 from harness.runs.store import StoredRun
 
@@ -20,6 +22,8 @@ MAX_MAP_SLOTS = 65_536
 """Larger pools have more slots than a picture has pixels, by far: their classes are drawn."""
 
 MAX_POINTS = 1000
+
+STYLE = FigureStyle("picture", width_in=6.4)
 
 
 class Picture(NamedTuple):
@@ -34,11 +38,9 @@ def save_picture(run: StoredRun, folder: Path) -> Picture:
     has_map = bool(run.config["measure"]["memory_map"])
     small = int(run.summary[0]["pool_tokens"]) <= MAX_MAP_SLOTS
     path = folder / "memory.png"
-    with style():
+    with STYLE.context():
         if has_map and small:
-            figure, caption = draw_runs([run])[0], "memory map: slot by slot over time"
-            figure.set_size_inches(6.4, 4.0)  # a panel beside others would be half as wide
-            figure.tight_layout()
+            figure, caption = draw_runs([run], STYLE)[0], "memory map: slot by slot over time"
         else:
             figure, caption = _draw_classes(run), "ledger classes over time"
         figure.savefig(path, metadata={"Software": None})
@@ -53,7 +55,8 @@ def _draw_classes(run: StoredRun) -> Figure:
     slots = steps[list(CLASSES)]
     shares = 100 * slots.div(slots.sum(axis="columns"), axis="index")
     shown = [name for name in CLASSES if slots[name].any()]
-    figure, axes = plt.subplots(figsize=(6.4, 3.2))
+    figure, grid = subplots(STYLE, 1, 1, PanelSize(6.4, 3.2))
+    axes = grid[0, 0]
     axes.stackplot(
         steps["start_s"],
         *(shares[name] for name in shown),
@@ -66,9 +69,6 @@ def _draw_classes(run: StoredRun) -> Figure:
     axes.grid(False)
     axes.set_xlabel("time, s")
     axes.set_ylabel("share of the pool, %")
-    axes.set_title(run.label, fontsize=9)
-    figure.legend(
-        handles=class_patches(shown), loc="upper center", ncol=4, bbox_to_anchor=(0.5, 0.0)
-    )
-    figure.tight_layout()
+    axes.set_title(run.label)
+    arrange(figure, STYLE, handles=class_patches(shown))
     return figure

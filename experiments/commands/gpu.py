@@ -24,6 +24,15 @@ from harness.config import ConfigError, unknown_name
 from harness.runs.display import duration
 from harness.runs.interrupted import go_on, resumable, what_is_left
 
+_EXAMPLES = """\
+examples:
+  python -m experiments gpu                             # every stage that is not complete
+  python -m experiments gpu --dry                       # the same way on a CPU
+  python -m experiments gpu --only kernels engine       # these stages
+  python -m experiments gpu --again kernels             # measure it anew
+"""
+
+
 _WIDTH = 200
 """Of the closing table where the output goes to a file: a goal a line."""
 
@@ -101,7 +110,9 @@ def _check(name: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments gpu", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments gpu", description=__doc__, epilog=_EXAMPLES
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--dry", action="store_true", help="the same way on a CPU, tiny")
     parser.add_argument("--only", nargs="+", default=[], metavar="STAGE", help=", ".join(_NAMES))

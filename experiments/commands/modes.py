@@ -35,6 +35,14 @@ from harness.measure.environment import capture_environment
 from harness.runs.build import build_allocator
 from harness.runs.interrupted import go_on, resumable
 
+_EXAMPLES = """\
+examples:
+  python -m experiments modes                                  # all models, half a minute each
+  python -m experiments modes --family llama                   # one model
+  python -m experiments modes --allocator ./mine.py:Mine       # with a column of your own
+"""
+
+
 RESERVING = (
     AllocatorConfig("contiguous", "max", options={"fit": "buddy"}),
     AllocatorConfig("contiguous", "oracle", options={"fit": "first_fit"}),
@@ -131,7 +139,9 @@ def _interrupted(arguments: Sequence[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments modes", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments modes", description=__doc__, epilog=_EXAMPLES
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--family", choices=(*FAMILIES, "all"), default="all", help="of models")
     parser.add_argument(

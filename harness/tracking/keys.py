@@ -79,24 +79,50 @@ ARTIFACT_TYPE = "results"
 
 
 class Logged(NamedTuple):
-    """A row of the documentation's table."""
+    """A row of docs/wandb.md."""
 
     key: str
     what: str
 
 
-LOGGED = (
-    Logged("ledger_share/CLASS", "share of the pool's slots in each ledger class, over steps"),
+_ENGINE_WHAT: Mapping[str, str] = {
+    "engine/time_s": "when the step began, in seconds from the run's start",
+    "engine/running": "requests that run",
+    "engine/waiting": "requests that wait",
+    "engine/prefill_tokens": "prompt tokens that the step computes",
+    "engine/decode_tokens": "output tokens that the step computes",
+    "engine/preempted": "requests that the step preempts",
+}
+
+OF_RUNS = (
+    Logged("ledger_share/CLASS", "share of the pool's slots in each ledger class"),
     Logged("ledger_slots/CLASS", "the same as slots"),
-    Logged("draft_share/CLASS", "that of a draft model's pool, where there is one"),
-    *(Logged(key, "over steps") for key in (*ENGINE.values(), TOKENS)),
-    Logged(SATURATED, "1 where the queue's head was refused memory, over steps"),
-    Logged(REQUESTS, "table, a row a request of the first repetition"),
-    *(Logged(key, "histogram over all finished requests") for key in HISTOGRAMS.values()),
-    Logged(MEMORY, "the recorded memory map as an image; without one, the classes over time"),
-    Logged("METRIC", "mean over the repetitions, in the summary, of each of docs/metrics.md"),
-    Logged(f"{HALF_WIDTH}METRIC", "half of its 95 % interval, from five repetitions on"),
-    Logged(f"{COUNTED}METRIC", "repetitions that have it, where these are not all"),
-    *(Logged(key, "in the summary") for key in RUN_FACTS),
+    Logged("draft_share/CLASS", "the share in a draft model's pool, where there is one"),
+    *(Logged(key, _ENGINE_WHAT[key]) for key in ENGINE.values()),
+    Logged(TOKENS, "tokens that the step computes, of both kinds"),
+    Logged(SATURATED, "1 where the head of the queue was refused memory, else 0"),
+    Logged(REQUESTS, "a table, one row a request, with its latencies in ms"),
+    *(Logged(key, "histogram of all finished requests, in ms") for key in HISTOGRAMS.values()),
+    Logged(MEMORY, "an image: the memory map, or without one the classes over time"),
+    Logged("METRIC", "summary: mean over the repetitions of each metric of docs/metrics.md"),
+    Logged(f"{HALF_WIDTH}METRIC", "summary: half of its 95 % interval, from five repetitions on"),
+    Logged(f"{COUNTED}METRIC", "summary: repetitions that have it, where these are not all"),
+    Logged("status", "summary: complete, failed or out_of_memory"),
+    Logged("error", "summary: what a run died of"),
+    Logged("repetitions", "summary: how many"),
+    Logged("wall_s", "summary: what the run took, in seconds"),
+    Logged("steps_logged_every", "summary: every so many-th step is a point of the series"),
+    Logged("requests_logged", "summary: rows of the table of requests"),
 )
-"""What a stored run's W&B run has."""
+"""What the W&B run of a stored run has."""
+
+OF_SWEEPS = (
+    Logged(SUMMARY_TABLE, "a table, one row a run: settings, and the means with their intervals"),
+    Logged(COMPARISON_TABLE, "comparison.csv as a table"),
+    Logged(f"{FIGURES}NAME", "each figure as an image"),
+    Logged("runs_complete", "summary: runs that went well"),
+    Logged("runs_failed", "summary: runs that failed, or ran out of memory"),
+    Logged("runs_missing", "summary: runs that the sweep lacks yet"),
+    Logged("EXPERIMENT-STUDY", "the artifact, of type results: rows, comparison, figures, study"),
+)
+"""What the aggregate run of a sweep has."""

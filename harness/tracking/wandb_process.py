@@ -15,15 +15,16 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from harness.config import TrackingConfig
 from harness.tracking.wandb_content import write_aggregate, write_run
 from harness.tracking.wandb_login import is_logged_in, why_unreachable
 from harness.tracking.wandb_records import (
     FOLDER,
+    Mode,
     WantedRun,
     WrittenRun,
+    declared_mode,
     not_uploaded,
     remember,
     remove_superseded,
@@ -32,17 +33,13 @@ from harness.tracking.wandb_records import (
 )
 from harness.tracking.wandb_upload import Upload
 
-Mode = Literal["online", "offline", "disabled"]
-
 
 def main() -> int:
     """Do the `Upload` that comes in on standard input; 1 if anything is left undone."""
     _die_with_parent()
     upload: Upload = pickle.load(sys.stdin.buffer)
-    mode = chosen_mode(upload.config)
+    mode = declared_mode(upload.config) or ("online" if is_logged_in() else "offline")
     _answer(upload, mode, "")
-    if mode == "disabled":
-        return 0
     for name in ("WANDB_RESUME", "WANDB_RUN_ID", "WANDB_SWEEP_ID"):
         os.environ.pop(name, None)  # of a W&B run that this one may be within
     # what artifacts are made of waits here for the upload, and not in the home directory
@@ -54,18 +51,6 @@ def main() -> int:
         error = error or _sync(not_uploaded(wanted, upload.folder, upload.config), upload)
     _answer(upload, mode, error)
     return 1 if error else 0
-
-
-def chosen_mode(config: TrackingConfig) -> Mode:
-    """What `tracking.mode` says; auto is what WANDB_MODE says, else whether one is logged in."""
-    if config.mode != "auto":
-        return config.mode
-    said = os.environ.get("WANDB_MODE", "")
-    if said == "disabled":
-        return "disabled"
-    if said in ("offline", "dryrun"):
-        return "offline"
-    return "online" if said == "online" or is_logged_in() else "offline"
 
 
 def _write(run: WantedRun, upload: Upload) -> str:

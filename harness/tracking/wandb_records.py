@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from harness.config import TrackingConfig
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.study_record import RecordedRun, StudyRecord
 from harness.tracking.keys import AGGREGATE
 
+Mode = Literal["online", "offline", "disabled"]
+
 FOLDER = "wandb"
 """Beside the runs of an experiment; W&B names it."""
+
+
+_MODES: Mapping[str, Mode] = {
+    "online": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
 
 
 class WantedRun(NamedTuple):
@@ -55,6 +66,14 @@ class WrittenRun(NamedTuple):
     @property
     def _log(self) -> Path:
         return self.path / f"run-{self.wandb_id}.wandb"
+
+
+def declared_mode(config: TrackingConfig) -> Mode | None:
+    """What `tracking.mode` says, or under auto WANDB_MODE; None where both leave it to whether one
+    is logged in."""
+    if config.mode != "auto":
+        return config.mode
+    return _MODES.get(os.environ.get("WANDB_MODE", ""))
 
 
 def group_name(record: StudyRecord) -> str:

@@ -20,6 +20,7 @@ from harness.tracking.tracker import Tell
 from harness.tracking.wandb_records import (
     FOLDER,
     WantedRun,
+    declared_mode,
     group_name,
     not_uploaded,
     unwritten,
@@ -33,7 +34,7 @@ class Upload(NamedTuple):
     """What the process is told, on its standard input, pickled.
 
     folder: of the experiment. paths: tables and figures of the study. answer: where the process
-    leaves a JSON object, {"mode": "online" | "offline" | "disabled", "error": text}.
+    leaves a JSON object, {"mode": "online" | "offline", "error": text}.
     """
 
     record: StudyRecord
@@ -55,7 +56,11 @@ def upload_study(
     wanted = wanted_runs(record, folder)
     folder = folder.resolve()
     todo = len(unwritten(wanted, folder, config))
-    if not todo and (config.mode == "offline" or not not_uploaded(wanted, folder, config)):
+    mode = declared_mode(config)
+    if mode == "disabled":
+        tell("W&B: WANDB_MODE=disabled, so nothing is logged")
+        return True
+    if not todo and (mode == "offline" or not not_uploaded(wanted, folder, config)):
         tell(f"W&B: all {len(wanted)} runs of {group_name(record)} are there already")
         return True
     tell(f"W&B: {group_name(record)}: {todo} of {len(wanted)} runs are not written yet")
@@ -134,11 +139,9 @@ def _outcome(
     """One line: where the runs are, or what is missing and how to have it later; and whether
     nothing is."""
     folder, config = upload.folder, upload.config
-    mode = said.get("mode", "offline" if config.mode == "offline" else "online")
-    if mode == "disabled":
-        return "W&B: WANDB_MODE=disabled, so nothing is logged", True
+    mode = said.get("mode") or declared_mode(config)
     missing = len(unwritten(wanted, folder, config))
-    waiting = len(not_uploaded(wanted, folder, config)) if mode == "online" else 0
+    waiting = len(not_uploaded(wanted, folder, config)) if mode != "offline" else 0
     logs = folder / FOLDER
     if not missing and not waiting:
         if mode == "offline":

@@ -133,12 +133,12 @@ def test_the_command_writes_the_definition_and_then_asks_for_a_login(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    study = run_tiny("experiment=memory_map", "workload.num_requests=6")
+    study = run_tiny("experiment=memory_map", "workload.num_requests=6", "repetitions=1")
     runs = tuple(RecordedRun(job.run_id, job.part, job.label) for job in study.jobs)
     write_study(dataclasses.replace(RECORD, runs=runs), study.folder)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    arguments = [str(study.folder), "--entity", "team", "--output", str(tmp_path / "d.json")]
+    arguments = [f"{study.folder}@0123", "--entity", "team", "--output", str(tmp_path / "d.json")]
     assert main(arguments) == 1
     said = capsys.readouterr()
     assert "W&B needs a login" in said.err and "wandb login" in said.err

@@ -34,16 +34,16 @@ def asked(monkeypatch: pytest.MonkeyPatch):
 def test_a_stored_study_is_handed_over_with_tables_and_figures_of_its_own(
     run_tiny: Runner, asked, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = run_tiny("experiment=memory_map", "workload.num_requests=6")
+    study = run_tiny("experiment=memory_map", "workload.num_requests=6", "repetitions=1")
     runs = tuple(RecordedRun(job.run_id, job.part, job.label) for job in study.jobs)
     record = StudyRecord(
-        "0123456789ab", "memory_map", "?", "quick", (), tuple(study.figures), "2026", runs
+        "abcdef012345", "memory_map", "?", "quick", (), tuple(study.figures), "2026", runs
     )
     write_study(record, study.folder)
-    later = dataclasses.replace(record, study_id="other", runs=runs[:1], updated_at="2027")
+    later = dataclasses.replace(record, study_id="fedcba", runs=runs[:1], updated_at="2027")
     write_study(later, study.folder)
     calls, answers = asked
-    name = f"{study.folder}@0123"
+    name = f"{study.folder}@abcd"
     answers.append(True)
     assert track.main([name, "--project", "p", "--entity", "e", "--timeout-s", "9"]) == 0
     assert capsys.readouterr().out == "told\n"
@@ -55,5 +55,7 @@ def test_a_stored_study_is_handed_over_with_tables_and_figures_of_its_own(
     tables = {path.split("/")[-1] for path in paths}
     assert {"summary.csv", "summary.parquet", "comparison.md", "comparison.csv"} <= tables
     answers.append(False)
-    assert track.main([name, "--offline", "--step-files"]) == 1
+    one = f"{study.folder}/{runs[0].run_id}"
+    assert track.main([one, "--offline", "--step-files"]) == 1
+    assert [run.run_id for run in calls[-1][0].runs] == [runs[0].run_id]
     assert calls[-1][3] == TrackingConfig("wandb", mode="offline", step_files=True)

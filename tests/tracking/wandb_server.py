@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,7 +86,8 @@ def wandb_server() -> Iterator[tuple[str, Received]]:
             if self.path == "/graphql":
                 asked = json.loads(body)
                 given = asked.get("variables") or {}
-                answer = {"data": received.answer(asked["operationName"], given, url)}
+                operation = re.search(r"(?:mutation|query)\s+(\w+)", asked["query"])
+                answer = {"data": received.answer(operation[1] if operation else "", given, url)}
             elif self.path.endswith("/file_stream"):
                 run = self.path.split("/")[-2]
                 part = json.loads(body).get("files", {}).get("wandb-history.jsonl")
