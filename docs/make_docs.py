@@ -17,7 +17,6 @@ from make_readme import replace_block
 from page_commands import (
     DOCS,
     PageCommand,
-    PageFile,
     is_in_a_checkout,
     pages,
     read_page,
@@ -53,7 +52,7 @@ def fill(page: Path, run: Runner) -> bool:
             if isinstance(step, PageCommand) and step.not_run:
                 continue
             done = do_step(step, Path(name), run)
-            if done is None or isinstance(step, PageFile):
+            if done is None or not isinstance(step, PageCommand):
                 continue
             print(f"{page.name}:{step.line}: {step.command}", flush=True)
             if done.status != 0:

@@ -6,6 +6,7 @@ it is continued to with a backslash; what follows it in the block is its output.
 directly above a block say what it is:
 
     <!-- file: mine.py -->          the block is that file
+    <!-- edit: mine.py -->          the block is a change to it: lines that stay, `-` old, `+` new
     <!-- not run: needs a GPU -->   no test runs its commands, and why
     <!-- slow: trains a model -->   only a slow test runs them, and why
     <!-- shown: A ... B -->         of the last command's output: from the first line that begins
@@ -28,7 +29,7 @@ _BLOCK = re.compile(
     r"^(?P<marks>(?:<!-- [^\n]* -->\n)*)```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-_MARK = re.compile(r"<!-- (file|not run|slow|shown|shown once)(?:: ([^\n]*?))? -->")
+_MARK = re.compile(r"<!-- (file|edit|not run|slow|shown|shown once)(?:: ([^\n]*?))? -->")
 
 
 class PageError(ValueError):
@@ -41,6 +42,21 @@ class PageFile:
 
     name: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PageEdit:
+    """A change that the reader makes to a file: `old`, which is in it once, becomes `new`."""
+
+    name: str
+    old: str
+    new: str
+
+    def made_to(self, text: str) -> str:
+        """The changed file. Raises PageError where `old` is not in it exactly once."""
+        if text.count(self.old) != 1:
+            raise PageError(f"{self.name}: has not, or not once:\n{self.old}")
+        return text.replace(self.old, self.new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +97,21 @@ def pages() -> list[Path]:
     return sorted(DOCS.rglob("*.md"), key=lambda path: (path.name != "README.md", path))
 
 
-def read_page(path: Path) -> list[PageFile | PageCommand]:
+Step = PageFile | PageEdit | PageCommand
+
+
+def read_page(path: Path) -> list[Step]:
     """What the page asks for, in order."""
     text = path.read_text()
-    steps: list[PageFile | PageCommand] = []
+    steps: list[Step] = []
     for block in _BLOCK.finditer(text):
         marks = {kind: value or "" for kind, value in _MARK.findall(block["marks"])}
         if "file" in marks:
             steps.append(PageFile(marks["file"], block["text"]))
+        elif "edit" in marks:
+            lines = block["text"].splitlines(keepends=True)
+            sides = ("".join(line[1:] for line in lines if line[0] != sign) for sign in "+-")
+            steps.append(PageEdit(marks["edit"], *sides))
         elif block["language"] == "console":
             line = text.count("\n", 0, block.start("text")) + 1
             try:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from page_commands import PageCommand, PageFile
+from page_commands import PageCommand, PageFile, Step
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_COMMAND_S = 600
@@ -116,14 +116,15 @@ def copy_checkout(folder: Path) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
 
 
-def do_step(step: PageFile | PageCommand, folder: Path, run: Runner) -> Done | None:
-    """Write the file or run the command; None for a file."""
-    if isinstance(step, PageFile):
-        path = folder / step.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(step.text)
-        return None
-    return run(step.command, folder)
+def do_step(step: Step, folder: Path, run: Runner) -> Done | None:
+    """Write or change the file, or run the command; None for a file."""
+    if isinstance(step, PageCommand):
+        return run(step.command, folder)
+    path = folder / step.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = step.text if isinstance(step, PageFile) else step.made_to(path.read_text())
+    path.write_text(text)
+    return None
 
 
 def comparable(output: str) -> str:

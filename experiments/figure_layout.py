@@ -62,9 +62,9 @@ def subplots(
 ) -> tuple[Figure, Grid]:
     """A figure and its axes, `grid[row][column]`; None in places that are `missing`.
 
-    Where the style's width has no room for `columns` panels of `narrowest` inches, or they are
-    more than `most`, each row goes on below itself; where some are missing, panels follow one
-    another without regard to rows. Every panel is given its labels; `arrange`
+    Where the style's width has no room for `columns` panels of `narrowest` inches in a paper, or
+    they are more than `most`, each row goes on below itself; where some are missing, panels
+    follow one another without regard to rows. Every panel is given its labels; `arrange`
     leaves out what a neighbour says. Call it and `arrange` within the style's context.
     """
     beside = _panels_beside(style, columns, narrowest, most)
@@ -122,7 +122,7 @@ def arrange(
     figure.draw_without_rendering()
     for axes in _shown(figure):
         text_fitting.make_headroom(axes)
-    missing = _missing_height(figure, panels_height)
+    missing = _missing_height(figure, style, panels_height)
     _place(figure, legend, width, panels_height + missing, (top, bottom, right))
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # as it is, whatever format it is written in
@@ -143,7 +143,9 @@ def note_size() -> float:
 
 def _panels_beside(style: FigureStyle, columns: int, narrowest: float, most: int | None) -> int:
     """At most so many panels in a line, as evenly filled as may be."""
-    room = columns if style.width_in is None else max(1, int(style.width_in / narrowest + 1e-9))
+    room = columns
+    if style.width_in is not None:
+        room = max(1, int(style.width_in / style.room(narrowest) + 1e-9))
     room = min(room, columns, most or columns)
     return math.ceil(columns / math.ceil(columns / room))
 
@@ -165,11 +167,10 @@ def _panel_height(style: FigureStyle, panel: PanelSize, width: float, lines: int
     if style.width_in is None or panel.keeps_height:
         return panel.height
     height = panel.height * min(1.0, width / panel.width)
-    height = min(height, max(HIGHEST_NARROW_IN, STEEPEST * width))
-    height = max(height, min(panel.height, FLATTEST * width), LOWEST_PANEL_IN)
-    if style.height_in is None:
-        return height
-    return min(height, max(LOWEST_PANEL_IN, style.height_in / lines))
+    lowest = style.room(LOWEST_PANEL_IN)
+    height = min(height, max(style.room(HIGHEST_NARROW_IN), STEEPEST * width))
+    height = max(height, min(panel.height, FLATTEST * width), lowest)
+    return height if style.height_in is None else min(height, max(lowest, style.height_in / lines))
 
 
 def _sharer(grid: Grid, row: int, column: int, sharing: Sharing) -> Axes | None:
@@ -285,14 +286,15 @@ def _place(
         legend.set_loc((x / wide, y / height))
 
 
-def _missing_height(figure: Figure, panels_height: float) -> float:
+def _missing_height(figure: Figure, style: FigureStyle, panels_height: float) -> float:
     """Inches that the panels lack for axes of `LOWEST_AXES_IN` and `SMALLEST_AXES_SHARE`."""
     specs = [(axes, axes.get_subplotspec()) for axes in _shown(figure)]
     placed = [(axes, spec) for axes, spec in specs if spec is not None]
     if not placed:
         return 0.0
     lines = placed[0][1].get_gridspec().nrows
-    wanted = max(SMALLEST_AXES_SHARE * panels_height / lines, LOWEST_AXES_IN)
+    names = max(text_fitting.height_of_names(axes) for axes, _ in placed) / figure.dpi
+    wanted = max(SMALLEST_AXES_SHARE * panels_height / lines, style.room(LOWEST_AXES_IN), names)
     least = min(axes.get_window_extent().height for axes, _ in placed) / figure.dpi
     return lines * max(0.0, wanted - least)
 

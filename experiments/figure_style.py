@@ -41,7 +41,8 @@ class FigureStyle:
     """sheet: matplotlib's settings, laid over kvarena.mplstyle; None for these alone. width_in: of
     every figure, exactly; None for what its panels ask for. height_in: panels become less high, as
     far as they stay readable, for a figure to keep it. line_spacing: from one line of a
-    text to the next, in heights of the font.
+    text to the next, in heights of the font. text_scale: how much more room text takes than the
+    paper's does.
     """
 
     name: str
@@ -49,6 +50,11 @@ class FigureStyle:
     width_in: float | None = None
     height_in: float | None = None
     line_spacing: float = 1.2
+    text_scale: float = 1.0
+
+    def room(self, inches: float) -> float:
+        """Inches for what has `inches` in a paper's column."""
+        return self.text_scale * inches
 
     @contextmanager
     def context(self) -> Iterator[None]:
@@ -68,7 +74,11 @@ STYLES = {
         line_spacing=0.95,
     ),
     "slides": FigureStyle(
-        "slides", BASE.with_name("kvarena-slides.mplstyle"), BEAMER_TEXT_IN, height_in=2.9
+        "slides",
+        BASE.with_name("kvarena-slides.mplstyle"),
+        BEAMER_TEXT_IN,
+        height_in=2.9,
+        text_scale=1.5,
     ),
 }
 

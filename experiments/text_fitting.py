@@ -6,18 +6,23 @@ import itertools
 import re
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.text import Text
+from matplotlib.category import StrCategoryLocator
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Patch
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.transforms import Bbox
 
 GAP_PX = 2.0
 """Between two labels, at least."""
 
 NUMBER = re.compile(r"[-+−]?[\d.,]+ ?[kKM%]?")
 
-LABEL_OVERHANG = 1.15
-"""A label of an axis may be so much longer than it."""
+LABEL_OVERHANG = 1.1
+"""A title or a label may be so much longer than it."""
 
 
 def fit(axes: Axes) -> None:
@@ -25,7 +30,7 @@ def fit(axes: Axes) -> None:
     bars until none runs into another. The figure's layout must have been made."""
     box = axes.get_window_extent()
     axes.yaxis.label.set_multialignment("center")
-    wrap(axes.title, box.width)
+    wrap(axes.title, LABEL_OVERHANG * box.width)
     wrap(axes.xaxis.label, LABEL_OVERHANG * box.width)
     _wrap_upright(axes.yaxis.label, LABEL_OVERHANG * box.height)
     _fit_ticks(axes)
@@ -75,23 +80,60 @@ def make_headroom(axes: Axes) -> None:
     if scale not in ("linear", "log") or axes.yaxis_inverted():
         return
     box = axes.get_window_extent()
-    low, high = axes.get_ylim()
-    numbers = _numbers_on_bars(axes)
-    reach = max((text.get_window_extent().y1 for text in numbers), default=box.y0)
     legend = axes.get_legend()
-    if legend is not None and legend.get_window_extent().y1 > box.y0 + 0.9 * box.height:
-        reach = max(reach, _data_top(axes)) + legend.get_window_extent().height + GAP_PX
-    elif not numbers:
-        return
-    share = (reach - box.y0) / box.height
+    covered = legend.get_window_extent() if legend is not None else None
+    if covered is not None and covered.y1 < box.y0 + 0.9 * box.height:
+        covered = None  # it is elsewhere
+    share = 0.0
+    if covered is not None:
+        below = box.height - covered.height - 2 * GAP_PX
+        share = _reach(axes, covered) / max(below, LEAST_DATA * box.height)
+    for number in _numbers_on_bars(axes):
+        foot = float(axes.transData.transform(number.xy)[1])
+        extent = number.get_window_extent()
+        below = box.height - (extent.y1 - foot)
+        if covered is not None and extent.x0 < covered.x1 and covered.x0 < extent.x1:
+            below -= covered.height + 2 * GAP_PX
+        share = max(share, (foot - box.y0) / max(below, LEAST_DATA * box.height))
     if share > 1.0:
+        low, high = axes.get_ylim()
         raised = low + (high - low) * share if scale == "linear" else low * (high / low) ** share
         axes.set_ylim(low, raised)
 
 
-def _data_top(axes: Axes) -> float:
-    """Pixels up to which bars and lines reach."""
-    return float(axes.transData.transform((0, axes.dataLim.y1))[1])
+_NAMES = (FixedLocator, StrCategoryLocator)
+
+
+def height_of_names(axes: Axes) -> float:
+    """Pixels that the names at the y axis take one below the other; 0 where it has numbers."""
+    labels = axes.yaxis.get_ticklabels()
+    if not labels or not isinstance(axes.yaxis.get_major_locator(), _NAMES):
+        return 0.0
+    return sum(label.get_window_extent().height + GAP_PX for label in labels)
+
+
+LEAST_DATA = 0.3
+"""Of the axes' height, for what is below the numbers and the legend."""
+
+
+def _reach(axes: Axes, span: Bbox) -> float:
+    """Pixels above the foot of `axes` up to which bars, lines and intervals reach within the
+    width of `span`."""
+    points = [line.get_transform().transform(line.get_xydata()) for line in axes.get_lines()]
+    for collection in axes.collections:
+        if isinstance(collection, LineCollection):
+            to_pixels = collection.get_transform()
+            points += [to_pixels.transform(segment) for segment in collection.get_segments()]
+    for bar in (patch for each in axes.containers for patch in each if isinstance(patch, Patch)):
+        extent = bar.get_window_extent()
+        points.append(np.array([[extent.x0, extent.y1], [extent.x1, extent.y1]]))
+    tops = [
+        float(np.max(each[:, 1]))
+        for each in points
+        if len(each) and np.min(each[:, 0]) < span.x1 and span.x0 < np.max(each[:, 0])
+    ]
+    foot = float(axes.get_window_extent().y0)
+    return max((top - foot for top in tops if np.isfinite(top)), default=0.0)
 
 
 def _wrap_upright(label: Text, height_px: float) -> None:
@@ -156,11 +198,11 @@ def _turn_numbers(axes: Axes) -> None:
             number.set_rotation(90)
 
 
-def _numbers_on_bars(axes: Axes) -> list[Text]:
+def _numbers_on_bars(axes: Axes) -> list[Annotation]:
     return [
         text
         for text in axes.texts
-        if text.get_va() == "bottom" and text.get_ha() == "center" and text.get_text()
+        if isinstance(text, Annotation) and (text.get_va(), text.get_ha()) == ("bottom", "center")
     ]
 
 

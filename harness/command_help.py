@@ -60,7 +60,6 @@ COMMON_KEYS: Mapping[str, str] = {
 FLAGS: Mapping[str, str] = {
     "--help": "this; with keys before it, their values below",
     "--cfg job": "the configuration that the keys make, as YAML",
-    "-sc install=bash": "shell completion (docs/howto/completion.md)",
 }
 
 _HEADER = """\
@@ -68,7 +67,9 @@ kvarena: KV-cache allocation strategies compete under one decode engine.
 
 usage: python -m harness [KEY=VALUE ...]        where installed: kvarena [KEY=VALUE ...]
 
-Every setting is a key; KEY=A,B,C sweeps it. Finished runs are stored, and not done again.
+Every setting is a key; KEY=A,B,C sweeps it. Finished runs are stored, and not done again; what they
+say is asked by python -m experiments. Keys are completed in a shell that was told to:
+python -m experiments completion.
 """
 _WIDTH = 110
 

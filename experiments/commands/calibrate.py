@@ -35,6 +35,15 @@ from harness.runs.planning import plan_study
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.sweep import pending_jobs, run_jobs
 
+_EXAMPLES = """\
+examples:
+  python -m experiments calibrate                               # the small model on this machine
+  python -m experiments calibrate --validate                    # and how far off it is
+  python -m experiments calibrate model=llama_3_2_1b            # another model
+  python -m experiments calibrate --runs results/single --out calibration.json
+"""
+
+
 EXPERIMENT = "calibration"
 
 DISTURBED = 0.1
@@ -197,7 +206,10 @@ def _simulated(job: Job, path: Path, hashes: CodeHashes) -> Job:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments calibrate", description=__doc__, allow_abbrev=False
+        prog="python -m experiments calibrate",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        allow_abbrev=False,
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, help="file to write (calibration.json by the runs)")

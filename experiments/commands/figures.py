@@ -74,8 +74,11 @@ def _draw(
     if not drawn.paths:
         console.print("  nothing in these runs for it", highlight=False)
         return 0
-    names = ", ".join(path.name for path in drawn.paths)
-    console.print(f"  {drawn.folder}/  ({names})", highlight=False, markup=False)
+    ends: dict[Path, list[str]] = {}
+    for path in drawn.paths:
+        ends.setdefault(path.with_suffix(""), []).append(path.suffix)
+    for path, suffixes in ends.items():
+        console.print(f"  {path}{', '.join(suffixes)}", highlight=False, markup=False)
     return len(drawn.paths)
 
 

@@ -42,7 +42,8 @@ def draw(
     points = points.sort_values(["workload", "order", "token_budget"]).drop(columns="order")
     workloads = list(dict.fromkeys(points["workload"]))
     with style.context():
-        height = 0.6 + max((points["workload"] == w).sum() for w in workloads) * BAR_IN
+        bars = max((points["workload"] == workload).sum() for workload in workloads)
+        height = style.room(0.6 + BAR_IN * bars)
         panel = PanelSize(2.9, height, keeps_height=True)
         figure, grid = subplots(
             style, len(workloads), len(PANELS), panel, sharey="row", narrowest=2.6

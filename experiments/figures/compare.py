@@ -53,7 +53,7 @@ def _draw_classes(
         stack_classes(axes, range(len(bars)), bars)
         axes.set_xticks(range(len(bars)), [short_label(name) for name in bars["strategy"]])
         axes.set_ylabel("share of the pool, %")
-        axes.set_title(f"{workload} (on the bars: batched requests)", pad=1.5 * note_size())
+        axes.set_title(f"{workload} (on the bars: batched requests)")
         for x, batched in enumerate(bars["batched_requests"]):
             axes.annotate(
                 f"{batched:.1f}", (x, 100), ha="center", va="bottom", fontsize=note_size()

@@ -239,14 +239,15 @@ def _draw_users(axes: Axes, check: pd.DataFrame) -> pd.DataFrame:
         most, fewest = (lengths.users(each, limit, PAGE_SIZE, pool) for each in ("paged", "max"))
         if fewest:
             axes.annotate(
-                f"{most / fewest:.0f} x fewer", (limit, fewest), xytext=(-4, -9), ha="right",
-                textcoords="offset points", fontsize=note_size(), color=EXPECTED_COLOURS["max"],
+                f"{most / fewest:.0f} x fewer", (limit, fewest), xytext=(3, 1), ha="left",
+                va="bottom", textcoords="offset points", fontsize=note_size(),
+                color=EXPECTED_COLOURS["max"],
             )  # fmt: skip
-    axes.set_xlim(left=700)
+    axes.set_xlim(1400, 500_000)  # room for what is beside the last
     axes.plot([], [], color="black", marker="o", linestyle="none", label="simulated")
     axes.set_yscale("log")
     axes.set_ylim(0.4, 6000)
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     _limit_axis(axes)
     model = ", ".join(runs["model"].unique())
     axes.set_ylabel(f"requests that run at once\n({model}, pool of {pool:,} tokens)")

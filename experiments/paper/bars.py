@@ -22,7 +22,7 @@ PAPER_CLASSES = {
     "external": ("external fragmentation and others", "#BBBBBB"),
 }
 
-UPRIGHT_IN = 1.0
+UPRIGHT_IN = 0.75
 """Inches that two bars side by side take with the numbers in them."""
 
 LYING_IN = 0.36
@@ -47,12 +47,13 @@ class PaperBars:
         self.style = style
         self.names = names
         width = style.width_in
-        self.is_upright = width is None or width >= 0.6 + UPRIGHT_IN * len(names)
+        self.is_upright = width is None or width >= 0.6 + style.room(UPRIGHT_IN) * len(names)
 
     def subplots(self, panel: PanelSize) -> tuple[Figure, Axes]:
         """A figure with one axes. panel: of upright bars."""
         if not self.is_upright:
-            panel = PanelSize(panel.width, 0.5 + LYING_IN * len(self.names), keeps_height=True)
+            height = self.style.room(0.5 + LYING_IN * len(self.names))
+            panel = PanelSize(panel.width, height, keeps_height=True)
         figure, grid = subplots(self.style, 1, 1, panel)
         return figure, grid[0][0]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.tables import Table, TableRow, make_tables
 from harness.runs.jobs import Job
 
-MAX_SHOWN = 8
+MAX_SHOWN = 9
 """Strategies that a figure with a line or a panel for each can show."""
 
 PREFERRED_PAGE_SIZE = "16"
@@ -41,6 +41,7 @@ class Group:
     """A table: runs of one part, workload and executor.
 
     has_times: its latencies mean something. is_open_loop: requests come at times of their own.
+    answering: of a search, the runs at what was sustained; empty of anything else.
     """
 
     table: Table
@@ -48,6 +49,7 @@ class Group:
     rows: pd.DataFrame
     has_times: bool
     is_open_loop: bool
+    answering: frozenset[str] = frozenset()
 
     @property
     def complete(self) -> tuple[Cell, ...]:
@@ -78,8 +80,11 @@ def labels_of(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def make_groups(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Group]:
-    """The groups that `make_tables` has a table for, in its order."""
+def make_groups(
+    rows: pd.DataFrame, jobs: Sequence[Job], answering: Collection[str] = ()
+) -> list[Group]:
+    """The groups that `make_tables` has a table for, in its order. answering: runs that searches
+    ended with."""
     arrivals = {job.run_id: job.config.workload.arrivals for job in jobs}
     groups = []
     for table in make_tables(rows, jobs):
@@ -88,25 +93,34 @@ def make_groups(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Group]:
         cells = tuple(_cell(table, row, own) for row in table.rows)
         is_constant = (own["executor"] == "simulated") & (own["cost"] == "constant")
         is_open_loop = not {arrivals[run_id] for run_id in ids} & set(CLOSED)
-        groups.append(Group(table, cells, own, not bool(is_constant.all()), is_open_loop))
+        has_times = not bool(is_constant.all())
+        ended = frozenset(ids.intersection(answering))
+        groups.append(Group(table, cells, own, has_times, is_open_loop, ended))
     return groups
 
 
 def representatives(group: Group) -> tuple[tuple[Cell, ...], str]:
     """The cells to draw one by one, at most MAX_SHOWN, and a sentence where some are left out.
 
-    Where there are too many, each strategy is shown at one setting that as many as possible have:
-    pages of 16 if it can be.
+    Of a search, what each cell sustained. Where there are too many, each strategy is shown at one
+    setting that as many as possible have: pages of 16 if it can be.
     """
-    cells = group.complete
-    if len(cells) <= MAX_SHOWN:
-        return cells, ""
-    settings = common_settings(cells)
-    chosen = [cell for cell in cells if cell.settings == settings] if settings else []
-    chosen = (chosen or list(cells))[:MAX_SHOWN]
-    where = in_words(settings, group.varied) if settings else ""
-    shown = f"{len(chosen)} of {len(cells)} rows are drawn"
-    return tuple(chosen), f"{shown}: those at {where}." if where else f"{shown}: the first."
+    cells = answering_cells(group)
+    which = "the first" if len(cells) == len(group.complete) else "of what was sustained"
+    if len(cells) > MAX_SHOWN and (settings := common_settings(cells)):
+        cells = tuple(cell for cell in cells if cell.settings == settings)
+        where = in_words(settings, group.varied)
+        which = f"those at {where}" if where else "the first"
+    chosen = cells[:MAX_SHOWN]
+    if len(chosen) == len(group.complete):
+        return chosen, ""
+    return chosen, f"{len(chosen)} of {len(group.complete)} rows are drawn: {which}."
+
+
+def answering_cells(group: Group) -> tuple[Cell, ...]:
+    """The complete cells, of a search only those at what was sustained."""
+    ended = [cell for cell in group.complete if group.answering.intersection(cell.row.run_ids)]
+    return tuple(ended) or group.complete
 
 
 def common_settings(cells: Sequence[Cell]) -> tuple[tuple[str, str], ...] | None:

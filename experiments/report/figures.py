@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 import tempfile
@@ -23,16 +22,15 @@ MAX_POINTS = 60
 
 _SVG = re.compile(r"<svg\b.*</svg>", re.DOTALL)
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+_WIDTH = re.compile(r'<svg\b[^>]*\bwidth="([\d.]+)pt"')
 _REFERENCE = re.compile(r'(\bid="|url\(#|href="#)')
 
 
 class FigureView(NamedTuple):
-    """svg: the element, or empty where image has a data URI. points: what it shows."""
+    """svg: the element. points: what it shows."""
 
     name: str
     svg: str
-    image: str
-    alternative: str
     points: TableView
 
 
@@ -43,7 +41,7 @@ def figure_views(study: StoredStudy, prefix: str) -> list[FigureView]:
         return []
     with tempfile.TemporaryDirectory() as folder:
         paths = draw_figures(names, study.complete, study.jobs, Path(folder) / "figures")
-        pictures = [path for path in paths if path.suffix == ".png"]
+        pictures = [path for path in paths if path.suffix == ".svg"]
         return [_view(path, paths, f"{prefix}-{path.stem}-") for path in pictures]
 
 
@@ -60,14 +58,17 @@ def printed_answers(study: StoredStudy) -> list[str]:
 
 
 def inline_svg(text: str, prefix: str, alternative: str) -> str:
-    """The <svg> of a file, with ids of its own in a page, a role and a text alternative."""
+    """The <svg> of a file, with ids of its own in a page, a role and a text alternative, and its
+    width in points for the style sheet."""
     found = _SVG.search(text)
     if found is None:
         raise ValueError("no <svg> element")
     svg = _METADATA.sub("", found[0])
+    width = _WIDTH.search(svg)
+    size = f' style="--width: {float(width[1]):.0f}pt"' if width else ""
     svg = _REFERENCE.sub(rf"\g<1>{prefix}", svg)
     label = alternative.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"{size}', 1)
 
 
 def _view(picture: Path, paths: Sequence[Path], prefix: str) -> FigureView:
@@ -78,14 +79,8 @@ def _view(picture: Path, paths: Sequence[Path], prefix: str) -> FigureView:
         f"Figure {name}, of {len(points):,} points over {', '.join(points.columns[:6])}; "
         "they are in the table below it"
     )
-    svg = by_suffix.get(".svg")
-    return FigureView(
-        name=name,
-        svg=inline_svg(svg.read_text(), prefix, alternative) if svg else "",
-        image="" if svg else _data_uri(picture),
-        alternative=alternative,
-        points=_points(name, points),
-    )
+    svg = inline_svg(picture.read_text(), prefix, alternative)
+    return FigureView(name, svg, _points(name, points))
 
 
 def _points(name: str, points: pd.DataFrame) -> TableView:
@@ -98,7 +93,3 @@ def _points(name: str, points: pd.DataFrame) -> TableView:
 
 def _plain(value: object) -> object:
     return value.item() if hasattr(value, "item") else value
-
-
-def _data_uri(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()

@@ -24,8 +24,9 @@ SCRIPTS = ("theme.js", "tips.js", "sort.js", "curves.js", "timeline.js")
 
 LINE_COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "currentColor", "#9467BD",
+    "#8C6D31",
 )  # fmt: skip
-DASHES = ("none", "7 3", "3 2", "9 3 2 3", "5 4", "12 3", "none", "2 3")
+DASHES = ("none", "7 3", "3 2", "9 3 2 3", "5 4", "12 3", "none", "2 3", "10 2 2 2 2 2")
 
 
 def make_page(studies: Sequence[StoredStudy]) -> str:

@@ -56,8 +56,9 @@ class Section:
 
 def make_section(study: StoredStudy, prefix: str) -> Section:
     """Read and draw all of a study. prefix: begins the ids of its elements."""
-    groups = make_groups(study.rows, study.jobs)
     searched = tuple(search_answers(study.rows, study.jobs))
+    answering = {run_id for found in searched for run_id in found.cells["run_id"]}
+    groups = make_groups(study.rows, study.jobs, answering)
     parts = {part for found in searched for part in found.cells["part"]}
     compared = [group for group in groups if group.table.part not in parts]
     answers = tuple(filter(None, map(answer_of, compared)))

@@ -66,6 +66,16 @@ class TimelineView(NamedTuple):
     def has_map(self) -> bool:
         return any(panel.is_map for panel in self.panels)
 
+    @property
+    def slots_per_dot(self) -> int:
+        return max(panel.slots_per_row for panel in self.panels)
+
+    @property
+    def first_moment(self) -> int:
+        """Where the slider stands at first: half-way through the shortest run."""
+        shortest = min(panel.end_s for panel in self.panels)
+        return int(NUM_MOMENTS * shortest / self.until_s / 2)
+
 
 def timeline_view(group: Group, study: StoredStudy) -> TimelineView | None:
     """Panels of the group's representatives, of the first repetition of each; None without any."""

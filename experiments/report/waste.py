@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from experiments.checks import SHARES
 from experiments.plotting import CLASS_LABELS
-from experiments.report.cells import Group, labels_of
+from experiments.report.cells import Group, answering_cells, labels_of
 from harness.measure.ledger import CLASSES
 
 MIN_SHOWN = 5e-4
@@ -44,9 +44,11 @@ class WasteView(NamedTuple):
 
 
 def waste_view(group: Group) -> WasteView:
-    """A bar for each row of the table whose runs went well."""
+    """A bar for each row of the table whose runs went well; of a search, for what each cell
+    sustained."""
+    cells = answering_cells(group)
     bars = []
-    for cell, label in zip(group.complete, labels_of(group.complete), strict=True):
+    for cell, label in zip(cells, labels_of(cells), strict=True):
         shares = [cell.row.cells[metric].mean for metric in SHARES]
         segments = tuple(
             Segment(name, CLASS_LABELS[name], share, _text(share))

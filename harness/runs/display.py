@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.runs.estimate import Forecast, forecast_from
+from harness.runs.estimate import Forecast, estimate_wall_s, forecast_from
 from harness.runs.jobs import Job
 from harness.runs.live import LiveBoard
 from harness.runs.store import StoredRun
@@ -50,6 +50,7 @@ class SweepDisplay:
         self._num_jobs = len(pending)
         self._num_before = len({job.run_id for job in planned} - self._left.keys())
         self._forecast: Forecast = forecast_from(planned)
+        self._expected_s = estimate_wall_s(pending, planned)
         self._searching = searching
         self._lists_runs = lists_runs
         self._num_done = 0
@@ -133,7 +134,10 @@ class SweepDisplay:
         for run_id, board in list(self._boards.items()):
             if (figures := board.read()) is not None:
                 shares[run_id] = figures.share_done
-        return self._forecast.left_s(list(self._left.values()), shares)
+        left_s = self._forecast.left_s(list(self._left.values()), shares)
+        if self._num_done:
+            return left_s
+        return max(left_s, self._expected_s - (time.monotonic() - self._begin_s))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """What stands below the lines."""
@@ -151,7 +155,7 @@ class SweepDisplay:
         for run_id, board in boards[:_MOST_SHOWN]:
             if (job := self._left.get(run_id)) is not None:
                 yield Text(
-                    f"  {job.label}  {_so_far(job, board)}", no_wrap=True, overflow="ellipsis"
+                    f"  {job.label}: {_so_far(job, board)}", no_wrap=True, overflow="ellipsis"
                 )
         if len(boards) > _MOST_SHOWN:
             yield Text(f"  and {len(boards) - _MOST_SHOWN} more")
@@ -166,8 +170,11 @@ def _so_far(job: Job, board: LiveBoard) -> str:
     figures = board.read()
     if figures is None:
         return "starting"
-    rate = f"  {figures.output_tokens_per_s:.1f} tok/s" if job.is_timed else ""
-    return f"{figures.share_done:4.0%}{rate}  waste {figures.unused_share:.0%} so far"
+    words = [f"{figures.share_done:.0%}"]
+    if job.is_timed:
+        words.append(f"{figures.output_tokens_per_s:,.1f} tok/s")
+    words.append(f"waste {figures.unused_share:.0%} so far")
+    return " · ".join(words)
 
 
 def _outcome(run: StoredRun | None) -> str:

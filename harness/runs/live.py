@@ -74,6 +74,8 @@ class LiveRun:
         self._num_repetitions = num_repetitions
         self._num_done = 0
         self._begin_s = time.perf_counter()
+        self._used_shares = 0.0
+        self._num_samples = 0
         self.cpu_s = 0.0
         """Processor time that looking took so far."""
         board.clear()
@@ -96,7 +98,6 @@ class LiveRun:
 
     def _watch(self, watched: Watched, num_requests: int, over: threading.Event) -> None:
         begin_s = time.perf_counter()
-        total, samples = 0.0, 0
         while not over.wait(PERIOD_S):
             cpu_s = time.thread_time()
             now_s = time.perf_counter()
@@ -104,13 +105,14 @@ class LiveRun:
                 used, num_tokens = watched.used_share(), watched.num_output_tokens()
             except Exception:  # the run goes on meanwhile: it was caught half changed
                 continue
-            total, samples = total + used, samples + 1
+            self._used_shares += used
+            self._num_samples += 1
             done = self._num_done + watched.num_ended() / max(1, num_requests)
             self._board.write(
                 LiveFigures(
                     done / self._num_repetitions,
                     num_tokens / (now_s - begin_s),
-                    1 - total / samples,
+                    1 - self._used_shares / self._num_samples,
                     now_s - self._begin_s,
                 )
             )

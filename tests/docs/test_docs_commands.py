@@ -52,7 +52,7 @@ def follow(page: Path, folder: Path, run: Runner, *, slow: bool) -> None:
         if isinstance(step, PageCommand) and (step.not_run or (step.slow and not slow)):
             continue
         done = do_step(step, folder, run)
-        if done is None or isinstance(step, PageFile):
+        if done is None or not isinstance(step, PageCommand):
             continue
         where = f"{page.name}:{step.line}: $ {step.command}\n{done.output}"
         assert done.status == 0, f"exit status {done.status}: {where}"
@@ -103,6 +103,16 @@ def test_a_page_is_read_in_order(tmp_path):
     assert fourth.not_run == "needs a GPU"
     filled = with_outputs(PAGE, [(third, "new")])
     assert filled == PAGE.replace("one\ntwo\nthree", "new")
+
+
+def test_an_edit_changes_what_is_there_once(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- edit: a.txt -->\n```diff\n one\n-two\n+three\n```\n")
+    (edit,) = read_page(page)
+    assert edit.made_to("zero\none\ntwo\n") == "zero\none\nthree\n"
+    for text in ("one\n", "one\ntwo\none\ntwo\n"):
+        with pytest.raises(PageError, match=r"a\.txt"):
+            edit.made_to(text)
 
 
 def test_output_that_nothing_accounts_for_is_refused(tmp_path):

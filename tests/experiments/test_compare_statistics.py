@@ -16,7 +16,7 @@ from experiments.comparison.metrics import HEADLINE, METRICS, NOISE_FLOOR
 from experiments.comparison.pairs import OVERALL, Finding, findings, pairs_of
 
 Rows = tuple[pd.DataFrame, pd.DataFrame]
-NUM_COMMANDS = 200
+NUM_COMMANDS = 120
 NAMES = ("utilisation", "batched_requests", "output_tokens_per_s", "ttft_ms")
 METRICS_USED = [METRICS[name] for name in NAMES]
 

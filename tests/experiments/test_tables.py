@@ -145,13 +145,11 @@ def test_imagined_memory_is_said_to_be(run_tiny: Runner) -> None:
 
 
 def test_a_failed_run_is_a_row_with_its_error(compared: Study) -> None:
-    rows = compared.rows.copy()
-    failed = rows["run_id"] == rows["run_id"].iloc[0]
-    measured = rows.columns[rows.columns.get_loc("attention") + 1 :]
-    rows[measured] = rows[measured].astype(object)
-    rows.loc[failed, measured] = np.nan
-    rows.loc[failed, "status"], rows.loc[failed, "error"] = "failed", "out of memory: 3 GiB"
-    text = printed(rows, compared)
+    failed = compared.rows["run_id"] == compared.rows["run_id"].iloc[0]
+    settings = compared.rows.columns[: compared.rows.columns.get_loc("attention") + 1]
+    row = compared.rows.loc[failed, settings].iloc[:1]
+    row = row.assign(status="failed", error="out of memory: 3 GiB", repetition=0, seed=0)
+    text = printed(pd.concat([row, compared.rows[~failed]], ignore_index=True), compared)
     assert "FAILED" in text and "out of memory: 3 GiB" in text
 
 

@@ -55,7 +55,7 @@
 
     const words = () =>
       names
-        .filter((name) => data.counts[name][now] > 0)
+        .filter((name) => data.counts[name][now] / data.slots >= 0.0005)
         .map((name) => `${legend.labels[name]} ${percent(data.counts[name][now], data.slots)} %`)
         .join(", ");
 
