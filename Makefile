@@ -11,7 +11,7 @@ GPU_PYTHON   ?= $(if $(DRY),$(BIN)/python,python3)
 GPU_PACKAGES := build/gpu-packages
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test check bench contract modes paper gpu wheelhouse readme clean
+.PHONY: help install sweep test check bench contract modes paper gpu wheelhouse docs readme clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -31,7 +31,7 @@ sweep: $(READY)  ## the main experiment; ARGS='preset=full' for more
 
 test: $(READY)  ## the whole suite
 	@$(BIN)/python -c 'import torch; print("device:", "cuda (" + torch.cuda.get_device_name(0) + ")" if torch.cuda.is_available() else "cpu")'
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 check: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -61,6 +61,9 @@ wheelhouse:  ## wheels that a GPU machine's Python lacks, for where there is no 
 	$(PYTHON) -m pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir wheelhouse \
 	  hydra-core omegaconf antlr4-python3-runtime
 	@ls wheelhouse
+
+docs: $(READY)  ## what docs/ shows of its commands' output; ARGS='docs/tutorial.md' for a page
+	$(BIN)/python docs/make_docs.py $(ARGS)
 
 readme: $(READY)  ## README's output, table and pictures, from fresh runs
 	$(BIN)/python docs/make_readme.py $(ARGS)

@@ -122,6 +122,17 @@ class KVCacheAllocator(ABC):
     it takes: allocators of other groups of layers may then take from the same pool. Where not, all
     layers keep as long as the one that keeps longest. Not inherited: a subclass says it again."""
 
+    refusals_stand: ClassVar[bool] = False
+    """What `allocate` refused once it refuses until pages are given back (by `free`, `retract`,
+    `truncate`, `release`, a swap, or a `rebranch` that changes tables) or tokens are committed,
+    however often it is asked and whatever else is taken: the engine may remember the refusal
+    instead of asking at every step. Not inherited: a subclass says it again."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "refusals_stand" not in vars(cls):
+            cls.refusals_stand = False
+
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
         self.page_size = pool.page_size

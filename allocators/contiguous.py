@@ -26,6 +26,7 @@ class Contiguous(KVCacheAllocator):
     name: ClassVar[str] = "contiguous"
     labelled_options: ClassVar[tuple[str, ...]] = ("fit",)
     grows_on_demand: ClassVar[bool] = False
+    refusals_stand: ClassVar[bool] = True
 
     def __init__(
         self, pool: PagePool, fit: Literal["buddy", "first_fit", "best_fit"] = "buddy"

@@ -45,6 +45,10 @@ class LayerGroups(KVCacheAllocator):
         return self._groups[0].grows_on_demand
 
     @property
+    def refusals_stand(self) -> bool:  # type: ignore[override]
+        return all(group.refusals_stand for group in self._groups)
+
+    @property
     def labelled_options(self) -> tuple[str, ...]:  # type: ignore[override]
         return self._groups[0].labelled_options
 

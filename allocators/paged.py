@@ -24,6 +24,7 @@ class Paged(KVCacheAllocator):
 
     name: ClassVar[str] = "paged"
     shares_pool: ClassVar[bool] = True
+    refusals_stand: ClassVar[bool] = True
 
     def allocate(
         self,

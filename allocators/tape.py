@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
-from allocators.base import NULL_PAGE, Allocation, KVCacheAllocator
+from allocators.base import NULL_PAGE, UNCHANGED, Allocation, KVCacheAllocator
 from allocators.token_tape import EMPTY, Tape
 
 T = TypeVar("T")
@@ -61,6 +61,7 @@ class TapeEngine:
         self.live: dict[int, TapeSequence] = {}
         self.swapped: dict[int, tuple[TapeSequence, int, list[int]]] = {}
         self.log: list[str] = []
+        self._refused: Callable[[], Allocation | None] | None = None
 
     def allocate(
         self,
@@ -107,6 +108,7 @@ class TapeEngine:
         """Admit a sequence and undo that at once: no copy of it is carried out."""
         if self._ask_for_all(seq_id, token_ids, max_len, expected_len, keep_free) is None:
             return False
+        self._refused = None
         self.log.append(f"retract({seq_id})  # its copies are not carried out")
         self._call(lambda: self.allocator.retract(seq_id))
         self.check()
@@ -135,6 +137,7 @@ class TapeEngine:
         self.log.append(f"compute positions {start} to {end - 1} of {seq_id}; commit {token_ids}")
         self._write(seq_id, start, sequence.kv_ids[start:end])
         sequence.num_computed = end
+        self._refused = None
         self._call(lambda: self.allocator.commit(seq_id, token_ids))
         self.check()
 
@@ -154,7 +157,10 @@ class TapeEngine:
         """A beam step: each key goes on from its value; `are_beams` says for which that is."""
         self.log.append(f"rebranch({dict(parents)})")
         before = self.allocator.usage()
+        refused, self._refused = self._refused, None
         outcome = self._ask(lambda: self.allocator.rebranch(parents))
+        if outcome is None or outcome.first_changed == UNCHANGED.first_changed:
+            self._refused = refused
         if outcome is None:
             return False
         after = self.allocator.usage()
@@ -176,6 +182,7 @@ class TapeEngine:
     def truncate(self, seq_id: int, new_len: int) -> None:
         """Reject the tokens from `new_len` on."""
         self.log.append(f"truncate({seq_id}, {new_len})")
+        self._refused = None
         self._call(lambda: self.allocator.truncate(seq_id, new_len))
         sequence = self.live[seq_id]
         del sequence.token_ids[new_len:], sequence.kv_ids[new_len:]
@@ -185,6 +192,7 @@ class TapeEngine:
     def release(self, seq_id: int, upto: int) -> None:
         """Never read the first `upto` tokens again."""
         self.log.append(f"release({seq_id}, {upto})")
+        self._refused = None
         self._call(lambda: self.allocator.release(seq_id, upto))
         sequence = self.live[seq_id]
         sequence.num_released = max(sequence.num_released, upto)
@@ -193,6 +201,7 @@ class TapeEngine:
     def swap_out(self, seq_ids: Sequence[int]) -> bool:
         """Save what the sequences hold, then give their pages up."""
         self.log.append(f"swap_out({list(seq_ids)})")
+        self._refused = None
         saved = {seq_id: self._save(self.live[seq_id]) for seq_id in seq_ids}
         if self._ask(lambda: self.allocator.swap_out(seq_ids)) is None:
             return False
@@ -220,6 +229,7 @@ class TapeEngine:
         self.log.append(f"swap_in({list(seq_ids)})")
         if self._ask(lambda: self.allocator.swap_in(seq_ids)) is None:
             return False
+        self._refused = None
         self.log.append(f"retract_swap_in({list(seq_ids)})  # nothing was written back")
         self._call(lambda: self.allocator.retract_swap_in(seq_ids))
         self.check()
@@ -228,6 +238,7 @@ class TapeEngine:
     def discard_swapped(self, seq_id: int) -> None:
         """Abort a swapped-out sequence."""
         self.log.append(f"discard_swapped({seq_id})")
+        self._refused = None
         self._call(lambda: self.allocator.discard_swapped(seq_id))
         del self.swapped[seq_id]
         self.check()
@@ -235,6 +246,7 @@ class TapeEngine:
     def free(self, seq_id: int) -> None:
         """End a sequence."""
         self.log.append(f"free({seq_id})")
+        self._refused = None
         self._call(lambda: self.allocator.free(seq_id))
         del self.live[seq_id]
         self.check()
@@ -347,14 +359,19 @@ class TapeEngine:
     def _ask_for_all(
         self, seq_id: int, token_ids: Sequence[int], max_len: int, expected_len: int, keep_free: int
     ) -> Allocation | None:
-        """Call `allocate`."""
+        """Call `allocate`, and remember a refusal that has no other reason than the pool."""
         self.log.append(
             f"allocate({seq_id}, {list(token_ids)}, max_len={max_len}, "
             f"expected_len={expected_len}, keep_free={keep_free})"
         )
-        return self._ask(
-            lambda: self.allocator.allocate(seq_id, token_ids, max_len, expected_len, keep_free)
-        )
+
+        def request() -> Allocation | None:
+            return self.allocator.allocate(seq_id, token_ids, max_len, expected_len, keep_free)
+
+        outcome = self._ask(request)
+        if outcome is None and not self.num_withheld:
+            self._refused = request
+        return outcome
 
     def _ask(self, request: Callable[[], Allocation | None]) -> Allocation | None:
         """Call for room; a refusal must have changed nothing."""
@@ -366,7 +383,17 @@ class TapeEngine:
             if after != before:
                 self._fail(f"returned None, but changed {before} to {after}")
             self.check()
+        self._check_refusal_stands()
         return outcome
+
+    def _check_refusal_stands(self) -> None:
+        if self._refused is None or self.num_withheld or not self.allocator.refusals_stand:
+            return
+        if self._call(self._refused) is not None:
+            self._fail(
+                "refusals_stand, but an allocate that was refused is granted although nothing was "
+                "given back or committed since"
+            )
 
     def _with_less_room(self, request: Callable[[], Allocation | None]) -> Allocation | None:
         pool = self.allocator.pool

@@ -12,6 +12,14 @@ from experiments import commands
 from harness.config import unknown_name
 from harness.reporting import reporting
 
+_EXAMPLES = """\
+examples:
+  python -m experiments modes --family llama                # the tokens under every strategy
+  python -m experiments replay results/single/RUN_ID        # decide a stored run again
+  python -m experiments calibrate --validate                # how far off simulated runs are here
+
+python -m experiments COMMAND --help says more of one; runs are made by python -m harness."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Do the command named first; without one, list them all. 2 for a wrong command line."""
@@ -29,7 +37,9 @@ def main(arguments: Sequence[str]) -> int:
 def _overview() -> str:
     lines = ["usage: python -m experiments COMMAND ...", ""]
     lines += [f"  {name:<18} {_summary(name)}" for name in commands.available()]
-    return "\n".join([*lines, "", "python -m experiments COMMAND --help says more of one."])
+    return "\n".join(
+        [*lines, "", _EXAMPLES, "python -m experiments COMMAND --help says more of one."]
+    )
 
 
 def _summary(name: str) -> str:

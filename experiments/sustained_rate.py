@@ -76,6 +76,10 @@ def print_sustained(frame: pd.DataFrame, console: Console) -> None:
         console.print(table, soft_wrap=True)
 
 
+_READ = ["seed", "normalised_latency_ms", "queue_grows"]
+"""What tells whether a run sustained its load, and whose run it is."""
+
+
 def _cell(job: Job) -> str:
     search = job.search
     assert search is not None
@@ -100,7 +104,7 @@ def _answer(probes: Sequence[Job], by_run: Mapping[str, pd.DataFrame]) -> dict[s
     errors: list[str] = []
     for run_id, runs in rows.items():
         if (runs["status"] == "complete").all():
-            tried.setdefault(values[run_id], []).extend(runs.to_dict("records"))
+            tried.setdefault(values[run_id], []).extend(runs[_READ].to_dict("records"))
         else:
             errors.append(f"{short_name(search.key)} {values[run_id]:g}: {runs['error'].iloc[0]}")
     bound = search.normalised_latency_ms

@@ -27,7 +27,7 @@ class TableRow:
     """labels: strategy, pages, and the settings that differ. cells, best: by metric.
 
     queue_grows: in most repetitions. error: of a failed run, else empty. pool_tokens: NaN where
-    unknown, as of a failed run.
+    unknown, as of a failed run. run_ids: what it is made from.
     """
 
     labels: tuple[str, ...]
@@ -37,6 +37,7 @@ class TableRow:
     error: str = ""
     queue_grows: bool = False
     pool_tokens: float = math.nan
+    run_ids: tuple[str, ...] = ()
 
     @property
     def repetitions(self) -> int:
@@ -143,6 +144,7 @@ def _row(
         error=str(failed.iloc[0]["error"]) if len(failed) else "",
         queue_grows="queue_grows" in runs and bool(runs["queue_grows"].mean() > 0.5),
         pool_tokens=float(first.get("pool_tokens", math.nan)),
+        run_ids=tuple(dict.fromkeys(runs["run_id"])),
     )
 
 

@@ -4,7 +4,9 @@ was steady is left out."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,9 @@ PAPER_VIEW = {
     "external": ("size_class", "tail", "cached", "withheld", "stranded", "free"),
 }
 """The ledger's classes in the four of the PagedAttention paper's Fig. 2 (docs/metrics.md)."""
+
+
+_NEEDED = ("repetition", "start_s", "duration_s", "num_running", "num_waiting", *CLASSES)
 
 
 class Window(NamedTuple):
@@ -74,16 +79,22 @@ def with_window(rows: pd.DataFrame, jobs: Sequence[Job], window: Window) -> pd.D
     over a load that was no longer there.
     """
     roots = {job.run_id: job.root for job in jobs}
-    found: dict[tuple[str, int], dict[str, float]] = {}
-    for run_id in dict.fromkeys(rows["run_id"]):
-        run = RunStore(roots[run_id]).find(run_id)
-        assert run is not None
-        for repetition, steps in run.frame("steps").groupby("repetition"):
-            means = window_means(steps, window)
-            last_s = float(steps["start_s"].iloc[-1] + steps["duration_s"].iloc[-1])
-            if last_s < window.to_s:
-                means = dict.fromkeys(means, math.nan)
-            found[run_id, int(str(repetition))] = means
+    found = {run_id: _of_run(roots[run_id] / run_id, window) for run_id in set(rows["run_id"])}
     keys = zip(rows["run_id"], rows["repetition"], strict=True)
-    columns = pd.DataFrame([found[key] for key in keys], index=rows.index)
+    columns = pd.DataFrame([found[run_id][number] for run_id, number in keys], index=rows.index)
     return pd.concat([rows, columns], axis="columns")
+
+
+@lru_cache(maxsize=1024)
+def _of_run(folder: Path, window: Window) -> Mapping[int, Mapping[str, float]]:
+    """By repetition. A stored run never changes, and several figures and tables ask for it."""
+    run = RunStore(folder.parent).find(folder.name)
+    assert run is not None, folder
+    found: dict[int, Mapping[str, float]] = {}
+    for repetition, steps in run.frame("steps", _NEEDED).groupby("repetition"):
+        means = window_means(steps, window)
+        last_s = float(steps["start_s"].iloc[-1] + steps["duration_s"].iloc[-1])
+        if last_s < window.to_s:
+            means = dict.fromkeys(means, math.nan)
+        found[int(str(repetition))] = means
+    return found

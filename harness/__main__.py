@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
+from harness.command_help import help_text
 from harness.compose import compose_study, hydra_session, parse_command
 from harness.reporting import reporting
 from harness.runs.study import run_study
@@ -38,13 +39,17 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _hydra_command_line(arguments: Sequence[str]) -> int:
-    """Hydra's own flags: --help, --cfg job, --info."""
+    """--help, and Hydra's own flags: --cfg job, --info."""
     register_schema()
     is_override = [re.match(r"[\w+~][^ ]*=|~", argument) is not None for argument in arguments]
     overrides = list(itertools.compress(arguments, is_override))
-    flags = itertools.compress(arguments, [not is_one for is_one in is_override])
+    flags = list(itertools.compress(arguments, [not is_one for is_one in is_override]))
     with hydra_session():
-        compose_study(parse_command(overrides))  # a mistake ends it here, in one line
+        command = parse_command(overrides)
+        compose_study(command)  # a mistake ends it here, in one line
+        if {"-h", "--help"} & set(flags):
+            print(help_text(command.base_overrides()))
+            return 0
     sys.argv[1:] = [*flags, *map(admit_files, overrides)]
     statuses = [0]
 

@@ -223,11 +223,22 @@ class MeasureConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrackingConfig:
-    """kind: none, jsonl or wandb. project, entity: of W&B."""
+    """kind: none, jsonl or wandb. What follows is of W&B (docs/wandb.md).
+
+    mode: auto is what WANDB_MODE says, else online where one is logged in. timeout_s: how long W&B
+    may take after a sweep before it is ended. step_files: the results' artifact has every step and
+    request of every run, too.
+    """
 
     kind: Literal["none", "jsonl", "wandb"] = "jsonl"
     project: str = "kvarena"
     entity: str | None = None
+    mode: Literal["auto", "online", "offline"] = "auto"
+    timeout_s: float = 300.0
+    step_files: bool = False
+
+    def __post_init__(self) -> None:
+        _check_positive("tracking.timeout_s", self.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
 from collections.abc import Callable
 
 from harness.config import ConfigError
+from harness.runs.interrupted import EXIT_STATUS, Interrupted
 from harness.runs.store import NotStoredError
 
 
@@ -20,11 +23,17 @@ def reporting(task: Callable[[], int]) -> int:
     except NotStoredError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read what is printed has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way_out = ": free space, then repeat the command; stored runs are kept" if is_full else ""
         print(f"error: {error}{way_out}", file=sys.stderr)
         return 1
+    except Interrupted as interruption:
+        print(f"\n{interruption}", file=sys.stderr)
+        return EXIT_STATUS
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from what is stored", file=sys.stderr)
-        return 130
+        return EXIT_STATUS

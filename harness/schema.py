@@ -1,4 +1,4 @@
-"""What Hydra is told: every key with its default, every strategy, and the help page."""
+"""What Hydra is told: every key with its default, and every strategy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ def register_schema() -> None:
     presets = {file.name for file in (importlib.resources.files("conf") / "allocator").iterdir()}
     for name in discovery.available():
         _store_allocator(name, name, in_group=f"{name}.yaml" not in presets)
-    store.store(group="hydra/help", name="kvarena", node=_help())
 
 
 def admit_files(argument: str) -> str:
@@ -98,19 +97,3 @@ def _blame(error: Exception, file: str) -> str:
     lines = [frame.lineno for frame in frames if Path(frame.filename).name == Path(file).name]
     where = f"line {lines[-1]}: " if lines else ""
     return f"{where}{type(error).__name__}: {text}"
-
-
-def _help() -> dict[str, str]:
-    header = (
-        "kvarena: KV-cache allocation strategies compete under one decode engine.\n\n"
-        "  python -m harness                                  one run, one summary\n"
-        "  python -m harness experiment=sweep_page_size       a sweep, its table and figures\n"
-        "  python -m harness experiment=compare_allocators dry_run=true\n"
-        "  python -m harness allocator=paged,paged_prefix kv.page_size=8,16,32\n"
-        "  python -m harness allocator=./mine.py:Mine workload=chat\n"
-    )
-    template = (
-        "${hydra.help.header}\n== Choices (group=choice) ==\n$APP_CONFIG_GROUPS\n"
-        "== Keys and their values (key=value; key=a,b,c sweeps) ==\n$CONFIG\n"
-    )
-    return {"app_name": "kvarena", "header": header, "footer": "", "template": template}

@@ -7,12 +7,21 @@ from collections.abc import Callable
 
 import harness  # noqa: F401  before torch, which reads what it sets
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores: threads would take turns
+    num_workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
+
 # isort: split
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, per process
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One on a machine with a GPU: its tests measure memory, which is not to be shared."""
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
 
 
 @pytest.fixture

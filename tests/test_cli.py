@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,10 @@ def harness(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def _entry(text: str) -> list[str]:
+    return text.strip().split(maxsplit=1)
+
+
 def choices(group: str) -> set[str]:
     return {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
 
@@ -32,10 +37,14 @@ def choices(group: str) -> set[str]:
 def test_help_lists_strategies_workloads_and_experiments(tmp_path):
     answer = harness(tmp_path, "--help")
     assert answer.returncode == 0
-    lines = dict(line.split(": ", 1) for line in answer.stdout.splitlines() if ": " in line)
-    assert set(lines["allocator"].split(", ")) == set(available())
-    for group in ("workload", "experiment", "model", "engine", "tracking", "device", "executor"):
-        assert set(lines[group].split(", ")) == choices(group), group
+    section = answer.stdout.split("\nchoices (GROUP=NAME):\n")[1].split("\n\n")[0]
+    entries = re.split(r"\n  (?=\w)", "\n" + section)[1:]
+    shown = {group: set(re.split(r",\s+", names)) for group, names in map(_entry, entries)}
+    assert shown["allocator"] == set(available())
+    for group in ("workload", "model", "engine", "tracking", "device", "executor"):
+        assert shown[group] == choices(group), group
+    for name in choices("experiment"):
+        assert f"\n  {name} " in answer.stdout
     assert "page_size: 16" in answer.stdout
     assert list(tmp_path.iterdir()) == []
 

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("allocators", "kernels", "harness", "experiments", "conf")
-SHIPPED = (".py", ".yaml", ".csv", ".mplstyle", ".txt")
+SHIPPED = (".py", ".yaml", ".csv", ".mplstyle", ".txt", ".j2", ".css", ".js")
 
 
 def run(command: list[str | Path], folder: Path, *, status: int = 0) -> str:

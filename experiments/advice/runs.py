@@ -17,7 +17,9 @@ from harness.config import ConfigError, RunConfig
 from harness.engine.device.model_shape import ModelShape
 from harness.measure.environment import capture_environment
 from harness.runs.code_hash import CodeHashes
+from harness.runs.display import SweepDisplay
 from harness.runs.gpu_memory import simulated_memory_bytes
+from harness.runs.interrupted import go_on, resumable, what_is_left
 from harness.runs.jobs import Job, make_job
 from harness.runs.pool_size import bytes_beside_pool, kv_bytes_per_token
 from harness.runs.preflight import Preflight
@@ -36,7 +38,7 @@ class AdviceRuns:
         self._question = question
         self._window = window
         self._shape = shape
-        self._root = root
+        self.root = root
         self._composer = Composer()
         self._hashes = CodeHashes()
         self._configs: dict[Setting, RunConfig] = {}
@@ -82,7 +84,7 @@ class AdviceRuns:
         """A setting's run; the same one whenever it is asked for."""
         if setting not in self.jobs:
             config = self.config(setting)
-            self.jobs[setting] = make_job(config, PART, self._root, "simulated", self._hashes)
+            self.jobs[setting] = make_job(config, PART, self.root, "simulated", self._hashes)
         return self.jobs[setting]
 
     def check(self, setting: Setting) -> None:
@@ -91,7 +93,7 @@ class AdviceRuns:
 
     def stored(self, setting: Setting) -> StoredRun | None:
         """A setting's run as stored."""
-        return RunStore(self._root).find(self.job(setting).run_id)
+        return RunStore(self.root).find(self.job(setting).run_id)
 
     def row(self, setting: Setting) -> dict[str, Any] | None:
         """The metrics of a setting's run; None if it failed."""
@@ -130,8 +132,10 @@ def drive(
     search: Generator[Sequence[Setting], Mapping[Setting, float], Answer],
     runs: AdviceRuns,
     console: Console,
+    arguments: Sequence[str] = (),
 ) -> Answer:
-    """Answer what `search` asks, with stored runs where there are any, and else with new ones."""
+    """Answer what `search` asks, with stored runs where there are any, and else with new ones.
+    arguments: of the command, to repeat it."""
     asked = list(next(search))
     result: list[Answer] = []
     given: set[str] = set()
@@ -156,19 +160,23 @@ def drive(
 
     jobs = pending()
     given.update(job.run_id for job in jobs)
-    num_done = 0
-    with console.status("searching") as status:
+    display = SweepDisplay(console, jobs, jobs, searching=True, lists_runs=False)
 
-        def finished(job: Job, run: StoredRun | None) -> list[Job]:
-            nonlocal num_done
-            num_done += 1
-            status.update(f"searching: {num_done} runs done")
-            more = [each for each in pending() if each.run_id not in given]
-            given.update(each.run_id for each in more)
-            return more
+    def finished(job: Job, run: StoredRun | None) -> list[Job]:
+        display.finished(job, run)
+        more = [each for each in pending() if each.run_id not in given]
+        given.update(each.run_id for each in more)
+        display.add(more)
+        return more
 
-        if jobs:
-            run_jobs(jobs, capture_environment("none", 1), finished)
+    def interrupted() -> str:
+        RunStore(runs.root).remove_partial()
+        repeated = go_on("experiments advise", arguments)
+        return what_is_left(display.num_stored, display.num_left, repeated, at_least=True)
+
+    if jobs:
+        with resumable(interrupted), display:
+            run_jobs(jobs, capture_environment("none", 1), finished, display.started)
     if not result:
         raise ConfigError("a run was not stored: free space, or choose another results_dir")
     return result[0]

@@ -1,7 +1,8 @@
 """What `python -m experiments NAME` does: a module with `main` is a command, found by its name.
 
 `main(arguments) -> int` takes what follows the name and returns the exit status; the first
-sentence of the module's docstring stands in the list of commands.
+sentence of the module's docstring stands in the list of commands. `--help` ends with `examples:`,
+whole command lines with what they do behind a `#`.
 """
 
 from __future__ import annotations

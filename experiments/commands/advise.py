@@ -20,6 +20,12 @@ same command answers at once the next time.
   results_dir=DIR   results
   GROUP.KEY=VALUE   any setting of `python -m harness`; a knob given so is not searched
 
+examples:
+  python -m experiments advise trace=AzureLLMInferenceTrace_conv.csv format=azure \\
+      model=llama_3_1_8b gpu=h100 slo=ttft_ms:2000,tpot_ms:100
+  python -m experiments advise trace=conversations.csv format=azure model=opt_13b gpu=a100_40gb \\
+      slo=normalised_ms:500 load=0.25 attainment=0.99 kv.page_size=16
+
 Exit status: 0, 3 if no pool will do, 1 if it could not be done, 2 for a wrong command line.
 """
 
@@ -66,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     with hydra_session():
         runs = AdviceRuns(question, window, shape, root)
         problem = pose(question, window, runs)
-        advice = drive(advise(problem), runs, console)
+        advice = drive(advise(problem), runs, console, arguments)
         return conclude(question, window, problem, advice, runs, error, console)
 
 

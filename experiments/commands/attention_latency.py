@@ -18,6 +18,13 @@ from rich.console import Console
 from experiments import attention_latency
 from harness.config import ConfigError
 
+_EXAMPLES = """\
+examples:
+  python -m experiments attention_latency                  # about a minute
+  python -m experiments attention_latency --rounds 200     # narrower intervals
+"""
+
+
 _LEAST_ROUNDS = 20
 
 
@@ -25,7 +32,9 @@ def main(arguments: Sequence[str]) -> int:
     """Measure, print a line a shape, store."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments attention_latency",
-        description=(__doc__ or "").split("\n\n")[1],
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

@@ -1,8 +1,5 @@
 """Trains a small model and a smaller draft of it, byte level, in a minute or two on a CPU.
 
-    python -m experiments byte_models --out byte_models
-    python -m harness model=hub model.path=byte_models/target
-
 Random weights agree with no draft, and their beams descend like no trained model's. These two
 have learnt one text together, so that speculation and beam search can be seen at work.
 """
@@ -27,6 +24,13 @@ from torch import Tensor
 
 from harness.workloads.byte_tokenizer import ByteTokenizer
 from harness.workloads.config import WorkloadConfig
+
+_EXAMPLES = """\
+examples:
+  python -m experiments byte_models --out byte_models
+  python -m experiments byte_models --out quick --seconds 20      # a first look
+  python -m harness model=hub model.path=byte_models/target       # use it
+"""
 
 CONTEXT = 256
 HELD_OUT_FRACTION = 0.1
@@ -274,7 +278,9 @@ def _replay(runs: Tensor, k: int) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, say what came out, and measure how well the draft guesses."""
-    parser = argparse.ArgumentParser(prog="python -m experiments byte_models", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments byte_models", description=__doc__, epilog=_EXAMPLES
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--text", type=Path, help="a text of 3 KB or more; default: the shipped")
     parser.add_argument("--out", type=Path, default=Path("byte_models"), help="folder to write")

@@ -1,10 +1,5 @@
 """Prompts for the models of `byte_models`: text that they have not seen, as a trace.
 
-    python -m experiments byte_prompts --out byte_models/prompts.jsonl
-    python -m harness model=hub model.path=byte_models/target workload=trace \\
-        workload.format=sessions_jsonl workload.path=byte_models/prompts.jsonl \\
-        workload.arrivals=all_at_once
-
 Each is a stretch of the text from the start of a word and the stretch that follows it. Lengths
 are spread like those of Alpaca's instructions, but given in bytes.
 """
@@ -21,6 +16,14 @@ from experiments.commands.byte_models import HELD_OUT_FRACTION, shipped_text
 from harness.workloads.config import WorkloadConfig
 from harness.workloads.lengths import sampler
 from harness.workloads.streams import Stream, rng
+
+_EXAMPLES = """\
+examples:
+  python -m experiments byte_prompts --out byte_models/prompts.jsonl
+  python -m harness model=hub model.path=byte_models/target workload=trace \\
+      workload.format=sessions_jsonl workload.path=byte_models/prompts.jsonl \\
+      workload.arrivals=all_at_once                                # serve them
+"""
 
 
 def text_prompts(text: str, count: int, seed: int) -> list[tuple[str, str]]:
@@ -59,7 +62,10 @@ def write_trace(pairs: Sequence[tuple[str, str]], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the prompts that the command line describes."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments byte_prompts", description=__doc__, epilog=_EXAMPLES
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--text", type=Path, help="the text the models were trained on")
     parser.add_argument("--out", type=Path, default=Path("byte_models/prompts.jsonl"))
     parser.add_argument("--count", type=int, default=32)

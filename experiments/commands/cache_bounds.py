@@ -31,6 +31,12 @@ from harness.workloads.page_bounds import (
 )
 
 POLICIES: tuple[Eviction, ...] = get_args(Eviction)
+_EXAMPLES = """\
+examples:
+  python -m experiments cache_bounds --format mooncake --path FILE --length-scale 0.03125
+  python -m experiments cache_bounds --format sessions_jsonl --path FOLDER --sessions 8
+"""
+
 CAPACITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -147,7 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of a trace; 2 where it cannot be read."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments cache_bounds",
-        description="Hit rates of eviction policies beside Belady's bound.",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--format", required=True, help="of the trace, as workload.format")
     parser.add_argument("--path", required=True, help="file or folder of the trace")

@@ -29,10 +29,20 @@ from harness.engine.cost.calibrated import Calibration
 from harness.measure.environment import capture_environment
 from harness.runs.code_hash import CodeHashes
 from harness.runs.display import SweepDisplay
+from harness.runs.interrupted import go_on, resumable, what_is_left
 from harness.runs.jobs import Job, make_job
 from harness.runs.planning import plan_study
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.sweep import pending_jobs, run_jobs
+
+_EXAMPLES = """\
+examples:
+  python -m experiments calibrate                               # the small model on this machine
+  python -m experiments calibrate --validate                    # and how far off it is
+  python -m experiments calibrate model=llama_3_2_1b            # another model
+  python -m experiments calibrate --runs results/single --out calibration.json
+"""
+
 
 EXPERIMENT = "calibration"
 
@@ -58,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = given.out or folder / "calibration.json"
     to_fit = [job for job in jobs if job.part == "fit"]
     held_out = [job for job in jobs if job.part == "held_out"] if given.validate else []
-    _run(_by_turns(to_fit, held_out), console)
+    _run(_by_turns(to_fit, held_out), arguments or (), console)
     runs = _complete(to_fit)
     _write(runs, path, console)
     failed = len(to_fit) + len(held_out) - len(runs) - len(_complete(held_out))
@@ -77,18 +87,24 @@ def _plan(keys: Sequence[str], console: Console) -> list[Job]:
         return list(plan.jobs)
 
 
-def _run(jobs: Sequence[Job], console: Console) -> None:
-    """Those of `jobs` that are not stored yet."""
+def _run(jobs: Sequence[Job], arguments: Sequence[str], console: Console) -> None:
+    """Those of `jobs` that are not stored yet. arguments: of the command, to repeat it."""
     pending = pending_jobs(jobs)
     if not pending:
         return
-    with SweepDisplay(console, len(pending)) as display:
+    display = SweepDisplay(console, pending, jobs)
 
-        def finished(job: Job, run: StoredRun | None) -> Sequence[Job]:
-            display.finished(job, run)
-            return ()
+    def finished(job: Job, run: StoredRun | None) -> Sequence[Job]:
+        display.finished(job, run)
+        return ()
 
-        run_jobs(pending, capture_environment("none", 1), finished)
+    def interrupted() -> str:
+        RunStore(jobs[0].root).remove_partial()
+        repeated = go_on("experiments calibrate", arguments)
+        return what_is_left(display.num_stored, display.num_left, repeated)
+
+    with resumable(interrupted), display:
+        run_jobs(pending, capture_environment("none", 1), finished, display.started)
 
 
 def _by_turns(first: Sequence[Job], second: Sequence[Job]) -> list[Job]:
@@ -190,7 +206,10 @@ def _simulated(job: Job, path: Path, hashes: CodeHashes) -> Job:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments calibrate", description=__doc__, allow_abbrev=False
+        prog="python -m experiments calibrate",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        allow_abbrev=False,
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, help="file to write (calibration.json by the runs)")

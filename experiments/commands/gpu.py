@@ -21,6 +21,17 @@ from experiments.gpu import closing, device
 from experiments.gpu.running import StageStatus, run_stage
 from experiments.gpu.stages import ROOT, STAGES, Stage
 from harness.config import ConfigError, unknown_name
+from harness.runs.display import duration
+from harness.runs.interrupted import go_on, resumable, what_is_left
+
+_EXAMPLES = """\
+examples:
+  python -m experiments gpu                             # every stage that is not complete
+  python -m experiments gpu --dry                       # the same way on a CPU
+  python -m experiments gpu --only kernels engine       # these stages
+  python -m experiments gpu --again kernels             # measure it anew
+"""
+
 
 _WIDTH = 200
 """Of the closing table where the output goes to a file: a goal a line."""
@@ -53,18 +64,38 @@ def main(arguments: Sequence[str]) -> int:
     say = lambda text: console.print(text, markup=False)  # noqa: E731
     say(f"device: {'cpu, a dry run: no figure below is one of a GPU' if given.dry else found.name}")
     statuses: list[StageStatus] = []
+
+    def interrupted() -> str:
+        num_done = sum(status.is_complete for status in statuses)
+        repeated = go_on("experiments gpu", _without_again(given))
+        return what_is_left(num_done, len(chosen) - num_done, repeated, unit="stages")
+
     try:
-        for stage in chosen:
-            statuses.append(
-                run_stage(
-                    stage, folder / stage.name, found,
-                    dry=given.dry, again=stage.name in given.again or "all" in given.again, say=say,
-                )
-            )  # fmt: skip
+        with resumable(interrupted):
+            for number, stage in enumerate(chosen):
+                say(_progress(number, chosen, dry=given.dry))
+                statuses.append(
+                    run_stage(
+                        stage, folder / stage.name, found, dry=given.dry,
+                        again=stage.name in given.again or "all" in given.again, say=say,
+                    )
+                )  # fmt: skip
     finally:
         paths = closing.conclude(folder, statuses, found, console, dry=given.dry)
         say(f"results: {folder}/  ({', '.join(path.name for path in paths)})")
     return 0 if all(status.is_complete for status in statuses) else 1
+
+
+def _progress(number: int, chosen: Sequence[Stage], *, dry: bool) -> str:
+    limits_s = (stage.dry_limit_s if dry else stage.limit_s for stage in chosen[number:])
+    return f"stage {number + 1} of {len(chosen)}; at most {duration(sum(limits_s))} from here"
+
+
+def _without_again(given: argparse.Namespace) -> list[str]:
+    """The command's arguments, but for what would forget the stages that it has done."""
+    words = ["--dry"] if given.dry else []
+    words += ["--only", *given.only] if given.only else []
+    return [*words, "--results-dir", str(given.results_dir)]
 
 
 def _chosen(only: Sequence[str]) -> list[Stage]:
@@ -79,7 +110,9 @@ def _check(name: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments gpu", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments gpu", description=__doc__, epilog=_EXAMPLES
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--dry", action="store_true", help="the same way on a CPU, tiny")
     parser.add_argument("--only", nargs="+", default=[], metavar="STAGE", help=", ".join(_NAMES))

@@ -33,6 +33,15 @@ from experiments.modes.table import closing_line, print_cells, strategies_of, to
 from harness.config import AllocatorConfig, RunConfig, to_mapping
 from harness.measure.environment import capture_environment
 from harness.runs.build import build_allocator
+from harness.runs.interrupted import go_on, resumable
+
+_EXAMPLES = """\
+examples:
+  python -m experiments modes                                  # all models, half a minute each
+  python -m experiments modes --family llama                   # one model
+  python -m experiments modes --allocator ./mine.py:Mine       # with a column of your own
+"""
+
 
 RESERVING = (
     AllocatorConfig("contiguous", "max", options={"fit": "buddy"}),
@@ -64,7 +73,7 @@ def compare(
             for family in families:
                 for cell in family_cells(family, columns):
                     cells.append(cell)
-                    status.update(f"{family}: {cell.mode.name}")
+                    status.update(f"{family}: {cell.mode.name} ({len(cells)} cells done)")
     finally:
         gc.unfreeze()
     return cells
@@ -114,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, SyntaxError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    cells = compare(families, columns, console)
+    with resumable(lambda: _interrupted(arguments or ())):
+        cells = compare(families, columns, console)
     print_cells(cells, console)
     paths = write(cells, given.out)
     console.print(f"\n{closing_line(cells)}", highlight=False, markup=False, soft_wrap=True)
@@ -123,8 +133,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(cell.is_proof for cell in cells) else 1
 
 
+def _interrupted(arguments: Sequence[str]) -> str:
+    repeated = go_on("experiments modes", arguments)
+    return f"interrupted: nothing is stored before the end; to begin again:\n  {repeated}"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments modes", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments modes", description=__doc__, epilog=_EXAMPLES
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--family", choices=(*FAMILIES, "all"), default="all", help="of models")
     parser.add_argument(

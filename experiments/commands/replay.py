@@ -27,6 +27,12 @@ from harness.runs.store import RunStore, StoredRun
 from harness.runs.surroundings import Device
 from harness.runs.worker import DeviceCache
 
+_EXAMPLES = """\
+examples:
+  python -m harness executor=simulated measure.outcome_log=true    # makes such a run
+  python -m experiments replay results/single/RUN_ID                # decides it again
+"""
+
 
 class Replayed(NamedTuple):
     """difference: where the replay left the run, empty where it did not."""
@@ -95,7 +101,9 @@ def _find(folder: Path) -> StoredRun:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments replay", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments replay", description=__doc__, epilog=_EXAMPLES
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="results/EXPERIMENT/RUN_ID")
     return parser

@@ -39,7 +39,7 @@ def capture_environment(device: str, threads: int) -> Environment:
     """Read it off the machine, now."""
     return Environment(
         device=device,
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         num_cores=psutil.cpu_count() or 1,
         load_average=round(psutil.getloadavg()[0], 2),
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
@@ -59,7 +59,8 @@ def _version(package: str) -> str:
         return "absent"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor as the system names it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

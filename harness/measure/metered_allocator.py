@@ -42,6 +42,10 @@ class MeteredAllocator(KVCacheAllocator):
         return self.inner.grows_on_demand
 
     @property
+    def refusals_stand(self) -> bool:  # type: ignore[override]
+        return self.inner.refusals_stand
+
+    @property
     def labelled_options(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.inner.labelled_options
 

@@ -53,7 +53,8 @@ class RunRecorder:
 
     The ledger tells reserved slots from over-reserved ones by a sequence's final length, so a
     deferred one is worked out by `close`, from the logged events. keeps_tokens: with each request
-    the executor's own choices and their margins.
+    the executor's own choices and their margins. num_ended: requests that are answered or refused
+    so far; num_output_tokens: of the answered ones.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class RunRecorder:
         self._allocator = allocator
         self.sink = sink
         self._keeps_tokens = keeps_tokens
+        self.num_ended = 0
+        self.num_output_tokens = 0
         self._num_steps = 0
         self._log: list[tuple[StepRecord, _MemoryEvents]] | None = [] if deferred else None
         self._memory_map = memory_map
@@ -141,6 +144,9 @@ class RunRecorder:
     def finished(self, group: SequenceGroup) -> None:
         """A group has its last token."""
         request = group.request
+        num_output_tokens = sum(s.num_output_tokens for s in group.sequences)
+        self.num_ended += 1
+        self.num_output_tokens += num_output_tokens
         if self._log is not None:
             for sequence in group.sequences:
                 self._final_len[sequence.seq_id] = sequence.furthest_computed
@@ -157,7 +163,7 @@ class RunRecorder:
                 first_token_s=longest.token_s[0],
                 finish_s=group.finish_s,
                 num_prompt_tokens=group.num_prompt_tokens,
-                num_output_tokens=sum(s.num_output_tokens for s in group.sequences),
+                num_output_tokens=num_output_tokens,
                 output_len=longest.num_output_tokens,
                 num_cached_tokens=group.num_cached_tokens,
                 num_preemptions=group.num_preemptions,
@@ -176,6 +182,7 @@ class RunRecorder:
 
     def refused(self, request: Request, released_s: float, reason: str) -> None:
         """A request will never be served."""
+        self.num_ended += 1
         self.sink.request(
             refused_record(
                 request.request_id,

@@ -39,6 +39,7 @@ class PreparedRun:
     measure.outcome_log, or of a replay."""
 
     engine: Engine
+    scheduler: Scheduler
     arrivals: ArrivalSource
     executor: Executor
     recorder: RunRecorder
@@ -53,6 +54,30 @@ class PreparedRun:
         """Serve the workload to its end, and close the books."""
         self.engine.run(self.arrivals)
         self.recorder.close()
+
+
+class WatchedRun:
+    """A prepared run as a display sees it while it goes on (`harness.runs.live`)."""
+
+    def __init__(self, run: PreparedRun, num_pages: int, page_size: int) -> None:
+        self._run = run
+        self._page_size = page_size
+        self._num_slots = num_pages * page_size * run.num_layer_groups
+
+    def num_ended(self) -> int:
+        return self._run.recorder.num_ended
+
+    def num_output_tokens(self) -> int:
+        running = self._run.scheduler.running
+        under_way = sum(s.num_output_tokens for group in running for s in group.sequences)
+        return self._run.recorder.num_output_tokens + under_way
+
+    def used_share(self) -> float:
+        """Tokens that branches share count for each, though never above what is mapped."""
+        groups = self._run.num_layer_groups
+        tokens = groups * sum(group.num_computed_tokens for group in self._run.scheduler.running)
+        mapped = self._run.allocator.usage().mapped * self._page_size
+        return min(tokens, mapped) / self._num_slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +178,7 @@ def prepare(
             allocator,
             overlap=config.engine.overlap,
         ),
+        scheduler,
         around.arrivals,
         around.device,
         recorder,

@@ -1,49 +1,82 @@
-"""What a person sees while a sweep runs."""
+"""What a person sees while runs are done."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
+from harness.runs.estimate import Forecast, estimate_wall_s, forecast_from
 from harness.runs.jobs import Job
+from harness.runs.live import LiveBoard
 from harness.runs.store import StoredRun
+
+REFRESHES_PER_S = 2
+"""A display that is drawn more often takes time from the runs that it is about."""
+
+COUNTS_EVERY_S = 60.0
+"""Not on a terminal: how often at most the counts follow the line of a finished run."""
+
+_MOST_SHOWN = 4
+_BAR_WIDTH = 24
 
 
 class SweepDisplay:
-    """A progress bar with time left, and a line for each finished run.
+    """A line for each finished run; on a terminal below them how many are done, failed and left,
+    for how long, and the runs under way.
 
-    Not on a terminal there is no bar, just the lines. searching: more runs may follow from these.
+    Not on a terminal the counts are a line of their own now and then. pending: the runs to be done.
+    planned: with those that are stored already, which tell how long others will take. searching:
+    more runs may follow from these. lists_runs: whether finished runs have lines at all.
     """
 
-    def __init__(self, console: Console, num_jobs: int, searching: bool = False) -> None:
-        self._num_jobs = num_jobs
-        self._more = "+" if searching else ""
+    def __init__(
+        self,
+        console: Console,
+        pending: Sequence[Job],
+        planned: Sequence[Job] = (),
+        *,
+        searching: bool = False,
+        lists_runs: bool = True,
+    ) -> None:
+        self._console = console
+        self._left = {job.run_id: job for job in pending}
+        self._num_jobs = len(pending)
+        self._num_before = len({job.run_id for job in planned} - self._left.keys())
+        self._forecast: Forecast = forecast_from(planned)
+        self._expected_s = estimate_wall_s(pending, planned)
+        self._searching = searching
+        self._lists_runs = lists_runs
         self._num_done = 0
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+        self.num_failed = 0
+        self._boards: dict[str, LiveBoard] = {}
+        self._begin_s = self._counted_s = time.monotonic()
+        self._live = Live(
+            self,
             console=console,
-            disable=not console.is_terminal,
+            refresh_per_second=REFRESHES_PER_S,
             transient=True,
         )
-        task = "searching" if searching else "runs"
-        self._task = self._progress.add_task(task, total=num_jobs)
+
+    @property
+    def num_stored(self) -> int:
+        """Runs that are complete, those before this command too."""
+        return self._num_before + self._num_done - self.num_failed
+
+    @property
+    def num_left(self) -> int:
+        """Runs that are not: still to be done, or failed and tried again by the next command."""
+        return len(self._left) + self.num_failed
 
     def __enter__(self) -> SweepDisplay:
-        self._progress.start()
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(
@@ -52,21 +85,96 @@ class SweepDisplay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        self._live.stop()
 
-    def add(self, num_jobs: int) -> None:
-        """So many runs more are to be done."""
-        self._num_jobs += num_jobs
-        self._progress.update(self._task, total=self._num_jobs)
+    def add(self, jobs: Sequence[Job]) -> None:
+        """These runs are to be done as well."""
+        self._left |= {job.run_id: job for job in jobs}
+        self._num_jobs += len(jobs)
+
+    def started(self, job: Job, board: LiveBoard) -> None:
+        """A run is under way; `board` shows how far it is."""
+        self._boards[job.run_id] = board
 
     def finished(self, job: Job, run: StoredRun | None) -> None:
         """One more run is stored."""
+        self._boards.pop(job.run_id, None)
+        self._left.pop(job.run_id, None)
         self._num_done += 1
-        width = len(str(self._num_jobs))
-        count = f"{self._num_done:>{width}}/{self._num_jobs}{self._more}"
-        head = f"[{count}] {job.label:<58}"
-        self._progress.console.print(f"{head} {_outcome(run)}", highlight=False, markup=False)
-        self._progress.advance(self._task)
+        if run is None or run.status != "complete":
+            self.num_failed += 1
+        else:
+            self._forecast.learn(job, run.wall_s)
+        if self._lists_runs:
+            width = len(str(self._num_jobs))
+            more = "+" if self._searching else ""
+            count = f"{self._num_done:>{width}}/{self._num_jobs}{more}"
+            head = f"[{count}] {job.label:<58}"
+            self._console.print(f"{head} {_outcome(run)}", highlight=False, markup=False)
+        if not self._console.is_terminal and self._left:
+            self._say_counts()
+
+    def _say_counts(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._counted_s >= COUNTS_EVERY_S:
+            self._counted_s = now_s
+            self._console.print(self._counts(), highlight=False, markup=False)
+
+    def _counts(self) -> str:
+        """All of it in one line."""
+        failed = f", {self.num_failed} failed" if self.num_failed else ""
+        at_least = "at least " if self._searching else ""
+        left = f"{self._num_done} done{failed}, {at_least}{len(self._left)} left"
+        if self._left:
+            left += f", about {duration(self._left_s())}"
+        return left
+
+    def _left_s(self) -> float:
+        shares = {}
+        for run_id, board in list(self._boards.items()):
+            if (figures := board.read()) is not None:
+                shares[run_id] = figures.share_done
+        left_s = self._forecast.left_s(list(self._left.values()), shares)
+        if self._num_done:
+            return left_s
+        return max(left_s, self._expected_s - (time.monotonic() - self._begin_s))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """What stands below the lines."""
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(
+            "searching" if self._searching else "runs",
+            ProgressBar(total=max(1, self._num_jobs), completed=self._num_done, width=_BAR_WIDTH),
+            Text(f"{self._counts()} · {duration(time.monotonic() - self._begin_s)} so far"),
+        )
+        yield grid
+        yield from self._under_way()
+
+    def _under_way(self) -> Iterator[RenderableType]:
+        boards = list(self._boards.items())
+        for run_id, board in boards[:_MOST_SHOWN]:
+            if (job := self._left.get(run_id)) is not None:
+                yield Text(
+                    f"  {job.label}: {_so_far(job, board)}", no_wrap=True, overflow="ellipsis"
+                )
+        if len(boards) > _MOST_SHOWN:
+            yield Text(f"  and {len(boards) - _MOST_SHOWN} more")
+
+
+def duration(seconds: float) -> str:
+    """Rounded, in seconds below 100, else in minutes."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _so_far(job: Job, board: LiveBoard) -> str:
+    figures = board.read()
+    if figures is None:
+        return "starting"
+    words = [f"{figures.share_done:.0%}"]
+    if job.is_timed:
+        words.append(f"{figures.output_tokens_per_s:,.1f} tok/s")
+    words.append(f"waste {figures.unused_share:.0%} so far")
+    return " · ".join(words)
 
 
 def _outcome(run: StoredRun | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from harness.config import RunConfig
 from harness.engine.device.model_shape import model_shape
@@ -24,30 +24,59 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def estimate_wall_s(pending: Sequence[Job], jobs: Sequence[Job]) -> float:
-    """Seconds until `pending` are done on this machine."""
-    known: dict[bool, list[float]] = {True: [], False: []}
+class Forecast:
+    """Time that runs will take: guessed from their sizes, in proportion to what those have taken
+    that are done. Timed and simulated runs are told apart."""
+
+    def __init__(self) -> None:
+        self._guesses: dict[str, float] = {}
+        self._guessed = {True: 0.0, False: 0.0}
+        self._taken = {True: 0.0, False: 0.0}
+
+    def learn(self, job: Job, wall_s: float) -> None:
+        """A run has taken so long."""
+        self._guessed[job.is_timed] += self._guess(job)
+        self._taken[job.is_timed] += wall_s
+
+    def seconds(self, job: Job) -> float:
+        """For one run."""
+        guessed, taken = self._guessed[job.is_timed], self._taken[job.is_timed]
+        return self._guess(job) * (taken / guessed if guessed > 0 else 1.0)
+
+    def left_s(self, jobs: Iterable[Job], shares_done: Mapping[str, float] | None = None) -> float:
+        """For runs that are not done, side by side as a sweep does them. shares_done: of those
+        under way, by run id. A probe that is not stored stands for its search."""
+        done = shares_done or {}
+        left, count = {True: 0.0, False: 0.0}, {True: 0, False: 0}
+        for job in jobs:
+            share = 1 - done.get(job.run_id, 0.0)
+            left[job.is_timed] += share * self.seconds(job) * _num_runs(job)
+            count[job.is_timed] += 1
+        return left[True] + left[False] / max(1, min(usable_cores(), count[False]))
+
+    def _guess(self, job: Job) -> float:
+        if job.run_id not in self._guesses:
+            self._guesses[job.run_id] = _guess(job.config)
+        return self._guesses[job.run_id]
+
+
+def forecast_from(jobs: Iterable[Job]) -> Forecast:
+    """What those of `jobs` that are stored and complete tell."""
+    forecast = Forecast()
     for job in jobs:
         run = RunStore(job.root).find(job.run_id)
         if run is not None and run.status == "complete":
-            known[job.is_timed].append(run.wall_s)
-    total = 0.0
-    for is_timed in (False, True):
-        group = [job for job in pending if job.is_timed == is_timed]
-        if not group:
-            continue
-        if known[is_timed]:
-            each = sum(known[is_timed]) / len(known[is_timed])
-            seconds = sum(_num_runs(job) * each for job in group)
-        else:
-            seconds = sum(_num_runs(job) * _guess(job.config) for job in group)
-        share = 1 if is_timed else min(usable_cores(), len(group))
-        total += seconds / share + _WORKER_START_S[is_timed]
-    return total
+            forecast.learn(job, run.wall_s)
+    return forecast
+
+
+def estimate_wall_s(pending: Sequence[Job], jobs: Sequence[Job]) -> float:
+    """Seconds until `pending` are done on this machine, with the start of workers."""
+    starts = sum(_WORKER_START_S[is_timed] for is_timed in {job.is_timed for job in pending})
+    return forecast_from(jobs).left_s(pending) + starts
 
 
 def _num_runs(job: Job) -> int:
-    """A probe that is not stored stands for its search."""
     return 1 if job.search is None else job.search.most_probes
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from harness.measure.environment import Environment, capture_environment
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics
 from harness.measure.outcome_rows import to_rows
 from harness.measure.record_files import RecordFiles, RecordSink
-from harness.runs.build import SimulatedDevice, prepare
+from harness.runs.build import SimulatedDevice, WatchedRun, prepare
 from harness.runs.gpu_memory import simulated_memory_bytes
+from harness.runs.live import LiveBoard, LiveRun
 from harness.runs.out_of_memory import explained
 from harness.runs.pool_size import (
     BesidePool,
@@ -60,15 +62,17 @@ def execute_run(
     device: Device,
     environment: Environment,
     folder: Path,
+    board: LiveBoard | None = None,
 ) -> RunRecord:
     """Run every repetition on `device`; records go to files in `folder`, where what is returned
-    says they are."""
+    says they are. board: shows how far it is."""
+    live = None if board is None else LiveRun(board, config.repetitions)
     begin = time.perf_counter()
     outcomes: list[_Outcome] = []
     with RecordFiles(folder) as files:
         for repetition in range(config.repetitions):
             files.begin_repetition()
-            outcomes.append(_run_repetition(config, device, config.seed + repetition, files))
+            outcomes.append(_run_repetition(config, device, config.seed + repetition, files, live))
     summaries = tuple(
         {
             "repetition": repetition,
@@ -119,7 +123,9 @@ class _Outcome:
     captured: CaptureReport
 
 
-def _run_repetition(config: RunConfig, device: Device, seed: int, sink: RecordSink) -> _Outcome:
+def _run_repetition(
+    config: RunConfig, device: Device, seed: int, sink: RecordSink, live: LiveRun | None
+) -> _Outcome:
     workload = make_workload(config, device, seed)
     memory_bytes = device.memory_bytes
     beside = None
@@ -131,8 +137,11 @@ def _run_repetition(config: RunConfig, device: Device, seed: int, sink: RecordSi
     pool_bytes = num_pages * config.kv.page_size * (kv_bytes + draft_bytes)
     with explained(config, pool_bytes, beside):
         prepared = prepare(config, workload, num_pages, device, seed, sink)
+        watched = WatchedRun(prepared, num_pages, config.kv.page_size)
+        watching = nullcontext() if live is None else live.repetition(watched, workload)
         try:
-            prepared.run()
+            with watching:
+                prepared.run()
             peak_bytes = _peak_bytes(device)
         finally:
             prepared.executor.close()

@@ -12,7 +12,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,13 +73,16 @@ class StoredRun:
     summary: list[dict[str, Any]]
 
     def frame(
-        self, name: Literal["steps", "requests", "memory_map", "outcome_log"]
+        self,
+        name: Literal["steps", "requests", "memory_map", "outcome_log"],
+        columns: Sequence[str] | None = None,
     ) -> pd.DataFrame:
         """The rows of one kind, with a column `repetition`; requests by `request_id`, steps with
-        their work where it was recorded."""
-        frame = pd.read_parquet(self.path / f"{name}.parquet")
+        their work where it was recorded. columns: to be read alone."""
+        wanted = None if columns is None else list(columns)
+        frame = pd.read_parquet(self.path / f"{name}.parquet", columns=wanted)
         work = self.path / "step_work.parquet"
-        if name == "steps" and work.is_file():
+        if name == "steps" and columns is None and work.is_file():
             frame = frame.join(pd.read_parquet(work).drop(columns="repetition"))
         if "request_id" in frame:
             frame = frame.sort_values(["repetition", "request_id"], ignore_index=True)

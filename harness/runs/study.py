@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -11,15 +12,16 @@ from rich.console import Console
 from harness.compose import Command, Study, compose_study
 from harness.config import ConfigError
 from harness.measure.environment import capture_environment
-from harness.runs.display import SweepDisplay
+from harness.runs.display import SweepDisplay, duration
 from harness.runs.estimate import estimate_wall_s
+from harness.runs.interrupted import go_on, resumable, what_is_left
 from harness.runs.jobs import Job
 from harness.runs.planning import Plan, plan_study
 from harness.runs.rows import collect_rows, write_rows
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.study_record import RecordedRun, StudyRecord, now, write_study
 from harness.runs.sweep import pending_jobs, run_jobs
-from harness.tracking.tracker import make_tracker
+from harness.tracking.tracker import Tracker, make_tracker
 
 
 def run_study(command: Command, console: Console) -> int:
@@ -40,27 +42,36 @@ def run_study(command: Command, console: Console) -> int:
         return 0
     RunStore(folder).remove_partial()
     _record(study, command, plan, folder)
-    tracker = make_tracker(study.tracking, study.name, folder)
+    tracker = make_tracker(study.tracking, folder)
     environment = capture_environment("none", 1)
-    try:
-        with SweepDisplay(console, len(pending), bool(plan.searches)) as display:
+    display = SweepDisplay(console, pending, plan.jobs, searching=bool(plan.searches))
 
-            def finished(job: Job, run: StoredRun | None) -> Sequence[Job]:
-                display.finished(job, run)
-                if run is not None:
-                    tracker.log_run(run, job.part)
-                more = plan.follow(job)
-                display.add(len(more))
-                return more
+    def finished(job: Job, run: StoredRun | None) -> Sequence[Job]:
+        display.finished(job, run)
+        if run is not None:
+            tracker.log_run(run, job.part)
+        more = plan.follow(job)
+        display.add(more)
+        return more
 
-            run_jobs(pending, environment, finished)
-    finally:
-        tracker.close()
-    _record(study, command, plan, folder)
-    return _conclude(study, plan.jobs, folder, console)
+    def interrupted() -> str:
+        _record(study, command, plan, folder)
+        RunStore(folder).remove_partial()
+        repeated = go_on("harness", command.arguments)
+        num_left, open_ended = display.num_left, bool(plan.searches)
+        return what_is_left(display.num_stored, num_left, repeated, at_least=open_ended)
+
+    with resumable(interrupted):
+        try:
+            with display:
+                run_jobs(pending, environment, finished, display.started)
+        finally:
+            tracker.close()
+    record = _record(study, command, plan, folder)
+    return _conclude(record, plan.jobs, tracker, folder, console)
 
 
-def _record(study: Study, command: Command, plan: Plan, folder: Path) -> None:
+def _record(study: Study, command: Command, plan: Plan, folder: Path) -> StudyRecord:
     runs = [RecordedRun(job.run_id, job.part, job.label, job.search) for job in plan.jobs]
     record = StudyRecord(
         study_id=plan.study_id,
@@ -73,6 +84,7 @@ def _record(study: Study, command: Command, plan: Plan, folder: Path) -> None:
         runs=tuple(runs),
     )
     write_study(record, folder)
+    return record
 
 
 def _announce(study: Study, plan: Plan, pending: Sequence[Job], console: Console) -> None:
@@ -83,7 +95,7 @@ def _announce(study: Study, plan: Plan, pending: Sequence[Job], console: Console
     already = f", {stored} already stored" if stored else ""
     count = "1 run" if len(plan.jobs) == 1 else f"{len(plan.jobs)} runs"
     console.print(
-        f"{count} ({study.preset}){already}; about {_duration(seconds)} to go",
+        f"{count} ({study.preset}){already}; about {duration(seconds)} to go",
         highlight=False,
     )
     open_searches = sum(job.search is not None for job in pending)
@@ -96,20 +108,19 @@ def _announce(study: Study, plan: Plan, pending: Sequence[Job], console: Console
         )
 
 
-def _conclude(study: Study, jobs: Sequence[Job], folder: Path, console: Console) -> int:
+def _conclude(
+    record: StudyRecord, jobs: Sequence[Job], tracker: Tracker, folder: Path, console: Console
+) -> int:
     rows = collect_rows(jobs)
     written = write_rows(rows, folder)
     # experiments sits above harness and is loaded by name: nothing here depends on it
     present = importlib.import_module("experiments.present").present
-    presentation = present(rows, jobs, study.figures, folder, console)
+    presentation = present(rows, jobs, record.figures, folder, console)
     written += presentation.paths
     names = ", ".join(path.name for path in written)
     console.print(f"results: {folder}/  ({names})", highlight=False)
     failed = int((rows["status"] != "complete").sum())
     if failed:
         console.print(f"{failed} of {len(jobs)} runs failed; see the column `error`", style="bold")
+    tracker.conclude(record, folder, written, partial(console.print, highlight=False, markup=False))
     return 1 if failed or presentation.failures or len(rows) == 0 else 0
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -27,11 +27,11 @@ def varied_settings(jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
 
     Left out are keys that a table shows anyway, and what a strategy's label says.
     """
-    flat = {job.run_id: _effective(job.config) for job in jobs}
+    flat = {job.run_id: effective_settings(job.config) for job in jobs}
     labels = {job.run_id: strategy_label(job.config.allocator) for job in jobs}
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     return {
-        key: {run_id: _text(values.get(key)) for run_id, values in flat.items()}
+        key: {run_id: as_text(values.get(key)) for run_id, values in flat.items()}
         for key in keys
         if not _is_shown(key) and _differs(key, flat, labels)
     }
@@ -51,15 +51,15 @@ def _is_shown(key: str) -> bool:
 def _differs(key: str, flat: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -> bool:
     """Whether runs differ in `key`; an allocator's option must differ within one label."""
     if not key.startswith("allocator."):
-        return len({_text(values.get(key)) for values in flat.values()}) > 1
+        return len({as_text(values.get(key)) for values in flat.values()}) > 1
     by_label: dict[str, set[str]] = {}
     for run_id, values in flat.items():
-        by_label.setdefault(labels[run_id], set()).add(_text(values.get(key)))
+        by_label.setdefault(labels[run_id], set()).add(as_text(values.get(key)))
     return any(len(found) > 1 for found in by_label.values())
 
 
-def _effective(config: RunConfig) -> dict[str, Any]:
-    """All settings by key; None for one that nothing reads."""
+def effective_settings(config: RunConfig) -> dict[str, Any]:
+    """All settings by dotted key; None for one that nothing reads."""
     values = dict(_flatten(to_mapping(config)))
     return values | {key: None for key, need in NEEDS.items() if not need.holds(config)}
 
@@ -72,7 +72,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + key, value
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A setting as tables show it, `-` for None."""
     if value is None:
         return "-"
     return f"{value:g}" if isinstance(value, float) else str(value)

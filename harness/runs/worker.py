@@ -24,6 +24,7 @@ from harness.config import RunConfig, to_mapping
 from harness.engine.executor import CaptureRefusedError
 from harness.measure.environment import Environment, capture_environment
 from harness.runs.jobs import Job, check_unchanged
+from harness.runs.live import LiveBoard
 from harness.runs.one_run import environment_of, execute_run, simulated_device
 from harness.runs.out_of_memory import OutOfMemoryError, is_out_of_memory
 from harness.runs.store import NotStoredError, RunRecord, RunStatus, RunStore
@@ -55,12 +56,13 @@ class _Failure(NamedTuple):
 
 
 class Worker:
-    """The parent's handle of a child process."""
+    """The parent's handle of a child process. live: of the run that it does."""
 
     def __init__(self) -> None:
         context = mp.get_context("spawn")
         self.connection, child = context.Pipe()
-        self._process = context.Process(target=_work, args=(child,), daemon=True)
+        self.live = LiveBoard()
+        self._process = context.Process(target=_work, args=(child, self.live), daemon=True)
         with _without_ctrl_c():
             self._process.start()
         child.close()
@@ -69,6 +71,7 @@ class Worker:
     def submit(self, job: Job) -> None:
         """Start `job`; `result` will answer."""
         self.job = job
+        self.live.clear()
         try:
             self.connection.send(job)
         except OSError:
@@ -87,6 +90,10 @@ class Worker:
         """Of a child that is gone."""
         self._process.join(timeout=10)
         return self._process.exitcode
+
+    def end(self) -> None:
+        """Tell the child to end, whatever it is doing; `stop` waits for that."""
+        self._process.terminate()
 
     def stop(self) -> None:
         """End the child, whatever it is doing."""
@@ -119,12 +126,13 @@ def save_failure(
     )
 
 
-def do_job(job: Job, devices: DeviceCache) -> JobResult:
-    """Do a run in this process and store it, whatever became of it; then look at what it left."""
+def do_job(job: Job, devices: DeviceCache, board: LiveBoard | None = None) -> JobResult:
+    """Do a run in this process and store it, whatever became of it; then look at what it left.
+    board: shows how far it is."""
     begin = time.perf_counter()
     status, error, is_clean = "complete", "", True
     try:
-        failure = _try_job(job, devices)
+        failure = _try_job(job, devices, board)
         if failure is not None:
             status, error = failure.status, failure.error
             is_clean = devices.recover(keep=status == "out_of_memory") and failure.leaves_clean
@@ -139,7 +147,7 @@ def do_job(job: Job, devices: DeviceCache) -> JobResult:
     return JobResult(job.run_id, status, error, time.perf_counter() - begin, is_clean)
 
 
-def _try_job(job: Job, devices: DeviceCache) -> _Failure | None:
+def _try_job(job: Job, devices: DeviceCache, board: LiveBoard | None) -> _Failure | None:
     """Do and store a run; what it died of, or None."""
     try:
         check_unchanged(job)
@@ -147,7 +155,9 @@ def _try_job(job: Job, devices: DeviceCache) -> _Failure | None:
         environment = environment_of(device)
         store = RunStore(job.root)
         with store.scratch(job.run_id) as folder:
-            record = execute_run(job.config, job.run_id, job.label, device, environment, folder)
+            record = execute_run(
+                job.config, job.run_id, job.label, device, environment, folder, board
+            )
             store.write(record)
     except NotStoredError:
         raise
@@ -213,7 +223,7 @@ class DeviceCache:
         return TorchDevice(config.model, config.device)
 
 
-def _work(connection: Connection) -> None:
+def _work(connection: Connection, board: LiveBoard) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
     devices = DeviceCache()
@@ -222,7 +232,7 @@ def _work(connection: Connection) -> None:
             job = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(do_job(job, devices))
+        connection.send(do_job(job, devices, board))
 
 
 @contextmanager

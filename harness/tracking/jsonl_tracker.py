@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.runs.rows import settings
 from harness.runs.store import StoredRun, null_for_nan
+from harness.runs.study_record import StudyRecord
+from harness.tracking.tracker import Tell
 
 
 class JsonlTracker:
@@ -34,6 +37,11 @@ class JsonlTracker:
 
     def close(self) -> None:
         self._file.close()
+
+    def conclude(
+        self, record: StudyRecord, folder: Path, paths: Sequence[Path], tell: Tell
+    ) -> None:
+        return None
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from harness.config import TrackingConfig
 from harness.runs.store import StoredRun
+from harness.runs.study_record import StudyRecord
+
+Tell = Callable[[str], None]
 
 
 class Tracker(Protocol):
-    """Hears of each run once it is stored, after its timed region."""
+    """Hears of each run once it is stored, and of the sweep once its tables are written."""
 
-    def log_run(self, run: StoredRun, part: str) -> None: ...
+    def log_run(self, run: StoredRun, part: str) -> None:
+        """A run is stored. A timed one may be next: takes no longer than a line in a file."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """No run follows, perhaps because the sweep was interrupted."""
+
+    def conclude(
+        self, record: StudyRecord, folder: Path, paths: Sequence[Path], tell: Tell
+    ) -> None:
+        """All runs are done; `paths` are tables and figures of theirs. `tell` gets lines for the
+        reader. Raises nothing of its own."""
 
 
 class NoTracker:
@@ -26,9 +38,14 @@ class NoTracker:
     def close(self) -> None:
         return None
 
+    def conclude(
+        self, record: StudyRecord, folder: Path, paths: Sequence[Path], tell: Tell
+    ) -> None:
+        return None
 
-def make_tracker(config: TrackingConfig, experiment: str, folder: Path) -> Tracker:
-    """The tracker of `config`; files go under `folder`."""
+
+def make_tracker(config: TrackingConfig, folder: Path) -> Tracker:
+    """The tracker of `config`; files go under `folder`, the experiment's."""
     if config.kind == "jsonl":
         from harness.tracking.jsonl_tracker import JsonlTracker
 
@@ -36,5 +53,5 @@ def make_tracker(config: TrackingConfig, experiment: str, folder: Path) -> Track
     if config.kind == "wandb":
         from harness.tracking.wandb_tracker import WandbTracker
 
-        return WandbTracker(config, experiment, folder)
+        return WandbTracker(config)
     return NoTracker()

@@ -395,3 +395,27 @@ class ReleasesPartialPage(Paged):
 
     def release(self, seq_id: int, upto: int) -> None:
         super().release(seq_id, upto + self.page_size - 1)
+
+
+class ChangesItsMind(Paged):
+    """Says that its refusals stand, and refuses every other admission while pages are free."""
+
+    name: ClassVar[str] = "changes_its_mind"
+    refusals_stand: ClassVar[bool] = True
+
+    def __init__(self, pool: PagePool) -> None:
+        super().__init__(pool)
+        self._num_asked = 0
+
+    def allocate(
+        self,
+        seq_id: int,
+        token_ids: Sequence[int],
+        max_len: int,
+        expected_len: int,
+        keep_free: int = 0,
+    ) -> Allocation | None:
+        self._num_asked += 1
+        if self.sequences and self._num_asked % 2:
+            return None
+        return super().allocate(seq_id, token_ids, max_len, expected_len, keep_free)

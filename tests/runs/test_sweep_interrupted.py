@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +18,8 @@ import pandas as pd
 import psutil
 import pytest
 
+from experiments.stored import find_study
+from harness.runs.interrupted import go_on
 from harness.runs.store import RunStore
 
 NUM_RUNS = 12
@@ -107,13 +111,61 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(running, tmp_path):
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to parent and children
     _, err = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 130
-    assert err.strip() == ("interrupted: the same command goes on from what is stored")
-    until(lambda: not any(child.is_running() for child in children))
+    assert not any(child.is_running() and child.status() != "zombie" for child in children)
+    assert not list((tmp_path / "results" / "single").glob(".*")), "a half-written run is left"
     before = stored(tmp_path)
-    status, _, _ = finish(tmp_path, *SWEEP)
+    said = re.fullmatch(
+        r"interrupted: (\d+) runs stored, (\d+) left; to go on:\n  python -m (\S+) (.*)",
+        err.strip(),
+    )
+    assert said, err
+    assert (int(said[1]), int(said[2])) == (len(before), NUM_RUNS - len(before))
+    assert said[3] == "harness"
+    assert find_study("single", tmp_path / "results").missing == NUM_RUNS - len(before)
+    status, _, _ = finish(tmp_path, *shlex.split(said[4]))
     after = stored(tmp_path)
     assert (status, len(after)) == (0, NUM_RUNS)
     assert {run_id: after[run_id] for run_id in before} == before
+
+
+STUBBORN = """
+import signal
+from pathlib import Path
+from allocators.paged import Paged
+
+if Path("ready").exists():  # in the worker, not in the command that plans it
+    signal.signal(signal.SIGTERM, lambda *_: Path("told").touch())
+
+
+class Mine(Paged):
+    name = "mine"
+
+    def append(self, *arguments, **keywords):
+        Path("at work").touch()
+        while Path("ready").exists():
+            pass
+"""
+
+
+def test_a_second_ctrl_c_ends_at_once_and_leaves_no_process(tmp_path):
+    """The worker hears that it shall end, and does not; its parent waits for it meanwhile."""
+    (tmp_path / "my mine.py").write_text(STUBBORN)
+    (tmp_path / "ready").touch()
+    process = start(tmp_path, *SWEEP[:4], "allocator=./my mine.py:Mine", "kv.page_size=8,16")
+    until((tmp_path / "at work").exists, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGINT)
+    until((tmp_path / "told").exists, process)
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, err) == (130, ""), out
+    until(lambda: not any(c.is_running() and c.status() != "zombie" for c in children))
+
+
+def test_the_command_to_go_on_is_quoted_for_a_shell():
+    arguments = ["allocator=./my mine.py:Mine", "kv.page_size=8,16", "workload.path='a b'"]
+    text = go_on("harness", arguments)
+    assert shlex.split(text)[-len(arguments) :] == arguments
 
 
 def is_importing(child: psutil.Process) -> bool:
@@ -131,7 +183,7 @@ def test_ctrl_c_while_workers_start_is_as_quiet(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130
-    assert err.strip().startswith("interrupted: the same command goes on")
+    assert err.strip().startswith("interrupted: 0 runs stored, 12 left; to go on:")
     assert "Traceback" not in err
 
 

@@ -41,6 +41,9 @@ class _Worker:
         self.job = None
         return self.connection.recv()
 
+    def end(self) -> None:
+        pass
+
     def stop(self) -> None:
         self.is_stopped = True
 

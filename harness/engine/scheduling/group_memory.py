@@ -12,6 +12,7 @@ from harness.engine.scheduling.demand import Demand
 from harness.engine.scheduling.held_prefixes import HeldPrefixes
 from harness.engine.scheduling.length_estimate import LengthEstimator
 from harness.engine.scheduling.sequence import Sequence, SequenceGroup
+from harness.engine.scheduling.standing_refusal import StandingRefusal
 from harness.engine.scheduling.step_builder import StepBuilder
 from harness.engine.scheduling.swap import HostPool, SavedPages, TablePlace
 
@@ -41,6 +42,7 @@ class GroupMemory:
         self.host = HostPool(host_pages)
         self.prefixes = HeldPrefixes(allocator)
         self.freed_seq_ids: list[int] = []
+        self.refusal = StandingRefusal(allocator)
 
     def admit(self, group: SequenceGroup, step: StepBuilder, is_idle: bool) -> bool:
         """Memory for all of a group's known tokens; False, and nothing changed, without it."""
@@ -87,7 +89,8 @@ class GroupMemory:
             missing = len(sequence.token_ids) - sequence.num_slots
             if missing > 0 and not self.extend(sequence, missing, step):
                 return False
-        self.demand.promised.pop(group.order, None)
+        if self.demand.promised.pop(group.order, None):
+            self.refusal.forget()
         return True
 
     def extend(self, sequence: Sequence, num_tokens: int, step: StepBuilder) -> bool:
@@ -105,6 +108,8 @@ class GroupMemory:
         allocation = self._allocator.rebranch(group.parents)
         if allocation is None:
             return False
+        if allocation.first_changed != UNCHANGED.first_changed:
+            self.refusal.forget()
         group.parents.clear()
         step.copies.add(allocation.copies)
         for sequence in group.live:
@@ -113,6 +118,7 @@ class GroupMemory:
 
     def shrink(self, sequence: Sequence) -> list[TableUpdate]:
         """Give back the room of rejected drafts; what the tables lost."""
+        self.refusal.forget()
         seq_id = sequence.seq_id
         before = [len(group.block_table(seq_id)) for group in self._groups]
         self._allocator.truncate(seq_id, sequence.num_computed_tokens)
@@ -133,6 +139,7 @@ class GroupMemory:
             upto = sequence.num_computed_tokens - window + 1
             first = group.sequences[seq_id].num_released
             if upto // self._allocator.page_size > first:
+                self.refusal.forget()
                 group.release(seq_id, upto)
                 table = group.block_table(seq_id)
                 if table[first] == NULL_PAGE:
@@ -141,6 +148,7 @@ class GroupMemory:
 
     def free(self, group: SequenceGroup) -> None:
         """Give back all that a group holds."""
+        self.refusal.forget()
         self.demand.promised.pop(group.order, None)
         for sequence in group.sequences:
             if sequence.num_slots:
@@ -148,6 +156,7 @@ class GroupMemory:
 
     def free_sequence(self, sequence: Sequence) -> None:
         """Give back what one branch holds."""
+        self.refusal.forget()
         self._allocator.free(sequence.seq_id)
         self.freed_seq_ids.append(sequence.seq_id)
         sequence.lose_memory()
@@ -175,6 +184,7 @@ class GroupMemory:
         if host_pages is None:
             return False
         seq_ids = [sequence.seq_id for sequence in holders]
+        self.refusal.forget()
         if self._allocator.swap_out(seq_ids) is None:
             self.host.put_back(host_pages)
             return False
@@ -201,6 +211,7 @@ class GroupMemory:
         is_short = usage.free + usage.cached < self.demand.keep_free(is_idle) + to_branch
         if is_short or not self._extend_restored(group):
             self._allocator.retract_swap_in(seq_ids)
+            self.refusal.forget()
             return False
         step.copies.add(allocation.copies)
         restored = {
@@ -232,6 +243,7 @@ class GroupMemory:
 
     def discard_saved(self, group: SequenceGroup) -> None:
         """Give up what was saved of a group; it is to be computed again."""
+        self.refusal.forget()
         assert group.saved is not None
         for sequence in group.sequences:
             if sequence.num_slots:
@@ -245,6 +257,7 @@ class GroupMemory:
         holder_id = self.prefixes.drop(users)
         if holder_id is None:
             return False
+        self.refusal.forget()
         self.freed_seq_ids.append(holder_id)
         return True
 
@@ -255,8 +268,13 @@ class GroupMemory:
 
     def explain_refusal(self, group: SequenceGroup, is_idle: bool) -> Refusal:
         """Why the head of the queue was not given memory."""
-        prefix_len = self.prefixes.serves(group.request) and group.request.shared_prefix_len
-        return self.demand.explain_refusal(group, is_idle, prefix_len)
+        usage = self._allocator.usage()
+        reason = self.refusal.reason(usage)
+        if reason is None:
+            prefix_len = self.prefixes.serves(group.request) and group.request.shared_prefix_len
+            reason = self.demand.explain_refusal(group, is_idle, prefix_len)
+            self.refusal.note_reason(group, usage, reason)
+        return reason
 
     def _branch(self, group: SequenceGroup, step: StepBuilder) -> bool:
         """Let every live branch go on from the computed prompt."""
@@ -281,6 +299,8 @@ class GroupMemory:
             moved = self._allocator.rebranch(parents)
             if moved is None:
                 return False
+            if moved.first_changed != UNCHANGED.first_changed:
+                self.refusal.forget()
             step.copies.add(moved.copies)
             for sibling in siblings:
                 sibling.inherit(prompt_len)

@@ -108,6 +108,11 @@ class Scheduler:
     def num_unfinished(self) -> int:
         return len(self._waiting) + len(self._swapped) + len(self._running)
 
+    @property
+    def running(self) -> tuple[SequenceGroup, ...]:
+        """Groups that hold memory, in order of admission."""
+        return tuple(self._running)
+
     def add(self, group: SequenceGroup) -> None:
         """Queue a group behind all others."""
         self._waiting.append(group)
@@ -291,10 +296,14 @@ class Scheduler:
     def _place(self, group: SequenceGroup, step: StepBuilder) -> bool:
         """Memory for the head of the queue, at the cost of held prefixes but of nobody else."""
         memory, is_idle = self._memory, not self._running
+        if not is_idle and memory.refusal.holds_for(group):
+            return False
         get = memory.admit if group.saved is None else memory.swap_in
         while not get(group, step, is_idle):
             users = [] if is_idle else [*(g.request for g in self._running), group.request]
             if not memory.drop_prefix(users):
+                if not is_idle and group.saved is None:
+                    memory.refusal.note(group)
                 return False
         return True
 

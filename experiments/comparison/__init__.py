@@ -1,0 +1,1 @@
+"""What changed between two studies: settings, surroundings, metrics with verdicts, exact counts."""

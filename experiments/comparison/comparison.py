@@ -1,0 +1,165 @@
+"""Two studies compared: all that `python -m experiments compare` says, before it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from experiments.comparison.counts import CellCounts, count
+from experiments.comparison.matching import Cell, Matching, match
+from experiments.comparison.metrics import chosen
+from experiments.comparison.pairs import Finding, findings, pairs_of
+from experiments.comparison.surroundings import Surroundings, surroundings
+from experiments.stored import StoredStudy
+from harness.runs.jobs import Job
+
+NO_DIFFERENCE, WORSE, CANNOT_TELL = 0, 1, 3
+"""Exit statuses; 2 is a wrong command line."""
+
+
+class Side(NamedTuple):
+    """A study as it was named on the command line."""
+
+    name: str
+    study: StoredStudy
+
+
+class Outcome(NamedTuple):
+    """Runs of one cell and seed that ended well in one study alone."""
+
+    cell: str
+    seed: int
+    status_before: str
+    status_after: str
+    error: str
+
+    @property
+    def is_worse(self) -> bool:
+        return self.status_before == "complete"
+
+
+class Comparison(NamedTuple):
+    """threshold: relative difference that a metric must exceed to count. is_timed: figures are wall
+    times. is_noisy: and not of one command, which would have interleaved them. same_addresses: of
+    all runs, so neither config nor code nor device differs."""
+
+    before: Side
+    after: Side
+    matching: Matching
+    surroundings: Surroundings
+    findings: tuple[Finding, ...]
+    counts: tuple[CellCounts, ...]
+    outcomes: tuple[Outcome, ...]
+    threshold: float
+    is_timed: bool
+    is_noisy: bool
+    same_addresses: bool
+
+    def counts_against(self, each: Finding) -> bool:
+        """Whether a metric is worse by more than the threshold."""
+        return each.verdict == "worse" and abs(each.change.mean) > self.threshold
+
+    @property
+    def worse(self) -> tuple[Finding, ...]:
+        return tuple(each for each in self.findings if self.counts_against(each))
+
+    @property
+    def better(self) -> tuple[Finding, ...]:
+        return tuple(each for each in self.findings if each.verdict == "better")
+
+    @property
+    def are_counts_equal(self) -> bool:
+        return all(each.is_equal for each in self.counts)
+
+    def exit_status(self, *, exact: bool) -> int:
+        """See the constants of this module. exact: counts that differ are worse, too."""
+        if self.worse or any(each.is_worse for each in self.outcomes):
+            return WORSE
+        if exact and (not self.are_counts_equal or not self._is_whole()):
+            return WORSE
+        verdicts = {each.verdict for each in self.findings} - {"equal"}
+        is_told = bool(self.findings) and verdicts != {"too few runs to tell"}
+        return NO_DIFFERENCE if is_told else CANNOT_TELL
+
+    def _is_whole(self) -> bool:
+        return not self.matching.only_before and not self.matching.only_after
+
+
+def compare(
+    before: Side, after: Side, *, metrics: Sequence[str] = (), threshold: float = 0.0
+) -> Comparison:
+    """Compare the second study with the first. metrics: names, or the headline ones.
+
+    Raises ConfigError for a name that is no metric.
+    """
+    matching = match(before.study.jobs, after.study.jobs)
+    cells = {
+        cell.name: (_rows(cell.before, before.study), _rows(cell.after, after.study))
+        for cell in matching.cells
+    }
+    complete = {name: (_complete(left), _complete(right)) for name, (left, right) in cells.items()}
+    is_timed = any(job.is_timed for job in (*before.study.jobs, *after.study.jobs))
+    is_noisy = is_timed and not _take_turns(before.study, after.study)
+    has_slo = any(_has_slo(job) for job in (*before.study.jobs, *after.study.jobs))
+    rows = [before.study.rows, after.study.rows]
+    family = pairs_of(complete, chosen(metrics, rows, has_slo=has_slo))
+    ids = [{job.run_id for job in side.study.jobs} for side in (before, after)]
+    return Comparison(
+        before,
+        after,
+        matching,
+        surroundings(before.study.jobs, after.study.jobs),
+        tuple(findings(family, is_noisy=is_noisy)),
+        tuple(count(cell, *complete[cell.name]) for cell in matching.cells),
+        tuple(_outcomes(matching.cells, cells)),
+        threshold,
+        is_timed,
+        is_noisy,
+        ids[0] == ids[1],
+    )
+
+
+def _rows(jobs: Sequence[Job], study: StoredStudy) -> pd.DataFrame:
+    ids = {job.run_id for job in jobs}
+    return study.rows[study.rows["run_id"].isin(ids)]
+
+
+def _complete(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["status"] == "complete"]
+
+
+def _has_slo(job: Job) -> bool:
+    measure = job.config.measure
+    bounds = (measure.slo_ttft_ms, measure.slo_tpot_ms, measure.slo_normalised_ms)
+    return any(bound is not None for bound in bounds)
+
+
+def _take_turns(before: StoredStudy, after: StoredStudy) -> bool:
+    """Runs of one command: its timed repetitions take turns over all cells."""
+    return (before.folder.resolve(), before.record.study_id) == (
+        after.folder.resolve(),
+        after.record.study_id,
+    )
+
+
+def _outcomes(
+    cells: Sequence[Cell], rows: dict[str, tuple[pd.DataFrame, pd.DataFrame]]
+) -> list[Outcome]:
+    found = []
+    for cell in cells:
+        left, right = (_status_by_seed(each) for each in rows[cell.name])
+        for seed in sorted(left.keys() & right.keys()):
+            (one, _), (other, error) = left[seed], right[seed]
+            if (one == "complete") != (other == "complete"):
+                found.append(Outcome(cell.name, seed, one, other, error or left[seed][1]))
+    return found
+
+
+def _status_by_seed(rows: pd.DataFrame) -> dict[int, tuple[str, str]]:
+    """Status and error."""
+    return {
+        int(row["seed"]): (str(row["status"]), "" if row["status"] == "complete" else row["error"])
+        for _, row in rows.iterrows()
+    }

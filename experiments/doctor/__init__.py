@@ -1,0 +1,1 @@
+"""What this machine can run, and the way out for each thing that it lacks."""

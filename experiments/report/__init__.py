@@ -1,0 +1,1 @@
+"""Finished studies as one HTML page that needs nothing but itself."""

@@ -1,0 +1,315 @@
+"""Two studies on disk compared: cells matched, settings and surroundings told, counts exact."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+import harness.runs.study
+from experiments.commands import compare as command
+from experiments.comparison.comparison import Comparison, compare
+from experiments.comparison.matching import match
+from experiments.comparison.selection import find_side
+from harness.compose import Composer, hydra_session, parse_command
+from harness.config import ConfigError
+from harness.reporting import reporting
+from harness.runs.code_hash import CodeHashes
+from harness.runs.jobs import Job, make_job
+from harness.runs.store import RunStore
+from harness.runs.study import run_study
+from harness.runs.worker import DeviceCache, do_job
+
+SMALL = (
+    "model=tiny", "executor=simulated", "repetitions=6", "workload.num_requests=24",
+    "workload.length_scale=0.2", "workload.max_len=128", "tracking=none",
+    "allocator=contiguous,paged",
+)  # fmt: skip
+
+
+def run(folder: Path, *arguments: str) -> None:
+    """A command, whose runs are done in this process."""
+    given = {argument.split("=", 1)[0] for argument in arguments}
+    words = [word for word in SMALL if word.split("=", 1)[0] not in given]
+    devices = DeviceCache()
+
+    def run_jobs(jobs: Sequence[Job], environment: Any, on_finished: Any, on_started: Any) -> None:
+        for job in jobs:
+            do_job(job, devices)
+            on_finished(job, RunStore(job.root).find(job.run_id))
+
+    with hydra_session(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness.runs.study, "run_jobs", run_jobs)
+        parsed = parse_command([*words, f"results_dir={folder}", *arguments])
+        run_study(parsed, Console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of results: `page4` and `again` of the same, `page16` of another page size."""
+    root = tmp_path_factory.mktemp("results")
+    run(root / "page4", "kv.page_size=4", "kv.pool_tokens=160")
+    shutil.copytree(root / "page4", root / "again")
+    run(root / "page16", "kv.page_size=16", "kv.pool_tokens=160")
+    run(root / "both", "kv.page_size=4,16", "kv.pool_tokens=160")
+    return root
+
+
+def compared(results: Path, before: str, after: str, **options: Any) -> Comparison:
+    sides = [find_side(name, results) for name in (before, after)]
+    return compare(*sides, **options)
+
+
+def verdicts(found: Comparison) -> dict[tuple[str, str], str]:
+    return {(each.metric.name, each.cell): each.verdict for each in found.findings}
+
+
+def test_a_repeat_is_equal_in_everything(results: Path) -> None:
+    found = compared(results, "page4/single", "again/single")
+    assert found.same_addresses and not found.matching.changes
+    assert {cell.name for cell in found.matching.cells} == {"contiguous buddy max", "paged"}
+    assert set(verdicts(found).values()) == {"equal"}
+    assert found.are_counts_equal
+    assert sum(each.num_pairs for each in found.counts) == 12
+    assert found.exit_status(exact=True) == 0
+
+
+def test_one_setting_is_found_and_what_it_does(results: Path) -> None:
+    found = compared(results, "page4/single", "page16/single")
+    (change,) = found.matching.changes
+    assert (change.key, change.before, change.after, change.cells) == (
+        "kv.page_size",
+        "4",
+        "16",
+        (),
+    )
+    assert verdicts(found)["token_of_mapped", "paged"] == "worse"
+    assert found.exit_status(exact=False) == 1
+    back = compared(results, "page16/single", "page4/single")
+    assert verdicts(back)["token_of_mapped", "paged"] == "better"
+    assert back.exit_status(exact=False) == 0
+    assert back.exit_status(exact=True) == 1
+
+
+def test_a_threshold_that_is_larger_than_the_change_lets_it_pass(results: Path) -> None:
+    found = compared(results, "page4/single", "page16/single", metrics=["token_of_mapped"])
+    largest = max(abs(each.change.mean) for each in found.findings)
+    for threshold, status in ((largest * 1.01, 0), (largest * 0.99, 1)):
+        options = {"metrics": ["token_of_mapped"], "threshold": threshold}
+        found = compared(results, "page4/single", "page16/single", **options)
+        assert found.exit_status(exact=False) == status
+
+
+def test_counts_are_those_of_the_stored_steps(results: Path) -> None:
+    found = compared(results, "page4/single", "page16/single")
+    paged = next(each for each in found.counts if each.cell == "paged")
+    counts = {count.name: count for count in paged.counts}
+    steps = []
+    for side in ("page4", "page16"):
+        rows = pd.read_parquet(results / side / "single/summary.parquet")
+        (run_id,) = rows[rows["allocator"] == "paged"]["run_id"].unique()
+        steps.append(pd.read_parquet(results / side / "single" / run_id / "steps.parquet"))
+    assert counts["preemptions"].after == steps[1]["num_preempted"].sum() > 0
+    assert counts["steps"].difference == len(steps[1]) - len(steps[0])
+    assert counts["tail"].before == pytest.approx(steps[0]["tail"].mean())
+    assert counts["tail"].difference > 0
+    assert not paged.is_equal
+
+
+def test_a_slot_more_in_one_step_is_found(results: Path, tmp_path: Path) -> None:
+    """A count that differs in one step of one repetition, and in no metric."""
+    folder = tmp_path / "single"
+    shutil.copytree(results / "page4/single", folder)
+    path = next(folder.glob("*/steps.parquet"))
+    steps = pd.read_parquet(path)
+    at = steps.index[steps["repetition"] == 2][5]
+    steps.loc[at, ["tail", "free"]] += [1, -1]
+    steps.to_parquet(path, index=False)
+    found = compared(results, "page4/single", str(folder))
+    assert sum(each.num_pairs - each.num_equal for each in found.counts) == 1
+    (cell,) = [each for each in found.counts if not each.is_equal]
+    assert cell.first_difference == "seed 2, step 5"
+    assert cell.num_same_decisions == cell.num_pairs == 6
+    assert (found.exit_status(exact=False), found.exit_status(exact=True)) == (0, 1)
+
+
+def test_two_parts_of_one_command_are_compared_as_two_commands_are(results: Path) -> None:
+    one = compared(results, "page4/single", "page16/single")
+    other = compared(results, "both/single:kv.page_size=4", "both/single:kv.page_size=16")
+    assert verdicts(one) == verdicts(other)
+    assert [each.change for each in one.findings] == [each.change for each in other.findings]
+    alone = find_side("both/single:allocator=paged,kv.page_size=4", results)
+    assert [job.config.allocator.name for job in alone.study.jobs] == ["paged"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("both/single:kv.page_size=7", "no run has kv.page_size=7: it is 16, 4"),
+        ("both/single:kv.page_sise=4", "did you mean kv.page_size"),
+        ("both/single:paged", "no key=value"),
+        ("both/singel", "did you mean|choose one of"),
+    ],
+)
+def test_a_wrong_name_is_told(results: Path, name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        find_side(name, results)
+
+
+def test_a_run_that_fails_in_one_study_alone_is_worse(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "single"
+    shutil.copytree(results / "page4/single", folder)
+    for path in folder.glob("*/status.json"):
+        status = json.loads(path.read_text())
+        if status["label"].startswith("paged"):
+            path.write_text(json.dumps({**status, "status": "failed", "error": "no such luck"}))
+    found = compared(results, "page4/single", str(folder))
+    (outcome,) = found.outcomes
+    assert (outcome.cell, outcome.status_after, outcome.is_worse) == ("paged", "failed", True)
+    assert found.exit_status(exact=False) == 1
+    back = compared(results, str(folder), "page4/single")
+    assert back.exit_status(exact=False) == 0
+
+
+def test_without_common_seeds_or_with_few_nothing_can_be_told(results: Path) -> None:
+    before, after = (find_side(f"{name}/single", results) for name in ("page4", "page16"))
+    rows = after.study.rows
+    others = after.study._replace(rows=rows.assign(seed=rows["seed"] + 100))
+    assert compare(before, after._replace(study=others)).exit_status(exact=False) == 3
+    few = after.study._replace(rows=rows[rows["seed"] < 5])
+    found = compare(before, after._replace(study=few))
+    assert "too few runs to tell" in verdicts(found).values()
+    assert found.exit_status(exact=False) == 3
+
+
+Jobs = Callable[..., list[Job]]
+
+
+@pytest.fixture(scope="module")
+def jobs_of(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    folder = tmp_path_factory.mktemp("jobs")
+    hashes = CodeHashes()
+
+    def make(*cells: Sequence[str]) -> list[Job]:
+        with hydra_session():
+            composer = Composer()
+            configs = [composer.run(["model=tiny", "executor=simulated", *cell]) for cell in cells]
+        return [make_job(config, "", folder, "cpu", hashes) for config in configs]
+
+    return make
+
+
+def test_a_key_that_one_sweep_varies_and_the_other_does_not(jobs_of: Jobs) -> None:
+    swept = jobs_of(*([f"kv.page_size={k}", f"allocator={a}"] for a in ("paged", "contiguous")
+                      for k in (4, 8, 16)))  # fmt: skip
+    fixed = jobs_of(*(["kv.page_size=8", f"allocator={a}"] for a in ("contiguous", "paged")))
+    found = match(swept, fixed)
+    names = [cell.name for cell in found.cells]
+    assert names == ["paged · page size 8", "contiguous buddy max · page size 8"]
+    assert not found.changes and not found.only_after
+    assert len(found.only_before) == 4
+
+
+def test_an_option_of_one_strategy_that_changed_keeps_its_cell(jobs_of: Jobs) -> None:
+    before = jobs_of(["allocator=contiguous"], ["allocator=paged"], ["allocator=paged_cow"])
+    after = jobs_of(
+        ["allocator=contiguous", "allocator.fit=first_fit", "allocator.expected=oracle"],
+        ["allocator=paged"],
+        ["allocator=paged_cow"],
+    )
+    found = match(before, after)
+    assert [cell.name for cell in found.cells] == ["contiguous", "paged", "paged_cow"]
+    changes = {(each.key, each.before, each.after, each.cells) for each in found.changes}
+    assert changes == {
+        ("allocator.options.fit", "buddy", "first_fit", ("contiguous",)),
+        ("allocator.expected", "max", "oracle", ("contiguous",)),
+    }
+
+
+def test_single_runs_are_compared_whatever_they_are(jobs_of: Jobs) -> None:
+    before = jobs_of(["allocator=paged", "seed=1"])
+    after = jobs_of(["allocator=contiguous", "kv.page_size=64", "model=small", "seed=2"])
+    found = match(before, after)
+    assert len(found.cells) == 1 and not found.only_before and not found.only_after
+    keys = {each.key for each in found.changes}
+    assert {"allocator.name", "kv.page_size", "model.name"} <= keys
+    assert not {key for key in keys if key.startswith("model.")} - {"model.name"}
+    assert "seed" not in keys
+
+
+def test_runs_of_one_cell_differ_by_their_seeds_alone(jobs_of: Jobs) -> None:
+    seeds = jobs_of(*(["allocator=paged", f"seed={k}"] for k in range(3)))
+    (cell,) = match(seeds, seeds[:2]).cells
+    assert (len(cell.before), len(cell.after)) == (3, 2)
+
+
+def test_another_package_version_and_a_busy_machine_are_told(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "single"
+    shutil.copytree(results / "page4/single", folder)
+    for path in folder.glob("*/environment.json"):
+        environment = json.loads(path.read_text())
+        environment["packages"]["torch"] = "9.9"
+        environment["load_average"] = environment["num_cores"] + 1.5
+        path.write_text(json.dumps(environment))
+    changes, load = compared(results, "page4/single", str(folder)).surroundings
+    (change,) = changes
+    assert (change.what, change.after) == ("torch", "9.9")
+    assert load is not None
+
+
+def answer_of(results: Path, *arguments: str) -> int:
+    return reporting(lambda: command.main([*arguments, "--results-dir", str(results)]))
+
+
+def test_the_command_prints_writes_and_exits(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {kind: tmp_path / "out" / f"diff.{kind}" for kind in ("markdown", "csv", "json")}
+    writes = [word for kind, path in files.items() for word in (f"--{kind}", str(path))]
+    assert answer_of(results, "page4/single", "page16/single", *writes) == 1
+    out = capsys.readouterr().out
+    assert "kv.page_size" in out and "worse" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    values = json.loads(files["json"].read_text())
+    assert values["exit_status"] == 1 and values["settings"][0]["key"] == "kv.page_size"
+    rows = list(csv.DictReader(files["csv"].open()))
+    assert {row["verdict"] for row in rows} >= {"worse", "equal"}
+    assert len(rows) == len(values["metrics"])
+    lines = files["markdown"].read_text().splitlines()
+    tables = [line for line in lines if line.startswith("|")]
+    assert "| kv.page_size | 4 | 16 | everywhere |" in tables
+    assert lines[2].startswith("B is worse")
+    assert answer_of(results, "page4/single", "again/single", "--exact") == 0
+    assert "No difference that counts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["page4/single", "nowhere"],
+        ["page4/single", "again/single", "--metric", "utilization"],
+        ["page4/single", "again/single", "--threshold", "-1"],
+    ],
+)
+def test_a_wrong_command_line_ends_with_2(
+    results: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert answer_of(results, *arguments) == 2
+    err = capsys.readouterr().err
+    assert re.match(r"error: \S", err) and len(err.splitlines()) == 1
+
+
+def test_the_store_is_left_as_it_was(results: Path) -> None:
+    root = results / "page4" / "single"
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    compared(results, "page4/single", "page16/single")
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    assert RunStore(root).root == root
