@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.figure_layout import PanelSize, arrange, note_size, subplots
-from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle, note_size
 from experiments.line_panels import PALETTE, Panel, published
 from experiments.plotting import jobs_of, means, save
 from harness.runs.jobs import Job

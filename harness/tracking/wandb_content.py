@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-
 import wandb
+
 from harness.config import TrackingConfig
 from harness.runs.rows import settings
 from harness.runs.store import RunStore, StoredRun
