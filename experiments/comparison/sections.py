@@ -195,6 +195,8 @@ def _ledger(found: Comparison) -> Section:
 
 
 def _ledger_notes(found: Comparison) -> list[str]:
+    if not found.has_steps:
+        return ["not compared: an export has no steps to count in"]
     num_pairs = sum(each.num_pairs for each in found.counts)
     if not num_pairs:
         return ["no pair of the same seed to count in"]
