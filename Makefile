@@ -11,7 +11,7 @@ GPU_PYTHON   ?= $(if $(DRY),$(BIN)/python,python3)
 GPU_PACKAGES := build/gpu-packages
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test check bench contract modes paper gpu wheelhouse docs readme clean
+.PHONY: help install sweep test check bench contract modes paper gpu wheelhouse docs reference readme clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -65,7 +65,10 @@ wheelhouse:  ## wheels that a GPU machine's Python lacks, for where there is no 
 docs: $(READY)  ## what docs/ shows of its commands' output; ARGS='docs/tutorial.md' for a page
 	$(BIN)/python docs/make_docs.py $(ARGS)
 
-readme: $(READY)  ## README's output, table and pictures, from fresh runs
+reference: $(READY)  ## results/reference/ from fresh runs of the CPU presets; ARGS='--only NAME'
+	$(BIN)/python docs/make_reference.py $(ARGS)
+
+readme: $(READY)  ## README's output, tables and pictures, from results/reference/ alone
 	$(BIN)/python docs/make_readme.py $(ARGS)
 
 clean:  ## remove what make and Python left behind; results stay

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from make_readme import replace_block
+from page_blocks import replace_block
 from page_commands import (
     DOCS,
     PageCommand,

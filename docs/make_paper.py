@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
-from make_readme import replace_block
+from page_blocks import replace_block
 
 from experiments.paper.systems import SYSTEMS
 from harness.measure.statistics import MIN_REPETITIONS_FOR_INTERVAL

@@ -1,209 +1,178 @@
-"""Fills the generated blocks of README.md with the real output of the commands they name.
+"""Fills the generated blocks of README.md, docs/images/ and docs/output/ from results/reference/
+alone: nothing is run. `--check` writes nothing and says what disagrees.
 
-A block lies between `<!-- generated: NAME -->` and `<!-- end -->`. Of a long output the README
-shows the first table and the closing lines; all of it goes to docs/output/. Runs go to
-results/, so what is stored is not run again; `--only NAME` fills one block. The section on GPUs
-(`--only performance`) is there if results/reference/gpu is, and comes from there alone.
+Of a long output README shows the first table and the closing lines; docs/output/ has the rest. The
+section on GPUs is there if results/reference/gpu is.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from make_performance import section, with_performance
+from page_blocks import replace_block
+from reference import OUTPUT, REFERENCES, ROOT, Reference
 
-ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
-PERFORMANCE = "performance"
 MAX_RUN_LINES = 4
 TABLE_TITLE = re.compile(r"^\w+ · .+ · (simulated|timed)")
+RUN_LINE = re.compile(r"\[ *\d+/\d+\] ")
+PROGRESS = re.compile(r"\d+ done, .*left")
+
+CONSOLES = {
+    "single": "single",
+    "sweep": "sweep_page_size",
+    "compare": "compare_allocators",
+    "modes": "modes",
+    "contract": "contract",
+    "peers": "peers",
+}
+"""Blocks that show a command and its output, and the references that have it."""
+
+EXCERPTS = ("sweep_page_size", "compare_allocators")
+"""References of whose output README shows a part, and docs/output/ all."""
+
+PICTURES = {
+    "memory_map": ("memory_map", "The pool over time under three strategies"),
+    "sweep_figure": (
+        "page_size_waste",
+        "Waste by class against page size, with contiguous strategies as reference lines",
+    ),
+    "compare_figure": (
+        "compare_fig2",
+        "Memory by the PagedAttention paper's classes: published and measured here",
+    ),
+    "sharing_figure": (
+        "beam_search_saved",
+        "Pages that beams share: published, simulated, and with a small model",
+    ),
+    "motivation": (
+        "motivation",
+        "KV bytes of common models, waste of reserving the bound, and requests that fit",
+    ),
+}
+"""Blocks that show a picture: its name, and what stands for it."""
 
 
-def main() -> None:
+class Filled(NamedTuple):
+    """README's text, and the files beside it by their path from the root."""
+
+    text: str
+    files: dict[str, bytes]
+
+
+def main() -> int:
+    """Write what is filled, or with --check say where it is not what is there."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=sorted([*BLOCKS, PERFORMANCE]))
-    chosen = parser.parse_args().only
-    text = README.read_text()
-    if chosen in (None, PERFORMANCE):
-        content = section(ROOT / "results/reference/gpu", ROOT / "docs/images", ROOT)
-        text = with_performance(text, content)
-    for name, fill in BLOCKS.items():
-        if chosen in (None, name):
-            text = replace_block(text, name, fill())
-    README.write_text(text)
+    parser.add_argument("--check", action="store_true", help="exit status 1 where any disagrees")
+    given = parser.parse_args()
+    if given.check:
+        found = disagreements(ROOT)
+        print("\n".join(found) or "README, docs/images and docs/output agree", file=sys.stderr)
+        return 1 if found else 0
+    filled = fill(ROOT)
+    for name, content in {"README.md": filled.text.encode(), **filled.files}.items():
+        path = ROOT / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    return 0
 
 
-def replace_block(text: str, name: str, content: str) -> str:
-    """`text` with the block `name` holding `content`; it must be there exactly once."""
-    pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    filled, count = pattern.subn(lambda m: f"{m[1]}{content}\n{m[2]}", text)
-    if count != 1:
-        raise ValueError(f"there are {count} blocks named {name}, not one")
-    return filled
+def fill(root: Path) -> Filled:
+    """README's text with every block filled, and its files, from `root`/results/reference.
+
+    Raises FileNotFoundError for a reference that lacks what is shown of it.
+    """
+    text = (root / "README.md").read_text()
+    kept = root / "results" / "reference"
+    by_name = {reference.name: reference for reference in REFERENCES}
+    files: dict[str, bytes] = {}
+    for block, name in CONSOLES.items():
+        output = shortened((kept / name / OUTPUT).read_text())
+        if name in EXCERPTS:
+            whole = f"docs/output/{name}.txt"
+            files[whole] = (output + "\n").encode()
+            output = excerpt(output, whole)
+        text = replace_block(text, block, f"```console\n$ {by_name[name].command}\n{output}\n```")
+    for block, (name, alternative) in PICTURES.items():
+        target = f"docs/images/{name}.png"
+        files[target] = (kept / _showing(name).name / "figures" / f"{name}.png").read_bytes()
+        text = replace_block(text, block, f"![{alternative}]({target})")
+    source = (root / "docs/examples/mine.py").read_text().rstrip()
+    text = replace_block(text, "example", f"```python\n{source}\n```")
+    return _with_performance(text, files, kept / "gpu")
 
 
-def command_output(*arguments: str) -> str:
-    """What `python -m MODULE ARGUMENTS` prints, long lists of runs cut to their first lines."""
-    return script_output("-m", *arguments)
+def disagreements(root: Path) -> list[str]:
+    """What is not as `results/reference` has it, a line each: a block of README, a file."""
+    try:
+        filled = fill(root)
+    except FileNotFoundError as error:
+        return [f"{error.filename}: is missing: make reference"]
+    text = (root / "README.md").read_text()
+    found = [
+        f"README.md: {line}: is not what results/reference has: make readme"
+        for line in _first_difference(text, filled.text)
+    ]
+    for name, content in filled.files.items():
+        path = root / name
+        if not path.is_file() or path.read_bytes() != content:
+            found.append(f"{name}: is not what results/reference has: make readme")
+    return found
 
 
-def script_output(*arguments: str) -> str:
-    """What `python ARGUMENTS` prints, cut likewise."""
-    environment = {**os.environ, "COLUMNS": "110", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = [line.rstrip() for line in done.stdout.splitlines()]
-    return "\n".join(cut_run_lines(lines)).strip("\n")
+def shortened(output: str) -> str:
+    """A command's output without its lines on progress, and with all but the first few of its
+    `[k/n] ...` lines counted only."""
+    lines = [line for line in output.strip("\n").splitlines() if not PROGRESS.match(line)]
+    of_runs = [line for line in lines if RUN_LINE.match(line)]
+    if len(of_runs) <= MAX_RUN_LINES + 1:
+        return "\n".join(lines)
+    left_out = set(of_runs[MAX_RUN_LINES:])
+    last = lines.index(of_runs[MAX_RUN_LINES - 1])
+    lines.insert(last + 1, f"... {len(of_runs) - MAX_RUN_LINES} more lines, one a run ...")
+    return "\n".join(line for line in lines if line not in left_out)
 
 
-def cut_run_lines(lines: list[str]) -> list[str]:
-    """Keep the first few `[k/n] ...` lines and say how many follow."""
-    is_run = [bool(re.match(r"\[ *\d+/\d+\] ", line)) for line in lines]
-    if sum(is_run) <= MAX_RUN_LINES + 1:
-        return lines
-    kept, seen = [], 0
-    for line, run in zip(lines, is_run, strict=True):
-        seen += run
-        if not run or seen <= MAX_RUN_LINES:
-            kept.append(line)
-        elif seen == MAX_RUN_LINES + 1:
-            kept.append(f"... {sum(is_run) - MAX_RUN_LINES} more lines, one a run ...")
-    return kept
-
-
-def fenced(command: str, output: str) -> str:
-    return f"```console\n$ {command}\n{output}\n```"
-
-
-def excerpt(output: str, whole: Path) -> str:
-    """The first table and the closing checks of `output`, all of which goes to `whole`."""
-    whole.parent.mkdir(exist_ok=True)
-    whole.write_text(output + "\n")
+def excerpt(output: str, whole: str) -> str:
+    """The first table and the closing checks of `output`, all of which is in the file `whole`."""
     lines = output.splitlines()
     tables = [i for i, line in enumerate(lines) if TABLE_TITLE.match(line)]
     closing = next(i for i, line in enumerate(lines) if line.startswith("ledger classes sum"))
     if len(tables) < 2:
         return output
-    skipped = f"... {len(tables) - 1} more tables: {whole.relative_to(ROOT)} ..."
+    skipped = f"... {len(tables) - 1} more tables: {whole} ..."
     return "\n".join([*lines[: tables[1]], skipped, "", *lines[closing:]])
 
 
-def picture(name: str, source: str, alt: str) -> str:
-    """Copy a figure of results/ to docs/images/ and show it."""
-    target = ROOT / f"docs/images/{name}.png"
-    target.parent.mkdir(exist_ok=True)
-    shutil.copy(ROOT / "results" / source, target)
-    return f"![{alt}]({target.relative_to(ROOT)})"
+def _showing(picture: str) -> Reference:
+    return next(reference for reference in REFERENCES if picture in reference.pictures)
 
 
-def single() -> str:
-    return fenced("python -m harness", command_output("harness"))
+def _with_performance(text: str, files: Mapping[str, bytes], results: Path) -> Filled:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        images = root / "docs" / "images"
+        content = section(results, images, root)
+        drawn = {f"docs/images/{path.name}": path.read_bytes() for path in images.glob("*")}
+    return Filled(with_performance(text, content), {**files, **drawn})
 
 
-def sweep() -> str:
-    output = command_output("harness", "experiment=sweep_page_size")
-    shown = excerpt(output, ROOT / "docs/output/sweep_page_size.txt")
-    return fenced("make sweep", shown)
+def _first_difference(found: str, wanted: str) -> Sequence[str]:
+    """The first line of `found` that is another in `wanted`, with its number; none where equal."""
+    if found == wanted:
+        return ()
+    left, right = found.splitlines(), wanted.splitlines()
+    pairs = zip(left, right, strict=False)
+    index = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+    shown = left[index].strip()[:60] if index < len(left) else "its end"
+    return (f"line {index + 1} ({shown})",)
 
-
-def sweep_figure() -> str:
-    return picture(
-        "page_size_waste",
-        "sweep_page_size/figures/page_size_waste.png",
-        "Waste by class against page size, with contiguous strategies as reference lines",
-    )
-
-
-def compare() -> str:
-    output = command_output("harness", "experiment=compare_allocators")
-    shown = excerpt(output, ROOT / "docs/output/compare_allocators.txt")
-    return fenced("python -m harness experiment=compare_allocators", shown)
-
-
-def compare_figure() -> str:
-    return picture(
-        "compare_fig2",
-        "compare_allocators/figures/compare_fig2.png",
-        "Memory by the PagedAttention paper's classes: published and measured here",
-    )
-
-
-def peers() -> str:
-    arguments = "--repetitions 1 --peers engine,generate:16,generate:32,generate_batch"
-    output = script_output("-m", "benchmarks.peers", *arguments.split())
-    return fenced(f"python -m benchmarks.peers {arguments}", output)
-
-
-def example() -> str:
-    source = (ROOT / "docs/examples/mine.py").read_text().rstrip()
-    return f"```python\n{source}\n```"
-
-
-def contract() -> str:
-    return fenced(
-        "make contract A=docs/examples/mine.py:Mine",
-        command_output("allocators.contract", "docs/examples/mine.py:Mine"),
-    )
-
-
-def memory_map() -> str:
-    command_output("harness", "experiment=memory_map")
-    return picture(
-        "memory_map",
-        "memory_map/figures/memory_map.png",
-        "The pool over time under three strategies",
-    )
-
-
-def modes() -> str:
-    return fenced("make modes", command_output("experiments", "modes"))
-
-
-def sharing_figure() -> str:
-    command_output("harness", "experiment=beam_search")
-    return picture(
-        "beam_search_saved",
-        "beam_search/figures/beam_search_saved.png",
-        "Pages that beams share: published, simulated, and with a small model",
-    )
-
-
-def motivation() -> str:
-    command_output("harness", "experiment=motivation")
-    return picture(
-        "motivation",
-        "motivation/figures/motivation.png",
-        "KV bytes of common models, waste of reserving the bound, and requests that fit",
-    )
-
-
-BLOCKS: dict[str, Callable[[], str]] = {
-    "memory_map": memory_map,
-    "single": single,
-    "sweep": sweep,
-    "sweep_figure": sweep_figure,
-    "compare": compare,
-    "compare_figure": compare_figure,
-    "modes": modes,
-    "sharing_figure": sharing_figure,
-    "motivation": motivation,
-    "peers": peers,
-    "example": example,
-    "contract": contract,
-}
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -9,7 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
-from make_readme import replace_block
+from page_blocks import replace_block
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "simulator.md"

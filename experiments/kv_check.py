@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from experiments.exported import run_in_full
 from experiments.kv_arithmetic import Lengths, Strategy
 from experiments.plotting import means
 from harness.runs.jobs import Job
-from harness.runs.store import RunStore
 
 PAGE_SIZE = 16
 
@@ -75,7 +75,7 @@ def _setting(job: Job, pool_tokens: int) -> Setting | None:
 def _measured(job: Job) -> pd.DataFrame:
     """Running requests and waste of each repetition, over the second half of the time that the
     queue waited for memory: in the first all have just begun."""
-    run = RunStore(job.root).find(job.run_id)
+    run = run_in_full(job)
     if run is None:
         return pd.DataFrame()
     lines = []

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.exported import exported_environment, is_exported
 from harness.config import to_mapping
 from harness.runs.jobs import Job
 
@@ -29,6 +30,8 @@ def with_device(rows: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
 
 def environment(job: Job) -> dict[str, Any]:
     """The stored environment of a run; empty if it was never stored."""
+    if is_exported(job.root):
+        return exported_environment(job.root, job.run_id)
     path = job.root / job.run_id / "environment.json"
     try:
         values: dict[str, Any] = json.loads(path.read_text())

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from experiments.exported import exported_jobs, exported_rows, exported_run, is_exported
 from harness.config import ConfigError, unknown_name
 from harness.runs.jobs import Job
 from harness.runs.rows import collect_rows
@@ -24,7 +25,8 @@ from harness.runs.study_record import (
 NAMES = """\
 What is asked of is a name or a path: `sweep_page_size` is that experiment's last command,
 `sweep_page_size@1f3a` an earlier one by its id, `sweep_page_size/008df55a` one run of it, and
-`path/to/sweep_page_size` (with or without what follows) the same in another folder of results."""
+`path/to/sweep_page_size` (with or without what follows) the same in another folder of results, or
+one that `export` wrote."""
 
 
 class StoredStudy(NamedTuple):
@@ -45,8 +47,16 @@ class StoredStudy(NamedTuple):
         """The rows of runs that went well."""
         return self.rows[self.rows["status"] == "complete"] if len(self.rows) else self.rows
 
+    @property
+    def is_exported(self) -> bool:
+        """It has rows and settings; steps and requests of its runs are not there."""
+        return is_exported(self.folder)
+
     def run(self, run_id: str) -> StoredRun:
-        """One of its runs, with what it recorded."""
+        """One of its runs, with what it recorded; of an export without its frames."""
+        if self.is_exported:
+            label = next(job.label for job in self.jobs if job.run_id == run_id)
+            return exported_run(self.folder, run_id, label, self.rows)
         found = RunStore(self.folder).find(run_id)
         assert found is not None, run_id
         return found
@@ -89,6 +99,10 @@ def _chosen(folder: Path, id_prefix: str, name: str) -> StudyRecord:
 
 
 def _study(record: StudyRecord, folder: Path) -> StoredStudy:
+    if is_exported(folder):
+        jobs = exported_jobs(record, folder)
+        rows = exported_rows(folder)
+        return StoredStudy(record, folder, jobs, rows, len(record.runs) - len(jobs))
     jobs = stored_jobs(record, folder)
     if not jobs:
         raise ConfigError(
@@ -98,6 +112,8 @@ def _study(record: StudyRecord, folder: Path) -> StoredStudy:
 
 
 def _single(folder: Path, id_prefix: str) -> StoredStudy:
+    if is_exported(folder):
+        return _single_exported(folder, id_prefix)
     ids = sorted(p.parent.name for p in folder.glob(f"{id_prefix}*/status.json"))
     if len(ids) != 1:
         raise ConfigError(
@@ -109,7 +125,25 @@ def _single(folder: Path, id_prefix: str) -> StoredStudy:
     known = {each.run_id: (each, study) for study in read_studies(folder) for each in study.runs}
     asked, study = known.get(run.run_id, (RecordedRun(run.run_id, "", run.label), None))
     job = stored_job(asked, run)
-    record = StudyRecord(
+    record = _record_of(asked, folder, study)
+    return StoredStudy(record, folder, [job], collect_rows([job]), 0)
+
+
+def _single_exported(folder: Path, id_prefix: str) -> StoredStudy:
+    study = _study(read_studies(folder)[0], folder)
+    jobs = [job for job in study.jobs if job.run_id.startswith(id_prefix)]
+    if len(jobs) != 1:
+        raise ConfigError(
+            f"{folder}/{id_prefix}: {len(jobs)} exported runs of that id; give more of it"
+        )
+    asked = next(run for run in study.record.runs if run.run_id == jobs[0].run_id)
+    rows = study.rows[study.rows["run_id"] == asked.run_id].reset_index(drop=True)
+    return StoredStudy(_record_of(asked, folder, study.record), folder, jobs, rows, 0)
+
+
+def _record_of(run: RecordedRun, folder: Path, study: StudyRecord | None) -> StudyRecord:
+    """Of one run as a study of its own. study: that it belongs to."""
+    return StudyRecord(
         study_id=run.run_id,
         experiment=folder.name,
         question=study.question if study else "",
@@ -117,6 +151,5 @@ def _single(folder: Path, id_prefix: str) -> StoredStudy:
         arguments=study.arguments if study else (),
         figures=(),
         updated_at=study.updated_at if study else now(),
-        runs=(asked,),
+        runs=(run,),
     )
-    return StoredStudy(record, folder, [job], collect_rows([job]), 0)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from experiments.exported import refuse_export
 from harness.measure.ledger import CLASSES
 from harness.measure.statistics import Floats, weighted_mean
 from harness.runs.jobs import Job
@@ -79,6 +80,8 @@ def with_window(rows: pd.DataFrame, jobs: Sequence[Job], window: Window) -> pd.D
     over a load that was no longer there.
     """
     roots = {job.run_id: job.root for job in jobs}
+    for root in set(roots.values()):
+        refuse_export(root)
     found = {run_id: _of_run(roots[run_id] / run_id, window) for run_id in set(rows["run_id"])}
     keys = zip(rows["run_id"], rows["repetition"], strict=True)
     columns = pd.DataFrame([found[run_id][number] for run_id, number in keys], index=rows.index)

@@ -25,6 +25,7 @@ from experiments.comparison.comparison import compare
 from experiments.comparison.metrics import METRICS
 from experiments.comparison.output import print_comparison, to_csv, to_json, to_markdown
 from experiments.comparison.selection import find_side
+from experiments.exported import refuse_export
 from experiments.stored import NAMES
 from harness.config import ConfigError
 
@@ -42,9 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     if given.threshold < 0:
         raise ConfigError(f"--threshold {given.threshold:g}: give a percentage of 0 or more")
+    sides = [find_side(name, given.results_dir) for name in (given.before, given.after)]
+    if given.exact:
+        for side in sides:
+            refuse_export(side.study.folder)
     found = compare(
-        find_side(given.before, given.results_dir),
-        find_side(given.after, given.results_dir),
+        *sides,
         metrics=given.metric,
         threshold=given.threshold / 100,
     )

@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     studies = [find_study(name, given.results_dir) for name in given.names]
     default = studies[0].folder if len(studies) == 1 else given.results_dir
+    if given.output is None and studies[0].is_exported and (default / FILE).exists():
+        raise ConfigError(f"{default / FILE}: an export's own page, which has more: give --output")
     path = given.output or default / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, make_page(studies))

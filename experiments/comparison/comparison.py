@@ -62,6 +62,11 @@ class Comparison(NamedTuple):
         return each.verdict == "worse" and abs(each.change.mean) > self.threshold
 
     @property
+    def has_steps(self) -> bool:
+        """Neither side is an export, so that counts are compared."""
+        return _have_steps(self.before, self.after)
+
+    @property
     def worse(self) -> tuple[Finding, ...]:
         return tuple(each for each in self.findings if self.counts_against(each))
 
@@ -90,7 +95,8 @@ class Comparison(NamedTuple):
 def compare(
     before: Side, after: Side, *, metrics: Sequence[str] = (), threshold: float = 0.0
 ) -> Comparison:
-    """Compare the second study with the first. metrics: names, or the headline ones.
+    """Compare the second study with the first. metrics: names, or the headline ones. Counts are
+    left out where either is an export, which has no steps.
 
     Raises ConfigError for a name that is no metric.
     """
@@ -112,13 +118,19 @@ def compare(
         matching,
         surroundings(before.study.jobs, after.study.jobs),
         tuple(findings(family, is_noisy=is_noisy)),
-        tuple(count(cell, *complete[cell.name]) for cell in matching.cells),
+        tuple(count(cell, *complete[cell.name]) for cell in matching.cells)
+        if _have_steps(before, after)
+        else (),
         tuple(_outcomes(matching.cells, cells)),
         threshold,
         is_timed,
         is_noisy,
         ids[0] == ids[1],
     )
+
+
+def _have_steps(before: Side, after: Side) -> bool:
+    return not (before.study.is_exported or after.study.is_exported)
 
 
 def _rows(jobs: Sequence[Job], study: StoredStudy) -> pd.DataFrame:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from experiments.provenance import environment
 from harness.runs.jobs import Job
 
 _VARIES_BY_ITSELF = ("load_average",)
@@ -41,20 +41,19 @@ def surroundings(before: Sequence[Job], after: Sequence[Job]) -> Surroundings:
 
 
 def _environments(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    paths = [job.root / job.run_id / "environment.json" for job in jobs]
-    return [json.loads(path.read_text()) for path in paths if path.is_file()]
+    return [found for job in jobs if (found := environment(job))]
 
 
 def _values(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     found: dict[str, dict[str, None]] = {}
-    for environment in environments:
-        for what, value in _flat(environment):
+    for each in environments:
+        for what, value in _flat(each):
             found.setdefault(what, {})[value] = None
     return {what: " or ".join(values) for what, values in found.items()}
 
 
-def _flat(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, value in environment.items():
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
         if name == "packages":
             yield from value.items()
         elif name == "git_revision":

@@ -18,6 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.exported import run_in_full
 from experiments.figure_layout import PanelSize, arrange, subplots
 from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.plotting import CLASS_COLOURS, class_patches, save
@@ -47,7 +48,7 @@ def draw(
         if job.config.measure.memory_map and job.run_id in set(rows["run_id"]):
             chosen.setdefault(strategy_label(job.config.allocator), job)
     mapped = list(chosen.values())[:MAX_PANELS]
-    runs = [run for job in mapped if (run := RunStore(job.root).find(job.run_id)) is not None]
+    runs = [run for job in mapped if (run := run_in_full(job)) is not None]
     if not runs:
         return []
     with style.context():

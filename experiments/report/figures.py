@@ -16,6 +16,7 @@ from experiments.figures import answers, draw_figures
 from experiments.report.table_view import TableView, plain_view
 from experiments.stored import StoredStudy
 from experiments.table_output import PIPE_WIDTH
+from harness.config import ConfigError
 
 MAX_POINTS = 60
 """Lines of a figure's points that the page has; the CSV beside the figure has all."""
@@ -35,22 +36,30 @@ class FigureView(NamedTuple):
 
 
 def figure_views(study: StoredStudy, prefix: str) -> list[FigureView]:
-    """Each of the study's figures, drawn from its rows. prefix: of all ids within the SVG."""
+    """Each of the study's figures, drawn from its rows; an export's as they lie in it. prefix: of
+    all ids within the SVG."""
     names = study.record.figures
     if study.complete.empty or not names:
         return []
+    if study.is_exported:
+        return _views(sorted((study.folder / "figures").iterdir()), prefix)
     with tempfile.TemporaryDirectory() as folder:
         paths = draw_figures(names, study.complete, study.jobs, Path(folder) / "figures")
-        pictures = [path for path in paths if path.suffix == ".svg"]
-        return [_view(path, paths, f"{prefix}-{path.stem}-") for path in pictures]
+        return _views(paths, prefix)
 
 
 def printed_answers(study: StoredStudy) -> list[str]:
     """What the study's figures print of the rows, as text of PIPE_WIDTH columns."""
     if study.complete.empty:
         return []
+    try:
+        given = answers(study.record.figures, study.complete, study.jobs)
+    except ConfigError:  # it is read off steps, which an export has not
+        if not study.is_exported:
+            raise
+        return []
     texts = []
-    for answer in answers(study.record.figures, study.complete, study.jobs):
+    for answer in given:
         file = io.StringIO()
         Console(file=file, width=PIPE_WIDTH).print(answer)
         texts.append("\n".join(line.rstrip() for line in file.getvalue().splitlines()))
@@ -71,10 +80,15 @@ def inline_svg(text: str, prefix: str, alternative: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"{size}', 1)
 
 
+def _views(paths: Sequence[Path], prefix: str) -> list[FigureView]:
+    pictures = [path for path in paths if path.suffix == ".svg"]
+    return [_view(path, paths, f"{prefix}-{path.stem}-") for path in pictures]
+
+
 def _view(picture: Path, paths: Sequence[Path], prefix: str) -> FigureView:
     name = picture.stem
-    by_suffix = {path.suffix: path for path in paths if path.stem == name}
-    points = pd.read_csv(by_suffix[".csv"])
+    by_suffix = {path.name.removeprefix(name): path for path in paths}
+    points = pd.read_csv(by_suffix.get(".csv") or by_suffix[".csv.gz"])
     alternative = (
         f"Figure {name}, of {len(points):,} points over {', '.join(points.columns[:6])}; "
         "they are in the table below it"

@@ -67,8 +67,9 @@ class LatencyView(NamedTuple):
 
 
 def latency_view(group: Group, study: StoredStudy) -> LatencyView | None:
-    """The curves of the group's representatives; None where times mean nothing."""
-    if not group.has_times or not group.complete:
+    """The curves of the group's representatives; None where times mean nothing, or
+    the study is an export, which has no requests."""
+    if not group.has_times or not group.complete or study.is_exported:
         return None
     cells, note = representatives(group)
     found = {

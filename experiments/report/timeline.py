@@ -78,7 +78,10 @@ class TimelineView(NamedTuple):
 
 
 def timeline_view(group: Group, study: StoredStudy) -> TimelineView | None:
-    """Panels of the group's representatives, of the first repetition of each; None without any."""
+    """Panels of the group's representatives, of the first repetition of each; None without any, or
+    where the study is an export, which has no steps."""
+    if study.is_exported:
+        return None
     cells, note = representatives(group)
     steps = {id(cell): _first_repetition(_run(cell, study).frame("steps")) for cell in cells}
     kept = [cell for cell in cells if len(steps[id(cell)])]

@@ -1,0 +1,259 @@
+"""README says what the reference results say, and these what their own rows say."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from make_readme import CONSOLES, PICTURES, disagreements, shortened
+from make_reference import MAX_TOTAL_BYTES
+from reference import FOLDER, OUTPUT, REFERENCES, ROOT, Reference
+from rich.console import Console
+
+from experiments import plotting
+from experiments.checks import Checks, run_checks
+from experiments.figures import draw_figures, motivation
+from experiments.stored import StoredStudy, find_study
+from experiments.table_output import print_table, to_csv_rows, to_markdown
+from experiments.tables import Table, make_tables
+from harness.config import ConfigError, to_mapping
+from harness.runs.jobs import Job
+from harness.runs.rows import settings
+
+STUDIES = [reference for reference in REFERENCES if reference.study]
+
+FROM_STEPS = {"memory_map": "memory_map", "motivation": "motivation"}
+"""Figures that are drawn from steps, which are not kept, by the study that has them."""
+
+ANSWERED = ("motivation",)
+"""Studies whose figures print an answer in place of the tables."""
+
+OF_REQUESTS = "identical tokens under"
+"""The check that compares requests, which are not kept either."""
+
+
+def names(reference: Reference) -> str:
+    return reference.name
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are laid out and their points written, but no picture is."""
+
+    def close(figure: plt.Figure, name: str, folder: Path) -> Sequence[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        plt.close(figure)
+        return []
+
+    monkeypatch.setattr(plotting, "save_pictures", close)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What README is filled from, to be changed."""
+    for name in ("docs/images", "docs/output", "docs/examples", "results/reference"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "README.md", tmp_path)
+    return tmp_path
+
+
+def test_readme_and_its_files_are_what_the_reference_results_make():
+    assert disagreements(ROOT) == []
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=names)
+def test_all_that_is_kept_of_a_command_is_there(reference):
+    assert reference.name in CONSOLES.values() or reference.pictures, "README does not show it"
+    assert (reference.folder / OUTPUT).read_text().strip()
+    for name in reference.files:
+        assert (reference.folder / Path(name).name).stat().st_size
+    if not reference.study:
+        assert "git_revision" in (reference.folder / "environment.json").read_text()
+    for name in reference.pictures:
+        assert (reference.folder / "figures" / f"{name}.png").is_file()
+
+
+def test_the_whole_is_small_enough_for_a_repository():
+    sizes = [path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(sizes) < MAX_TOTAL_BYTES
+
+
+def test_every_picture_of_readme_is_of_one_reference():
+    shown = [name for reference in REFERENCES for name in reference.pictures]
+    assert sorted(shown) == sorted(name for name, _ in PICTURES.values())
+
+
+@pytest.mark.parametrize("reference", STUDIES, ids=names)
+def test_tables_are_what_the_rows_say(reference):
+    assert wrong_tables(reference.folder) == []
+
+
+@pytest.mark.parametrize("reference", STUDIES, ids=names)
+def test_figures_show_what_the_rows_say(reference, tmp_path, no_pictures):
+    assert wrong_figures(reference.folder, tmp_path) == []
+
+
+def test_the_motivation_figure_follows_from_its_check(tmp_path, monkeypatch, no_pictures):
+    kept = FOLDER / "motivation" / "figures"
+    points = pd.read_csv(kept / "motivation.csv")
+    check = points[points["panel"] == "check"].drop(columns="panel").dropna(axis=1, how="all")
+    monkeypatch.setattr(motivation, "formulas_beside_runs", lambda rows, jobs: check)
+    study = find_study("motivation", FOLDER)
+    motivation.draw(study.complete, study.jobs, tmp_path)
+    for name in ("motivation.csv", "motivation_models.csv", "motivation.json"):
+        assert (tmp_path / name).read_text() == (kept / name).read_text(), name
+
+
+@pytest.mark.parametrize(
+    "name", ["summary.csv", "summary.parquet", "configs.json", "comparison.md", "comparison.csv",
+             OUTPUT],
+)  # fmt: skip
+def test_a_number_that_was_changed_in_a_result_is_found(name, tmp_path):
+    folder = shutil.copytree(FOLDER / "single", tmp_path / "single")
+    assert wrong_tables(folder) == []
+    path = folder / name
+    if path.suffix == ".parquet":
+        rows = pd.read_parquet(path)
+        rows["utilisation"] += 0.01
+        rows.to_parquet(path, index=False)
+    elif name == "configs.json":
+        path.write_text(path.read_text().replace('"page_size": 16', '"page_size": 32'))
+    else:
+        path.write_text(with_another_digit(path.read_text()))
+    assert wrong_tables(folder)
+
+
+def test_a_point_that_was_changed_in_a_figure_is_found(tmp_path, no_pictures):
+    folder = shutil.copytree(FOLDER / "memory_map", tmp_path / "memory_map")
+    path = folder / "figures" / "compare_fig2.csv"
+    path.write_text(with_another_digit(path.read_text()))
+    assert wrong_figures(folder, tmp_path / "drawn") == ["compare_fig2.csv"]
+
+
+@pytest.mark.parametrize("block", [*CONSOLES, *PICTURES, "example"])
+def test_what_was_changed_in_a_block_of_readme_is_found(block, checkout):
+    path = checkout / "README.md"
+    before, head, after = path.read_text().partition(f"<!-- generated: {block} -->\n")
+    content, end, rest = after.partition("<!-- end -->")
+    changed = with_another_digit(content) if re.search(r"\d", content) else content.upper()
+    path.write_text(before + head + changed + end + rest)
+    (found,) = disagreements(checkout)
+    assert found.startswith("README.md: line ")
+
+
+def test_a_file_that_is_not_its_source_is_found(checkout):
+    for name in ("docs/images/motivation.png", "docs/output/sweep_page_size.txt"):
+        path = checkout / name
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    (checkout / "docs/output/compare_allocators.txt").unlink()
+    found = disagreements(checkout)
+    assert len(found) == 3
+    assert any("motivation.png" in line for line in found)
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=names)
+def test_a_reference_that_is_missing_is_a_failure(reference, checkout):
+    shutil.rmtree(checkout / "results/reference" / reference.name)
+    (found,) = disagreements(checkout)
+    assert reference.name in found and "make reference" in found
+
+
+def test_many_runs_are_counted_and_progress_is_left_out():
+    lines = [f"[{k:>2}/10] paged" for k in range(1, 11)]
+    text = "\n".join(["10 runs", *lines[:5], "5 done, 5 left, about 3 s", *lines[5:], "table"])
+    assert shortened(text).splitlines() == [
+        "10 runs", *lines[:4], "... 6 more lines, one a run ...", "table",
+    ]  # fmt: skip
+    assert shortened("\n".join(lines[:5])) == "\n".join(lines[:5])
+
+
+def wrong_tables(folder: Path) -> list[str]:
+    """What in an exported study does not follow from its rows and configs."""
+    study = find_study(str(folder), Path("elsewhere"))
+    tables = make_tables(study.rows, study.jobs)
+    markdown = (folder / "comparison.md").read_text()
+    lines = re.findall(r"^- (.*)$", markdown.partition("## Checks\n")[2], re.MULTILINE)
+    checks = run_checks(study.rows, study.jobs)
+    known = [line for line in lines if not line.startswith(OF_REQUESTS)]
+    found = {
+        "summary.csv": (folder / "summary.csv").read_text() == study.rows.to_csv(index=False),
+        "runs": study.missing == 0 and set(study.rows["run_id"]) == {j.run_id for j in study.jobs},
+        "configs.json": all(is_as_configured(*run) for run in each_run(study)),
+        "status": set(study.rows["status"]) == {"complete"},
+        "checks": known == [line.strip() for line in (*checks.lines, *checks.failures)],
+        "comparison.md": markdown == to_markdown(tables, lines),
+        "comparison.csv": (folder / "comparison.csv").read_text()
+        == to_csv_rows(tables).to_csv(index=False),
+    }
+    if folder.name not in ANSWERED:
+        found[OUTPUT] = as_printed(tables, checks) in (folder / OUTPUT).read_text()
+    return [what for what, is_right in found.items() if not is_right]
+
+
+def each_run(study: StoredStudy) -> Iterator[tuple[Job, pd.DataFrame]]:
+    """Each job with its rows."""
+    for job in study.jobs:
+        yield job, study.rows[study.rows["run_id"] == job.run_id]
+
+
+def is_as_configured(job: Job, rows: pd.DataFrame) -> bool:
+    """The settings that stand in a run's rows are those of its config."""
+    wanted = settings(to_mapping(job.config))
+    own = rows[list(wanted)]
+    is_alike = bool((own.nunique(dropna=False) == 1).all())
+    return is_alike and all(
+        value == wanted[key] or (pd.isna(value) and wanted[key] is None)
+        for key, value in own.iloc[0].items()
+    )
+
+
+def as_printed(tables: Sequence[Table], checks: Checks) -> str:
+    """The tables and the check of the ledger, as they stand in the output."""
+    screen = io.StringIO()
+    for table in tables:
+        print_table(table, Console(file=screen))
+    print("", *checks.lines[:1], sep="\n", file=screen)
+    return "\n".join(line.rstrip() for line in screen.getvalue().splitlines())
+
+
+def wrong_figures(folder: Path, drawn: Path) -> list[str]:
+    """Points and provenance of an exported study that are others when its rows are drawn again.
+    Those of FROM_STEPS are left out, and must be what cannot be drawn."""
+    study = find_study(str(folder), Path("elsewhere"))
+    for name in study.record.figures:
+        if name == FROM_STEPS.get(folder.name):
+            with pytest.raises(ConfigError, match="without steps"):
+                draw_figures([name], study.complete, study.jobs, drawn)
+        else:
+            draw_figures([name], study.complete, study.jobs, drawn)
+    kept = {path.name: path for path in (folder / "figures").glob("*") if is_data(path)}
+    redrawn = {path.name: path for path in drawn.glob("*") if is_data(path)}
+    expected = {name for name in kept if not is_from_steps(folder, name)}
+    found = expected ^ redrawn.keys()
+    found |= {n for n in expected & redrawn.keys() if content(kept[n]) != content(redrawn[n])}
+    return sorted(found)
+
+
+def is_data(path: Path) -> bool:
+    return path.name.endswith((".csv", ".csv.gz", ".json"))
+
+
+def is_from_steps(folder: Path, name: str) -> bool:
+    return folder.name in FROM_STEPS and name.startswith(FROM_STEPS[folder.name])
+
+
+def content(path: Path) -> bytes:
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+
+
+def with_another_digit(text: str) -> str:
+    """`text` with its last digit but nothing else changed."""
+    at = max(index for index, letter in enumerate(text) if letter.isdigit())
+    return f"{text[:at]}{(int(text[at]) + 1) % 10}{text[at + 1 :]}"
