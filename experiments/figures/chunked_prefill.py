@@ -80,5 +80,5 @@ def _published_note() -> str:
 def _label(bar: pd.Series) -> str:
     if bar["schedule"] == "mixed_chunked":
         return f"chunked, budget {bar['token_budget']}"
-    return {"mixed_unchunked": "whole prompts, beside decodes", "prefill_first": "prefill first",
+    return {"mixed_unchunked": "whole prompts,\nbeside decodes", "prefill_first": "prefill first",
             "static": "static batches"}.get(bar["schedule"], bar["schedule"])  # fmt: skip
