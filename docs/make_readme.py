@@ -75,7 +75,11 @@ def main() -> int:
         found = disagreements(ROOT)
         print("\n".join(found) or "README, docs/images and docs/output agree", file=sys.stderr)
         return 1 if found else 0
-    filled = fill(ROOT)
+    try:
+        filled = fill(ROOT)
+    except FileNotFoundError as error:
+        print(f"{error.filename}: is missing: make reference", file=sys.stderr)
+        return 1
     for name, content in {"README.md": filled.text.encode(), **filled.files}.items():
         path = ROOT / name
         path.parent.mkdir(exist_ok=True)

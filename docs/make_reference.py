@@ -79,9 +79,8 @@ def keep(reference: Reference) -> None:
     is there. Nothing else decides what is written."""
     if reference.study:
         export_study(find_results(reference), reference.folder, with_report=True, with_pdf=False)
-        for path in (reference.folder / "figures").glob("*.[ps][nv]g"):
-            is_shown = path.stem in reference.pictures
-            if path.suffix != (".png" if is_shown else ".svg"):
+        for path in (reference.folder / "figures").glob("*.[ps][nv]g"):  # the report has them
+            if path.name not in {f"{name}.png" for name in reference.pictures}:
                 path.unlink()
         report = reference.folder / REPORT
         size = report.stat().st_size
