@@ -179,6 +179,6 @@ def _shown(marks: dict[str, str]) -> Shown | None:
 
 def _index(lines: Sequence[str], beginning: str, start: int) -> int:
     for index in range(start, len(lines)):
-        if lines[index].startswith(beginning):
+        if lines[index].lstrip().startswith(beginning):
             return index
     raise PageError(f"no line from {start} on begins with {beginning!r}:\n" + "\n".join(lines))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from experiments.figure_layout import note_size
+from experiments.figure_style import note_size
 from experiments.line_panels import memory_note, unbound_mark
 from experiments.plotting import (
     EXPECTED_COLOURS,

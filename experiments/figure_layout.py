@@ -12,10 +12,17 @@ import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.legend import Legend
-from matplotlib.text import Text
 
 from experiments import text_fitting
+from experiments.figure_frame import (
+    PAD_IN,
+    add_legend,
+    add_notes,
+    add_title,
+    extent_in,
+    place,
+    space_lines,
+)
 from experiments.figure_style import FigureStyle
 
 Grid = npt.NDArray[Any]
@@ -31,11 +38,12 @@ width, and only one that is narrow may be steeper."""
 
 HIGHEST_NARROW_IN = 1.6
 
+DIGITS = 5
+"""Of a position that are kept: the solver's last ones differ from process to process."""
+
 LOWEST_AXES_IN = 0.85
 SMALLEST_AXES_SHARE = 0.55
 """Of a panel's height: more labels than that make the figure higher."""
-
-PAD_IN = 0.05
 
 
 class PanelSize(NamedTuple):
@@ -68,7 +76,7 @@ def subplots(
     leaves out what a neighbour says. Call it and `arrange` within the style's context.
     """
     beside = _panels_beside(style, columns, narrowest, most)
-    present = [place for place in np.ndindex(rows, columns) if place not in missing]
+    present = [each for each in np.ndindex(rows, columns) if each not in missing]
     places = _places(present, columns, beside, flows=bool(missing))
     lines = 1 + max(line for line, _ in places)
     width = style.width_in or panel.width * beside
@@ -77,9 +85,9 @@ def subplots(
     ratios = width_ratios if beside == columns else None
     spec = figure.add_gridspec(lines, beside, width_ratios=ratios)
     grid: Grid = np.full((rows, columns), None, dtype=object)
-    for (row, column), place in zip(present, places, strict=True):
+    for (row, column), where in zip(present, places, strict=True):
         grid[row, column] = figure.add_subplot(
-            spec[place],
+            spec[where],
             sharex=_sharer(grid, row, column, sharex),
             sharey=_sharer(grid, row, column, sharey),
         )
@@ -105,27 +113,27 @@ def arrange(
     _say_once(figure)
     width, panels_height = figure.get_size_inches()
     is_beside = beside and style.width_in is None and len(handles) > 0
-    top = _add_title(figure, style, title, width) if title else 0.0
-    legend = _add_legend(figure, style, handles, width, is_beside) if handles else None
-    bottom, right = _add_notes(figure, style, notes, width), 0.0
+    top = add_title(figure, style, title, width) if title else 0.0
+    legend = add_legend(figure, style, handles, width, is_beside) if handles else None
+    bottom, right = add_notes(figure, style, notes, width), 0.0
     if legend is not None and is_beside:
-        right = _extent_in(figure, legend)[0] + PAD_IN
-        panels_height = max(panels_height, _extent_in(figure, legend)[1])
+        right = extent_in(figure, legend)[0] + PAD_IN
+        panels_height = max(panels_height, extent_in(figure, legend)[1])
     elif legend is not None:
-        bottom += _extent_in(figure, legend)[1] + PAD_IN
-    _place(figure, legend, width, panels_height, (top, bottom, right))
-    _space_lines(figure, style)
+        bottom += extent_in(figure, legend)[1] + PAD_IN
+    place(figure, legend, width, panels_height, (top, bottom, right))
+    space_lines(figure, style)
     figure.draw_without_rendering()
     for axes in _shown(figure):
         text_fitting.fit(axes)
-    _space_lines(figure, style)  # of ticks that are new
+    space_lines(figure, style)  # of ticks that are new
     figure.draw_without_rendering()
     for axes in _shown(figure):
         text_fitting.make_headroom(axes)
-    missing = _missing_height(figure, style, panels_height)
-    _place(figure, legend, width, panels_height + missing, (top, bottom, right))
+    missing = round(_missing_height(figure, style, panels_height), DIGITS)
+    place(figure, legend, width, panels_height + missing, (top, bottom, right))
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # as it is, whatever format it is written in
+    _keep_positions(figure)
 
 
 def fill_line(axes: Axes) -> Axes:
@@ -134,11 +142,6 @@ def fill_line(axes: Axes) -> Axes:
     assert spec is not None
     axes.set_subplotspec(spec.get_gridspec()[spec.rowspan.start, spec.colspan.start :])
     return axes
-
-
-def note_size() -> float:
-    """Points of numbers beside marks, and of notes, in the style at hand."""
-    return float(plt.rcParams["figure.labelsize"])
 
 
 def _panels_beside(style: FigureStyle, columns: int, narrowest: float, most: int | None) -> int:
@@ -205,85 +208,11 @@ def _say_once(figure: Figure) -> None:
             axes.set_xlabel("")
 
 
-def _space_lines(figure: Figure, style: FigureStyle) -> None:
-    for artist in figure.findobj(Text):
-        assert isinstance(artist, Text)
-        artist.set_linespacing(style.line_spacing)
-
-
-def _add_title(figure: Figure, style: FigureStyle, title: str, width: float) -> float:
-    """The height that it takes."""
-    text = figure.text(
-        0.5, 1.0, title, ha="center", va="top", fontsize=plt.rcParams["figure.titlesize"],
-        gid="title", linespacing=style.line_spacing,
-    )  # fmt: skip
-    text_fitting.wrap(text, (width - 2 * PAD_IN) * figure.dpi)
-    return _extent_in(figure, text)[1] + 2 * PAD_IN
-
-
-def _add_legend(
-    figure: Figure, style: FigureStyle, handles: Sequence[Artist], width: float, beside: bool
-) -> Legend:
-    """As many entries in a line as fit, in as few columns as that takes. Where a long one would
-    have many stand in one column, long ones are broken."""
-    whole = [(columns, 0.9) for columns in range(len(handles), 0, -1)]
-    if len(handles) > MOST_IN_ONE_COLUMN:
-        whole.insert(-1, (2, 1 / 3))
-    for columns, share in [(1, math.inf)] if beside else whole:
-        lines = math.ceil(len(handles) / columns)
-        legend = figure.legend(
-            handles=list(handles), loc="lower left", ncols=math.ceil(len(handles) / lines),
-            borderaxespad=0, borderpad=0.2,
-        )  # fmt: skip
-        for text in legend.get_texts():
-            text.set_linespacing(style.line_spacing)
-            text_fitting.wrap(text, share * width * figure.dpi)
-        if beside or _extent_in(figure, legend)[0] <= width or (columns, share) == whole[-1]:
-            break
-        legend.remove()
-    return legend
-
-
-MOST_IN_ONE_COLUMN = 3
-
-
-def _add_notes(figure: Figure, style: FigureStyle, notes: Sequence[str], width: float) -> float:
-    """The height that the notes take."""
-    if not notes:
-        return 0.0
-    text = figure.text(
-        0.0, 0.0, "\n".join(notes), ha="left", va="bottom", fontsize=note_size(), gid="notes",
-        linespacing=style.line_spacing,
-    )  # fmt: skip
-    text_fitting.wrap(text, (width - 2 * PAD_IN) * figure.dpi)
-    return _extent_in(figure, text)[1] + 2 * PAD_IN
-
-
-def _place(
-    figure: Figure,
-    legend: Legend | None,
-    width: float,
-    panels_height: float,
-    around: tuple[float, float, float],
-) -> None:
-    """Resize the figure for panels of `panels_height` inches with `around` (top, bottom, right)
-    inches about them, and put everything where it belongs."""
-    top, bottom, right = around
-    height = panels_height + top + bottom
-    wide = width + right
-    figure.set_size_inches(wide, height)
-    rect = (0, bottom / height, width / wide, panels_height / height)
-    figure.set_layout_engine("constrained", rect=rect)
-    for text in figure.texts:
-        is_title = text.get_gid() == "title"
-        x = 0.5 * width / wide if is_title else PAD_IN / wide
-        text.set_position((x, 1 - PAD_IN / height if is_title else PAD_IN / height))
-    if legend is not None:
-        own_width, own_height = _extent_in(figure, legend)
-        x, y = (wide - own_width) / 2, bottom - own_height
-        if right:
-            x, y = width + PAD_IN / 2, bottom + (panels_height - own_height) / 2
-        legend.set_loc((x / wide, y / height))
+def _keep_positions(figure: Figure) -> None:
+    """Axes stay where the layout has put them, whatever format they are written in."""
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position([round(each, DIGITS) for each in axes.get_position().bounds])
 
 
 def _missing_height(figure: Figure, style: FigureStyle, panels_height: float) -> float:
@@ -297,9 +226,3 @@ def _missing_height(figure: Figure, style: FigureStyle, panels_height: float) ->
     wanted = max(SMALLEST_AXES_SHARE * panels_height / lines, style.room(LOWEST_AXES_IN), names)
     least = min(axes.get_window_extent().height for axes, _ in placed) / figure.dpi
     return lines * max(0.0, wanted - least)
-
-
-def _extent_in(figure: Figure, artist: Artist) -> tuple[float, float]:
-    """Width and height in inches."""
-    extent = artist.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
-    return extent.width / figure.dpi, extent.height / figure.dpi

@@ -83,6 +83,11 @@ STYLES = {
 }
 
 
+def note_size() -> float:
+    """Points of numbers beside marks, and of notes, in the style at hand."""
+    return float(plt.rcParams["figure.labelsize"])
+
+
 def figure_style(name: str, width: str = "", columns: int = 1) -> FigureStyle:
     """The style `name`, its figures as wide as `columns` of `width`: a page of `PAGE_WIDTHS_IN`
     or inches; empty for the style's own. Raises ConfigError for a width that there is not."""

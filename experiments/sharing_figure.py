@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from experiments.figure_layout import PanelSize, arrange, note_size, subplots
-from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle, note_size
 from experiments.line_panels import memory_note, published, unbound_mark, unbound_notes
 from experiments.plotting import (
     EXPECTED_COLOURS,

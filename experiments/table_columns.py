@@ -150,3 +150,8 @@ SIMULATED_BLOCK = (
     *COUNTS,
 )
 SERVICE_BLOCK = (BATCHED, *TIMES, *COUNTS, SATURATED, EXTRAPOLATED)
+
+BLOCKS = (MEMORY_BLOCK, SIMULATED_BLOCK, SERVICE_BLOCK)
+
+COLUMNS = {column.metric: column for block in BLOCKS for column in block}
+"""Every column, by its metric."""

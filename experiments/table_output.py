@@ -39,22 +39,23 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def to_markdown(tables: Sequence[Table], lines: Sequence[str]) -> str:
-    """All tables with every column, best in bold, and the checks' lines."""
+    """All tables with every column, best in bold, the repetitions (n), and the checks' lines."""
     parts = []
     for table in tables:
-        columns = _all_columns(table)
-        heads = [*table.label_heads, *(c.title for c in columns), ""]
-        rule = [*("---" for _ in table.label_heads), *("---:" for _ in columns), "---"]
+        columns = all_columns(table)
+        heads = [*table.label_heads, *(c.title for c in columns), "n", ""]
+        rule = [*("---" for _ in table.label_heads), *("---:" for _ in columns), "---:", "---"]
         body = [heads, rule]
         for row in table.rows:
-            cells = [_cell(row, column, with_interval=True) for column in columns]
+            cells = [cell_text(row, column, with_interval=True) for column in columns]
             marked = [
                 f"**{text}**" if column.metric in row.best else text
                 for column, text in zip(columns, cells, strict=True)
             ]
-            body.append([*row.labels, *marked, row.error or _remarks(row)])
+            said = (row.error or _remarks(row)).replace("|", "\\|").replace("\n", " ")
+            body.append([*row.labels, *marked, str(row.repetitions), said])
         text = "\n".join("| " + " | ".join(line) + " |" for line in body)
-        notes = "\n".join(f"- {note.strip('†‡ ')}" for note in table.notes)
+        notes = "\n".join(f"- {in_bold(note).strip('†‡ ')}" for note in table.notes)
         parts.append(f"## {table.title}\n\n{text}\n\n{notes}\n")
     if lines:
         parts.append("## Checks\n\n" + "\n".join(f"- {line.strip()}" for line in lines) + "\n")
@@ -65,7 +66,7 @@ def to_csv_rows(tables: Sequence[Table]) -> pd.DataFrame:
     """One line a table row: means, half-widths of 95 % intervals, repetitions, what is best."""
     lines = []
     for table in tables:
-        columns = _all_columns(table)
+        columns = all_columns(table)
         for row in table.rows:
             line: dict[str, object] = {"part": table.part, "workload": table.workload}
             heads = [head.replace(" ", "_") for head in table.label_heads]
@@ -74,11 +75,23 @@ def to_csv_rows(tables: Sequence[Table]) -> pd.DataFrame:
                 value = row.cells[column.metric]
                 line[column.title] = value.mean * column.scale
                 line[f"{column.title} ±"] = value.half_width * column.scale
-            line["repetitions"] = max(value.n for value in row.cells.values())
+            line["pool_tokens"] = row.pool_tokens
+            line["repetitions"] = row.repetitions
             line["best in"] = "; ".join(c.title for c in columns if c.metric in row.best)
             line["note"] = row.error or _remarks(row)
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def in_bold(note: str) -> str:
+    """A table's note where the best is bold, not starred."""
+    return note.replace(": *.", ": bold.")
+
+
+def shown_columns(table: Table) -> list[Column]:
+    """The columns that a terminal shows, in order, each once."""
+    columns = [column for block in table.blocks for column in _shown(table, block)]
+    return list({column.metric: column for column in columns}.values())
 
 
 def _chunks(table: Table, columns: Sequence[Column], console: Console) -> list[list[Column]]:
@@ -140,13 +153,14 @@ def _is_hidden(table: Table, column: Column) -> bool:
             return False
 
 
-def _all_columns(table: Table) -> list[Column]:
+def all_columns(table: Table) -> list[Column]:
+    """The columns that files have, in order, each once."""
     unique = {column.metric: column for block in table.blocks for column in block}
     return list(unique.values())
 
 
 def _marked(row: TableRow, column: Column) -> Text:
-    text = _cell(row, column, with_interval=column.has_interval)
+    text = cell_text(row, column, with_interval=column.has_interval)
     if column.metric == "saturated_share" and not row.is_memory_bound and not row.error:
         text += "†"
     elif column.metric == "normalised_latency_ms" and row.queue_grows:
@@ -156,7 +170,8 @@ def _marked(row: TableRow, column: Column) -> Text:
     return Text(text + " ")
 
 
-def _cell(row: TableRow, column: Column, *, with_interval: bool) -> str:
+def cell_text(row: TableRow, column: Column, *, with_interval: bool) -> str:
+    """A cell's mean, and ± its half-width where it has one; `-` for none."""
     value: Interval = row.cells[column.metric]
     if math.isnan(value.mean):
         return "-"

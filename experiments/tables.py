@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from experiments.provenance import with_device
-from experiments.table_columns import MEMORY_BLOCK, SERVICE_BLOCK, SIMULATED_BLOCK, Column
+from experiments.table_columns import (
+    MEMORY_BLOCK,
+    SATURATED,
+    SERVICE_BLOCK,
+    SIMULATED_BLOCK,
+    Column,
+)
 from harness.measure.metrics import MEMORY_BOUND_SHARE
 from harness.measure.statistics import MIN_REPETITIONS_FOR_INTERVAL, Interval, t_interval
 from harness.runs.jobs import Job
@@ -20,8 +26,8 @@ from harness.runs.varied_settings import short_name, varied_settings
 class TableRow:
     """labels: strategy, pages, and the settings that differ. cells, best: by metric.
 
-    queue_grows: in most repetitions. error: of a failed run, else empty. run_ids: what it is made
-    from.
+    queue_grows: in most repetitions. error: of a failed run, else empty. pool_tokens: NaN where
+    unknown, as of a failed run. run_ids: what it is made from.
     """
 
     labels: tuple[str, ...]
@@ -30,7 +36,13 @@ class TableRow:
     is_memory_bound: bool
     error: str = ""
     queue_grows: bool = False
+    pool_tokens: float = math.nan
     run_ids: tuple[str, ...] = ()
+
+    @property
+    def repetitions(self) -> int:
+        """Of the metric that has most."""
+        return max(cell.n for cell in self.cells.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +60,24 @@ class Table:
 
 MAX_VARIANTS = 3
 
+CONDITIONS = ("workload.", "model.", "executor.", "device.", "kv.memory_fraction", "kv.pool_tokens")
+"""Keys that say what a strategy is up against: rows that differ in one compete for no mark."""
 
-def make_tables(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Table]:
-    """Tables in the rows' order of parts and workloads; `jobs` are where `rows` came from."""
-    rows = _derived(with_device(rows, jobs))
+
+def make_tables(
+    rows: pd.DataFrame, jobs: Sequence[Job], columns: Sequence[Column] = ()
+) -> list[Table]:
+    """Tables in the rows' order of parts and workloads; `jobs` are where `rows` came from.
+
+    columns: in place of those that such runs are compared by.
+    """
+    rows = derived(with_device(rows, jobs))
     groups = rows.groupby(["part", "workload", "executor"], sort=False)
-    return [_table(str(key[0]), str(key[1]), group, jobs) for key, group in groups]
+    return [_table(str(key[0]), str(key[1]), group, jobs, columns) for key, group in groups]
 
 
-def _derived(rows: pd.DataFrame) -> pd.DataFrame:
+def derived(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with tokens_per_step, and per GiB of KV, which no run stores."""
     if "num_steps" not in rows:
         return rows
     per_step = rows["output_tokens"] / rows["num_steps"]
@@ -64,11 +85,15 @@ def _derived(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(tokens_per_step=per_step, tokens_per_step_per_gib=per_step / gib)
 
 
-def _table(part: str, workload: str, group: pd.DataFrame, jobs: Sequence[Job]) -> Table:
+def _table(
+    part: str, workload: str, group: pd.DataFrame, jobs: Sequence[Job], chosen: Sequence[Column]
+) -> Table:
     is_simulated = bool((group["executor"] == "simulated").all())
     has_times = bool((group["cost"] != "constant").all()) if is_simulated else True
     blocks = (MEMORY_BLOCK, SERVICE_BLOCK) if has_times else (SIMULATED_BLOCK,)
-    columns = {column.metric: column for block in blocks for column in block}.values()
+    if chosen:
+        blocks = (tuple(chosen),)
+    columns = {column.metric: column for block in (*blocks, (SATURATED,)) for column in block}
     varied = varied_settings([job for job in jobs if job.run_id in set(group["run_id"])])
     settings = pd.DataFrame(
         {key: group["run_id"].map(values) for key, values in varied.items()}, index=group.index
@@ -76,14 +101,16 @@ def _table(part: str, workload: str, group: pd.DataFrame, jobs: Sequence[Job]) -
     keys = [group["strategy"], group["page_size"], *(settings[key] for key in settings)]
     cells: list[tuple[pd.DataFrame, dict[str, Interval]]] = []
     for _, runs in group.groupby(keys, sort=False, dropna=False):
-        cells.append((runs, {c.metric: _interval(runs, c.metric) for c in columns}))
-    best = _best(columns, [cell for _, cell in cells])
+        cells.append((runs, {metric: _interval(runs, metric) for metric in columns}))
+    conditions = [key for key in settings if key.startswith(CONDITIONS)]
+    places = [tuple(settings.loc[runs.index[0], conditions]) for runs, _ in cells]
+    best = _best(columns.values(), [cell for _, cell in cells], places)
     table_rows = tuple(
         _row(
             runs,
             values,
             tuple(settings.loc[runs.index[0]]),
-            frozenset(c.metric for c in columns if index in best[c.metric]),
+            frozenset(metric for metric in columns if index in best[metric]),
         )
         for index, (runs, values) in enumerate(cells)
     )
@@ -91,7 +118,7 @@ def _table(part: str, workload: str, group: pd.DataFrame, jobs: Sequence[Job]) -
         part,
         workload,
         _title(part, workload, group),
-        _notes(group, table_rows, is_simulated),
+        _notes(group, table_rows, is_simulated, [short_name(key) for key in conditions]),
         ("strategy", "page x pages", *map(short_name, varied)),
         blocks,
         table_rows,
@@ -116,6 +143,7 @@ def _row(
         is_memory_bound=bool(saturated >= MEMORY_BOUND_SHARE),
         error=str(failed.iloc[0]["error"]) if len(failed) else "",
         queue_grows="queue_grows" in runs and bool(runs["queue_grows"].mean() > 0.5),
+        pool_tokens=float(first.get("pool_tokens", math.nan)),
         run_ids=tuple(dict.fromkeys(runs["run_id"])),
     )
 
@@ -127,20 +155,27 @@ def _interval(runs: pd.DataFrame, metric: str) -> Interval:
 
 
 def _best(
-    columns: Iterable[Column], cells: Sequence[Mapping[str, Interval]]
+    columns: Iterable[Column],
+    cells: Sequence[Mapping[str, Interval]],
+    places: Sequence[Hashable],
 ) -> dict[str, set[int]]:
-    """Rows that show the best mean of each column; none where more than half of the rows do."""
+    """Rows that show the best mean of each column among those of the same place; none where more
+    than half of them do."""
     best: dict[str, set[int]] = {}
     for column in columns:
-        means = [column.shown(cell[column.metric].mean) for cell in cells]
-        finite = [mean for mean in means if math.isfinite(mean)]
         best[column.metric] = set()
-        if column.best == "none" or len(finite) < 2:
+        if column.best == "none":
             continue
-        top = max(finite) if column.best == "max" else min(finite)
-        winners = {index for index, mean in enumerate(means) if mean == top}
-        if 2 * len(winners) <= len(finite):
-            best[column.metric] = winners
+        means = [column.shown(cell[column.metric].mean) for cell in cells]
+        for place in dict.fromkeys(places):
+            own = [i for i, each in enumerate(places) if each == place and math.isfinite(means[i])]
+            if len(own) < 2:
+                continue
+            extreme = max if column.best == "max" else min
+            top = extreme(means[index] for index in own)
+            winners = {index for index in own if means[index] == top}
+            if 2 * len(winners) <= len(own):
+                best[column.metric] |= winners
     return best
 
 
@@ -151,12 +186,14 @@ def _title(part: str, workload: str, group: pd.DataFrame) -> str:
     return " · ".join([part, workload, how, *(models if len(models) == 1 else ())])
 
 
-def _notes(group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool) -> tuple[str, ...]:
+def _notes(
+    group: pd.DataFrame, rows: Sequence[TableRow], is_simulated: bool, conditions: Sequence[str]
+) -> tuple[str, ...]:
     complete = group[group["status"] == "complete"]
     notes = []
     if len(complete):
         notes.append(_workload_note(list(complete["workload_description"].unique())))
-        notes.append(_pool_note(complete, rows))
+        notes.append(_pool_note(complete, rows, conditions))
     if "swaps" in complete and (swapping := complete[complete["preemption"] == "swap"]).size:
         missed = int((swapping["preemptions"] - swapping["swaps"]).sum())
         if missed > 0:
@@ -225,13 +262,13 @@ def _workload_note(descriptions: Sequence[str]) -> str:
     return "; ".join(notes)
 
 
-def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow]) -> str:
+def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow], conditions: Sequence[str]) -> str:
     pool = _range(complete["pool_tokens"], ",.0f")
     of_draft = complete["draft_pool_bytes"] / 2**30
     size = f"{_range(complete['pool_bytes'] / 2**30 + of_draft, '.3g')} GiB of KV"
     if of_draft.any():
         size += f", of which a draft model has {_range(of_draft, '.3g')}"
-    counts = [max(cell.n for cell in row.cells.values()) for row in rows if not row.error]
+    counts = [row.repetitions for row in rows if not row.error]
     fewest, most = min(counts), max(counts)
     seeds = f"{fewest}" if fewest == most else f"{fewest}-{most}"
     shown = (
@@ -245,9 +282,10 @@ def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow]) -> str:
         if len(imagined) and complete["memory_fraction"].notna().any()
         else ""
     )
+    alike = f" among rows of the same {', '.join(conditions)}" if conditions else ""
     return (
         f"Pool: {pool} tokens, {size}{device}. Repetitions: {seeds} ({shown}). "
-        "Best mean of a column: *."
+        f"Best mean of a column{alike}: *."
     )
 
 

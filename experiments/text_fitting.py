@@ -98,7 +98,7 @@ def make_headroom(axes: Axes) -> None:
     if share > 1.0:
         low, high = axes.get_ylim()
         raised = low + (high - low) * share if scale == "linear" else low * (high / low) ** share
-        axes.set_ylim(low, raised)
+        axes.set_ylim(low, float(f"{raised:.4g}"))
 
 
 _NAMES = (FixedLocator, StrCategoryLocator)

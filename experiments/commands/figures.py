@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import figures
-from experiments.figure_style import PAGE_WIDTHS_IN, STYLES, figure_style
+from experiments.figure_style import PAGE_WIDTHS_IN, STYLES, FigureStyle, figure_style
 from experiments.redraw import FOLDER, Asked, asked_for, draw_again, latest_studies
 from experiments.stored import NAMES
 from harness.config import ConfigError
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         if output is not None and len(asked) > 1:
             output = output / each.study
         try:
-            total += _draw(each, options, style.width_in, output, console)
+            total += _draw(each, options, style, output, console)
         except ConfigError as error:
             if len(asked) == 1:
                 raise
@@ -59,16 +59,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _draw(
-    asked: Asked, options: argparse.Namespace, width_in: float | None, output: Path | None,
+    asked: Asked, options: argparse.Namespace, style: FigureStyle, output: Path | None,
     console: Console,
 ) -> int:  # fmt: skip
     """Draw a study's figures and say so; how many files."""
-    style = figure_style(options.style, options.width, options.columns)
     drawn = draw_again(asked, options.results_dir, style, _folder_name(options), output)
     study = drawn.study
     number = f"{len(study.jobs)} runs" if len(study.jobs) != 1 else "1 run"
     lacking = f", {study.missing} not stored yet" if study.missing else ""
-    wide = "" if width_in is None else f", {width_in:.2f} in wide"
+    wide = "" if style.width_in is None else f", {style.width_in:.2f} in wide"
     console.print(f"{asked.study}: {', '.join(asked.modules)}, from {number}{lacking}{wide}",
                   highlight=False, markup=False)  # fmt: skip
     if not drawn.paths:

@@ -165,8 +165,9 @@ def _metric_notes(found: Comparison) -> list[str]:
     num_tests = sum(not math.isnan(each.p_value) for each in found.findings)
     if found.findings:
         sizes = sorted({each.change.num_pairs for each in found.findings})
-        size = f"{sizes[0]} pairs" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} pairs"
-        notes.append(f"{size} of the same seed; {num_tests} tests, together at 5 % (Holm).")
+        size = _pairs(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {_pairs(sizes[-1])}"
+        tests = f"; {num_tests} tests, together at 5 % (Holm)" if num_tests else ""
+        notes.append(f"{size} of the same seed{tests}.")
     if any(each.verdict == "too few runs to tell" for each in found.findings):
         notes.append(f"A verdict takes {MIN_PAIRS_FOR_VERDICT} pairs: repetitions=6 or more.")
     if found.is_noisy and found.findings:
@@ -201,8 +202,9 @@ def _ledger_notes(found: Comparison) -> list[str]:
         return ["no pair of the same seed to count in"]
     num_equal = sum(each.num_equal for each in found.counts)
     if num_equal == num_pairs:
-        return [f"equal in all {num_pairs} pairs, in every slot of every step"]
-    notes = [f"equal in {num_equal} of {num_pairs} pairs; slots are means over steps"]
+        in_all = "the only pair" if num_pairs == 1 else f"all {num_pairs} pairs"
+        return [f"equal in {in_all}, in every slot of every step"]
+    notes = [f"equal in {num_equal} of {_pairs(num_pairs)}; slots are means over steps"]
     notes += [_first_difference(each) for each in found.counts if not each.is_equal][:MOST_CELLS]
     if found.is_timed and not found.matching.changes:
         notes.append("timed: what is decided follows the clock where requests arrive by it")
@@ -210,5 +212,9 @@ def _ledger_notes(found: Comparison) -> list[str]:
 
 
 def _first_difference(each: CellCounts) -> str:
-    same = f"; decisions are the same in {each.num_same_decisions} of {each.num_pairs} pairs"
+    same = f"; decisions are the same in {each.num_same_decisions} of {_pairs(each.num_pairs)}"
     return f"{each.cell}: first at {each.first_difference}{same}"
+
+
+def _pairs(count: int) -> str:
+    return "1 pair" if count == 1 else f"{count} pairs"

@@ -37,7 +37,7 @@ def find_side(text: str, results_dir: Path) -> Side:
     if not selected:
         return Side(text, study)
     rows = study.rows[study.rows["run_id"].isin({job.run_id for job in jobs})]
-    return Side(text, study._replace(jobs=jobs, rows=rows.reset_index(drop=True), missing=0))
+    return Side(text, study._replace(jobs=jobs, rows=rows.reset_index(drop=True)))
 
 
 def _full_key(key: str, known: Sequence[dict[str, str]]) -> str:

@@ -19,8 +19,8 @@ from experiments.capacity_figure import (
     ratio_bars,
     with_paper,
 )
-from experiments.figure_layout import PanelSize, arrange, note_size, subplots
-from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle, note_size
 from experiments.line_panels import published, unbound_notes
 from experiments.plotting import jobs_of, save
 from harness.runs.jobs import Job

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.figure_layout import PanelSize, arrange, note_size, subplots
-from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle, note_size
 from experiments.line_panels import PALETTE, Panel, published
 from experiments.plotting import jobs_of, means, save
 from harness.runs.jobs import Job
@@ -80,5 +80,5 @@ def _published_note() -> str:
 def _label(bar: pd.Series) -> str:
     if bar["schedule"] == "mixed_chunked":
         return f"chunked, budget {bar['token_budget']}"
-    return {"mixed_unchunked": "whole prompts, beside decodes", "prefill_first": "prefill first",
+    return {"mixed_unchunked": "whole prompts,\nbeside decodes", "prefill_first": "prefill first",
             "static": "static batches"}.get(bar["schedule"], bar["schedule"])  # fmt: skip

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from experiments.checks import SHARES
-from experiments.figure_layout import PanelSize, arrange, note_size, subplots
-from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle, note_size
 from experiments.line_panels import published
 from experiments.paper.bars import PAPER_CLASSES, PaperBars, paper_class_handles
 from experiments.plotting import (

@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 from rich.text import Text
 
 from experiments.capacity_figure import drawn_memory_note
-from experiments.figure_layout import PanelSize, arrange, note_size, subplots
-from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle, note_size
 from experiments.line_panels import from_zero
 from experiments.paired import (
     PLACEMENT_COLOURS,

@@ -11,8 +11,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from experiments.figure_layout import PanelSize, arrange, note_size, subplots
-from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle, note_size
 from experiments.kv_arithmetic import (
     STRATEGIES,
     KVShape,

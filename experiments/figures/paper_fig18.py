@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import attention_latency
-from experiments.figure_layout import PanelSize, arrange, note_size, subplots
-from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle, note_size
 from experiments.line_panels import from_zero, line_handles, looks_of
 from experiments.paper.page_sizes import (
     LATENCY,

@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from rich.text import Text
 
-from experiments.figure_layout import PanelSize, arrange, note_size, subplots
-from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.figure_layout import PanelSize, arrange, subplots
+from experiments.figure_style import DEFAULT, FigureStyle, note_size
 from experiments.paired import (
     against,
     excludes,

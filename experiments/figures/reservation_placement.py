@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from rich.text import Text
 
-from experiments.figure_layout import PanelSize, arrange, fill_line, note_size, subplots
-from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.figure_layout import PanelSize, arrange, fill_line, subplots
+from experiments.figure_style import DEFAULT, FigureStyle, note_size
 from experiments.line_panels import Panel, from_zero
 from experiments.paired import (
     PLACEMENT_COLOURS,

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from experiments.figure_layout import PanelSize, note_size, subplots
-from experiments.figure_style import FigureStyle
+from experiments.figure_layout import PanelSize, subplots
+from experiments.figure_style import FigureStyle, note_size
 from experiments.plotting import CLASS_COLOURS
 
 PAPER_CLASSES = {

@@ -25,6 +25,7 @@ _REQUEST_COLUMNS = (
     "recomputed_tokens",
     "stalled_s",
 )
+_TIMES = ("repetition", "output_len", "first_scheduled_s", "first_token_s", "finish_s")
 _NOT_METRICS = ["repetition", "seed"]
 
 
@@ -55,14 +56,14 @@ def step_series(run: StoredRun, most: int = keys.MAX_STEPS) -> Series:
 
 def request_table(run: StoredRun, most: int = keys.MAX_REQUESTS) -> pd.DataFrame:
     """A row a request of the first repetition with its latencies, at most `most`, evenly chosen."""
-    requests = with_latencies(_first_repetition(run.frame("requests")))
+    requests = with_latencies(_first_repetition(_requests(run)))
     stride = max(1, -(-len(requests) // most))
     return requests.iloc[::stride][[*_REQUEST_COLUMNS, "queue_ms", *keys.HISTOGRAMS]]
 
 
 def latencies(run: StoredRun) -> dict[str, Floats]:
     """Latencies in ms of the finished requests of all repetitions, by histogram."""
-    requests = with_latencies(run.frame("requests"))
+    requests = with_latencies(_requests(run))
     done = requests[requests["status"] == "finished"]
     values = {key: done[name].to_numpy(np.float64) for name, key in keys.HISTOGRAMS.items()}
     return {key: each[np.isfinite(each)] for key, each in values.items()}
@@ -118,6 +119,13 @@ def _shares(steps: pd.DataFrame, prefix: str, names: Any) -> dict[str, pd.Series
     slots = steps[[prefix + name for name in CLASSES]]
     pool = slots.sum(axis="columns")
     return {names[name]: slots[prefix + name] / pool for name in CLASSES}
+
+
+def _requests(run: StoredRun) -> pd.DataFrame:
+    """Without their tokens, which are most of the file."""
+    columns = [*_REQUEST_COLUMNS, *_TIMES]
+    frame = pd.read_parquet(run.path / "requests.parquet", columns=columns)
+    return frame.sort_values(["repetition", "request_id"], ignore_index=True)
 
 
 def _first_repetition(frame: pd.DataFrame) -> pd.DataFrame:

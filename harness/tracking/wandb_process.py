@@ -1,4 +1,4 @@
-"""python -m harness.tracking.wandb_process: what W&B does, in a process that may be ended.
+"""python -m harness.tracking.wandb_process FILE: what W&B does, in a process that may be ended.
 
 Runs are written to the disk first, which needs no network, and uploaded from there: what an ended
 process leaves is whole runs, and W&B's own `wandb sync` can go on with them.
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.tracking.wandb_content import write_aggregate, write_run
@@ -35,9 +36,9 @@ from harness.tracking.wandb_upload import Upload
 
 
 def main() -> int:
-    """Do the `Upload` that comes in on standard input; 1 if anything is left undone."""
+    """Do the `Upload` in the file that is the argument; 1 if anything is left undone."""
     _die_with_parent()
-    upload: Upload = pickle.load(sys.stdin.buffer)
+    upload: Upload = pickle.loads(Path(sys.argv[1]).read_bytes())
     mode = declared_mode(upload.config) or ("online" if is_logged_in() else "offline")
     _answer(upload, mode, "")
     for name in ("WANDB_RESUME", "WANDB_RUN_ID", "WANDB_SWEEP_ID"):
@@ -46,9 +47,9 @@ def main() -> int:
     os.environ.setdefault("WANDB_DATA_DIR", str(upload.folder / FOLDER))
     wanted = wanted_runs(upload.record, upload.folder)
     errors = [_write(run, upload) for run in unwritten(wanted, upload.folder, upload.config)]
-    error = next(filter(None, errors), "")
     if mode == "online":
-        error = error or _sync(not_uploaded(wanted, upload.folder, upload.config), upload)
+        errors.append(_sync(not_uploaded(wanted, upload.folder, upload.config), upload))
+    error = next(filter(None, errors), "")
     _answer(upload, mode, error)
     return 1 if error else 0
 
@@ -57,7 +58,7 @@ def _write(run: WantedRun, upload: Upload) -> str:
     """One W&B run to disk; the error that kept it from there, or an empty text."""
     folder, config = upload.folder, upload.config
     try:
-        remove_superseded(run.wandb_id, folder)
+        remove_superseded(run.wandb_id, folder, config)
         if run.run is None:
             path = write_aggregate(run, upload.record, folder, upload.paths, config)
         else:

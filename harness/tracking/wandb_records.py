@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -100,17 +101,12 @@ def wanted_runs(record: StudyRecord, folder: Path) -> list[WantedRun]:
 
 def written_runs(folder: Path, config: TrackingConfig) -> dict[str, WrittenRun]:
     """By id, the W&B runs of this project that were written whole, as they were written last."""
-    try:
-        lines = _list(folder).read_text().splitlines()
-    except FileNotFoundError:
-        return {}
-    entries = map(_entry, lines)
     return {
         entry["wandb_id"]: WrittenRun(
             entry["wandb_id"], entry["digest"], folder / entry["path"], entry["uploaded"]
         )
-        for entry in entries
-        if (entry.get("entity"), entry.get("project")) == (config.entity, config.project)
+        for entry in _entries(folder)
+        if _is_of(entry, config)
     }
 
 
@@ -149,10 +145,13 @@ def remember(run: WrittenRun, folder: Path, config: TrackingConfig) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
-def remove_superseded(wandb_id: str, folder: Path) -> None:
-    """Delete what was written under this id and not uploaded: cut off, or of an earlier state."""
-    for log in (folder / FOLDER).glob(f"*/run-{wandb_id}.wandb"):
-        if not log.with_suffix(".wandb.synced").exists():
+def remove_superseded(wandb_id: str, folder: Path, config: TrackingConfig) -> None:
+    """Delete what was written under this id and not uploaded: cut off, or of an earlier state.
+    What is for another project stays."""
+    entries = _entries(folder)
+    others = {folder / entry["path"] for entry in entries if not _is_of(entry, config)}
+    for log in (folder / FOLDER).glob(f"offline-run-*/run-{wandb_id}.wandb"):
+        if not log.with_suffix(".wandb.synced").exists() and log.parent not in others:
             shutil.rmtree(log.parent, ignore_errors=True)
 
 
@@ -160,12 +159,20 @@ def _list(folder: Path) -> Path:
     return folder / FOLDER / "written.jsonl"
 
 
-def _entry(line: str) -> dict[str, Any]:
+def _entries(folder: Path) -> list[dict[str, Any]]:
     try:
-        entry: dict[str, Any] = json.loads(line)
-    except ValueError:  # cut off by a full disk or a kill: written again
-        return {}
-    return entry
+        lines = _list(folder).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    entries = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # cut off by a full disk or a kill: written again
+            entries.append(json.loads(line))
+    return entries
+
+
+def _is_of(entry: Mapping[str, Any], config: TrackingConfig) -> bool:
+    return (entry["entity"], entry["project"]) == (config.entity, config.project)
 
 
 def _digest(content: bytes) -> str:

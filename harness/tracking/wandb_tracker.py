@@ -29,4 +29,7 @@ class WandbTracker:
     def conclude(
         self, record: StudyRecord, folder: Path, paths: Sequence[Path], tell: Tell
     ) -> None:
-        upload_study(record, folder, paths, self._config, tell)
+        try:
+            upload_study(record, folder, paths, self._config, tell)
+        except OSError as error:
+            tell(f"warning: W&B: nothing logged: {error}")

@@ -31,7 +31,7 @@ _LOOK_AGAIN_S = 0.2
 
 
 class Upload(NamedTuple):
-    """What the process is told, on its standard input, pickled.
+    """What the process is told, in a file, pickled: a pipe would block where nobody reads it.
 
     folder: of the experiment. paths: tables and figures of the study. answer: where the process
     leaves a JSON object, {"mode": "online" | "offline", "error": text}.
@@ -63,33 +63,32 @@ def upload_study(
     if not todo and (mode == "offline" or not not_uploaded(wanted, folder, config)):
         tell(f"W&B: all {len(wanted)} runs of {group_name(record)} are there already")
         return True
-    tell(f"W&B: {group_name(record)}: {todo} of {len(wanted)} runs are not written yet")
+    tell(f"W&B: logging {group_name(record)}: {todo} of {len(wanted)} runs to write")
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        answer = Path(scratch) / "answer.json"
+        told, answer = Path(scratch) / "upload.pickle", Path(scratch) / "answer.json"
         upload = Upload(record, folder, tuple(p.resolve() for p in paths), config, answer)
-        ended = _run(upload, folder / FOLDER / "log.txt")
+        told.write_bytes(pickle.dumps(upload))
+        ended = _run(told, folder / FOLDER / "log.txt", config.timeout_s)
         said = json.loads(answer.read_text()) if answer.exists() else {}
     line, is_whole = _outcome(upload, wanted, ended, said)
     tell(line)
     return is_whole
 
 
-def _run(upload: Upload, log: Path) -> str:
+def _run(told: Path, log: Path, limit_s: float) -> str:
     """Have it done; why it ended early, or an empty text."""
-    limit_s = upload.config.timeout_s
     deadline = time.monotonic() + limit_s
     seen: set[psutil.Process] = set()
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "harness.tracking.wandb_process"],
-            stdin=subprocess.PIPE,
+            [sys.executable, "-m", "harness.tracking.wandb_process", str(told)],
+            stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for this process, which then ends that one
         )
         try:
-            _tell(process, upload)
             while time.monotonic() < deadline:
                 seen |= _descendants(process.pid)
                 try:
@@ -102,15 +101,6 @@ def _run(upload: Upload, log: Path) -> str:
             return "it was interrupted"
         finally:
             _end(process, seen)
-
-
-def _tell(process: subprocess.Popen[bytes], upload: Upload) -> None:
-    assert process.stdin is not None
-    try:
-        process.stdin.write(pickle.dumps(upload))
-        process.stdin.close()
-    except OSError:
-        return  # it is gone: its exit code says so
 
 
 def _descendants(pid: int) -> set[psutil.Process]:
@@ -150,10 +140,9 @@ def _outcome(
         return f"W&B: uploaded to {entity}{config.project}", True
     why = (said.get("error") or ended or "W&B did not take all").rstrip(".")
     again = f"python -m experiments track {folder}@{upload.record.study_id}"
-    counts = [f"{missing} not written"] * bool(missing) + [f"{waiting} not uploaded"] * bool(
-        waiting
-    )
+    counts = {"not written": missing, "not uploaded": waiting}
+    lacking = " and ".join(f"{count} {what}" for what, count in counts.items() if count)
     return (
-        f"warning: W&B: of {len(wanted)} runs, {' and '.join(counts)}: {why}. The results are not "
+        f"warning: W&B: of {len(wanted)} runs, {lacking}: {why}. The results are not "
         f"touched by this. Later: {again} (details: {logs / 'log.txt'})"
     ), False

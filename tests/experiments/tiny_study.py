@@ -16,6 +16,7 @@ from rich.console import Console
 from harness.compose import compose_study, hydra_session, parse_command
 from harness.runs.jobs import Job
 from harness.runs.planning import plan_study
+from harness.runs.study_record import RecordedRun, StudyRecord, now, write_study
 
 TINY = (
     "executor=simulated",
@@ -48,6 +49,19 @@ def plan(folder: Path, *arguments: str) -> tuple[list[Job], Sequence[str]]:
         console = Console(file=io.StringIO())
         plan = plan_study(study, command, folder / study.name, console)
         return plan.jobs, study.figures
+
+
+def record(study: Study, figures: Sequence[str] | None = None) -> Path:
+    """Record a tiny study beside its runs, as a command does; its results folder. figures: in
+    place of its experiment's."""
+    runs = [RecordedRun(job.run_id, job.part, job.label, job.search) for job in study.jobs]
+    names = tuple(study.figures if figures is None else figures)
+    name = study.folder.name
+    written = StudyRecord(
+        "0123456789ab", name, "?", "quick", (f"experiment={name}",), names, now(), tuple(runs)
+    )
+    write_study(written, study.folder)
+    return study.folder.parent
 
 
 def check_files(paths: list[Path], name: str) -> pd.DataFrame:

@@ -17,6 +17,17 @@ from harness.measure.environment import capture_environment
 from harness.runs.store import RunRecord, RunStore
 from harness.runs.study import run_study
 from harness.runs.study_record import RecordedRun, StudyRecord
+from harness.tracking import wandb_upload
+from harness.tracking.wandb_records import (
+    FOLDER,
+    WrittenRun,
+    not_uploaded,
+    remember,
+    remove_superseded,
+    unwritten,
+    wanted_runs,
+)
+from harness.tracking.wandb_tracker import WandbTracker
 from harness.tracking.wandb_upload import upload_study
 
 STARTS_A_SERVICE = """
@@ -96,6 +107,38 @@ def test_what_wandb_says_is_told(fake_wandb, study):
     assert not upload_study(*study, [], TrackingConfig("wandb", mode="offline"), lines.append)
     assert "2 not written: a run: OSError: no space left for W&B" in lines[-1]
     assert "Traceback" in (study[1] / "wandb" / "log.txt").read_text()
+
+
+def test_a_full_disk_is_a_warning(study, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(wandb_upload, "_run", full)
+    lines: list[str] = []
+    WandbTracker(TrackingConfig("wandb")).conclude(*study, [], lines.append)
+    assert lines[-1] == "warning: W&B: nothing logged: [Errno 28] No space left on device"
+
+
+def test_a_project_s_runs_are_not_another_s(study, tmp_path):
+    record, folder = study
+    ours, theirs = TrackingConfig("wandb", project="ours"), TrackingConfig("wandb", project="other")
+    (wanted, aggregate) = wanted_runs(record, folder)
+    written = {}
+    for name, config in (("a", ours), ("b", theirs), ("c", ours)):
+        path = folder / FOLDER / f"offline-run-{name}"
+        path.mkdir(parents=True)
+        (path / f"run-{wanted.wandb_id}.wandb").touch()
+        written[name] = path
+        remember(WrittenRun(wanted.wandb_id, wanted.digest, path, False), folder, config)
+    assert unwritten([wanted, aggregate], folder, ours) == [aggregate]
+    assert not_uploaded([wanted], folder, ours)[0].path == written["c"]
+    (written["c"] / f"run-{wanted.wandb_id}.wandb.synced").touch()
+    assert not_uploaded([wanted], folder, ours) == []
+    remove_superseded(wanted.wandb_id, folder, ours)
+    assert [path.exists() for path in written.values()] == [False, True, True]
+    assert unwritten([wanted], folder, theirs) == []
+    remove_superseded(wanted.wandb_id, folder, theirs)
+    assert not written["b"].exists() and unwritten([wanted], folder, theirs) == [wanted]
 
 
 def test_disabled_logs_nothing(study, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -281,14 +282,14 @@ def test_without_a_network_the_runs_stay_to_be_uploaded(
 def test_an_upload_that_hangs_is_ended(sweeps: Sweeps, online: Callable[[str], None]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         online(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        before = set(psutil.pids())
         is_whole, said = upload_again(sweeps, timeout_s=15)
         silent.setblocking(False)
         num_asked = len([silent.accept() for _ in range(2)])
     assert num_asked == 2  # whether anybody is there, and then W&B itself
     assert not is_whole and "2 not uploaded: it was ended after 15 s" in said
-    left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
-    assert not any("wandb" in " ".join(p.info["cmdline"] or []) for p in left)
+    # which all that was started for it has in its environment
+    environments = [each.info["environ"] or {} for each in psutil.process_iter(["environ"])]
+    assert os.environ["WANDB_BASE_URL"] not in [each.get("WANDB_BASE_URL") for each in environments]
 
 
 def test_an_upload_brings_all_and_is_not_repeated(
