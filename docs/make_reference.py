@@ -67,11 +67,18 @@ def run(reference: Reference) -> bool:
         return False
     print(f"({reference.name}: {time.perf_counter() - started:.0f} s)\n", flush=True)
     study_id = find_results(reference).record.study_id if reference.study else ""
-    if "already stored" not in output or study_id != earlier.get("study_id"):
-        _transcript(reference).write_text(output)
+    if "already stored" in output and study_id == earlier.get("study_id"):
+        output = with_head_of(_transcript(reference).read_text(), output)
+    _transcript(reference).write_text(output)
     record = {"study_id": study_id, "environment": environment}
     _record_path(reference).write_text(json.dumps(record, indent=1) + "\n")
     return True
+
+
+def with_head_of(earlier: str, output: str) -> str:
+    """What was printed when the runs were made, up to the first blank line, then the tables that
+    `output`, of a command that found all runs stored, has of them."""
+    return "\n\n".join([earlier.partition("\n\n")[0], output.partition("\n\n")[2]])
 
 
 def keep(reference: Reference) -> None:

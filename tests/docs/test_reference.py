@@ -200,6 +200,13 @@ def test_a_command_is_run_once_a_revision_and_kept_when_it_went_well(tmp_path, m
     assert "bad: exit status 3" in capfd.readouterr().err
 
 
+def test_a_command_that_finds_its_runs_stored_shows_how_they_were_made():
+    earlier = "3 runs; 2 min to go\n[1/3] paged\n\nan old table\n"
+    output = "3 runs, 3 already stored\n\na table\n\nchecks\n"
+    shown = make_reference.with_head_of(earlier, output)
+    assert shown == "3 runs; 2 min to go\n[1/3] paged\n\na table\n\nchecks\n"
+
+
 def wrong_tables(folder: Path) -> list[str]:
     """What in an exported study does not follow from its rows and configs."""
     study = find_study(str(folder), Path("elsewhere"))
