@@ -33,7 +33,7 @@ def reporting(task: Callable[[], int]) -> int:
         return 1
     except Interrupted as interruption:
         print(f"\n{interruption}", file=sys.stderr)
-        return EXIT_STATUS
+        return interruption.status
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from what is stored", file=sys.stderr)
         return EXIT_STATUS

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first one ends a command in good order, a second one at once."""
+"""Ctrl-C, or a batch system's SIGTERM: the first ends a command in good order, a second at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ EXIT_STATUS = 130
 
 
 class Interrupted(KeyboardInterrupt):
-    """A command that was ended by Ctrl-C; the text says what is stored and how to go on."""
+    """A command that was ended by a signal; the text says what is stored and how to go on.
+    status: to exit with, as a shell counts it."""
+
+    def __init__(self, message: str, status: int = EXIT_STATUS) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Terminated(KeyboardInterrupt):
+    """By SIGTERM."""
 
 
 def go_on(module: str, arguments: Sequence[str]) -> str:
@@ -39,29 +48,36 @@ def what_is_left(
 
 @contextmanager
 def resumable(message: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C within it is raised as Interrupted with `message()`, once what was at work has been
-    ended; where another Ctrl-C comes before that, this process and all below it end at once.
+    """Ctrl-C or SIGTERM within it is raised as Interrupted with `message()`, once what was at work
+    has been ended; where another comes before that, this process and all below it end at once.
     """
     handler = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or handler is not signal.default_int_handler:
         yield  # ignored, or somebody else's
         return
+    terminate = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGINT, _first)
+    if terminate is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _first)
     try:
         yield
+    except _Terminated:
+        raise Interrupted(message(), 128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
         raise Interrupted(message()) from None
     finally:
         signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def _first(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGINT, _second)
-    raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, _second)
+    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def _second(number: int, frame: FrameType | None) -> None:
     for child in psutil.Process().children(recursive=True):
         child.kill()
-    os._exit(EXIT_STATUS)
+    os._exit(128 + number)

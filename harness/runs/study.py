@@ -58,8 +58,11 @@ def run_study(command: Command, console: Console) -> int:
         _record(study, command, plan, folder)
         RunStore(folder).remove_partial()
         repeated = go_on("harness", command.arguments)
-        num_left, open_ended = display.num_left, bool(plan.searches)
-        return what_is_left(display.num_stored, num_left, repeated, at_least=open_ended)
+        left = len(
+            pending_jobs(plan.jobs)
+        )  # not the display's: the last may be stored, yet unheard of
+        stored = len(plan.jobs) - left
+        return what_is_left(stored, left, repeated, at_least=bool(plan.searches))
 
     with resumable(interrupted):
         try:

@@ -106,12 +106,16 @@ def test_after_kill_9_the_same_command_completes_and_repeats_nothing(running, tm
     assert not list((tmp_path / "results" / "single").glob(".*"))
 
 
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(running, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "sigterm"])
+def test_a_signal_ends_it_in_good_order_and_it_says_how_to_go_on(running, tmp_path, number):
     children = psutil.Process(running.pid).children(recursive=True)
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to parent and children
+    if number == signal.SIGINT:
+        os.killpg(running.pid, number)  # as a terminal does: to parent and children
+    else:
+        running.send_signal(number)
     _, err = running.communicate(timeout=LIMIT_S)
-    assert running.returncode == 130
-    assert not any(child.is_running() and child.status() != "zombie" for child in children)
+    assert running.returncode == 128 + number, err
+    until(lambda: not any(c.is_running() and c.status() != "zombie" for c in children))
     assert not list((tmp_path / "results" / "single").glob(".*")), "a half-written run is left"
     before = stored(tmp_path)
     said = re.fullmatch(
