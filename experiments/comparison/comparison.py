@@ -101,16 +101,17 @@ def compare(
     Raises ConfigError for a name that is no metric.
     """
     matching = match(before.study.jobs, after.study.jobs)
-    cells = {
-        cell.name: (_rows(cell.before, before.study), _rows(cell.after, after.study))
+    rows = [
+        (_rows(cell.before, before.study), _rows(cell.after, after.study))
         for cell in matching.cells
-    }
-    complete = {name: (_complete(left), _complete(right)) for name, (left, right) in cells.items()}
+    ]
+    complete = [(_complete(left), _complete(right)) for left, right in rows]
+    by_name = {cell.name: sides for cell, sides in zip(matching.cells, complete, strict=True)}
     is_timed = any(job.is_timed for job in (*before.study.jobs, *after.study.jobs))
     is_noisy = is_timed and not _take_turns(before.study, after.study)
     has_slo = any(_has_slo(job) for job in (*before.study.jobs, *after.study.jobs))
-    rows = [before.study.rows, after.study.rows]
-    family = pairs_of(complete, chosen(metrics, rows, has_slo=has_slo))
+    all_rows = [before.study.rows, after.study.rows]
+    family = pairs_of(by_name, chosen(metrics, all_rows, has_slo=has_slo))
     ids = [{job.run_id for job in side.study.jobs} for side in (before, after)]
     return Comparison(
         before,
@@ -118,10 +119,10 @@ def compare(
         matching,
         surroundings(before.study.jobs, after.study.jobs),
         tuple(findings(family, is_noisy=is_noisy)),
-        tuple(count(cell, *complete[cell.name]) for cell in matching.cells)
+        tuple(count(cell, *sides) for cell, sides in zip(matching.cells, complete, strict=True))
         if _have_steps(before, after)
         else (),
-        tuple(_outcomes(matching.cells, cells)),
+        tuple(_outcomes(matching.cells, rows)),
         threshold,
         is_timed,
         is_noisy,
@@ -157,11 +158,11 @@ def _take_turns(before: StoredStudy, after: StoredStudy) -> bool:
 
 
 def _outcomes(
-    cells: Sequence[Cell], rows: dict[str, tuple[pd.DataFrame, pd.DataFrame]]
+    cells: Sequence[Cell], rows: Sequence[tuple[pd.DataFrame, pd.DataFrame]]
 ) -> list[Outcome]:
     found = []
-    for cell in cells:
-        left, right = (_status_by_seed(each) for each in rows[cell.name])
+    for cell, sides in zip(cells, rows, strict=True):
+        left, right = (_status_by_seed(each) for each in sides)
         for seed in sorted(left.keys() & right.keys()):
             (one, _), (other, error) = left[seed], right[seed]
             if (one == "complete") != (other == "complete"):

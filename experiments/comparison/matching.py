@@ -56,18 +56,17 @@ def match(before: Sequence[Job], after: Sequence[Job]) -> Matching:
     keys = _matching_keys(first, second)
     left = {_values(group, keys): group for group in first}
     right = {_values(group, keys): group for group in second}
+    names = _names(keys, left, right)
     shared = [values for values in left if values in right]
-    cells, differences = [], []
-    for values in shared:
-        one, other = left[values], right[values]
-        name = _name(keys, (one, other))
-        cells.append(Cell(name, one.jobs, other.jobs))
-        differences.append((name, _differences(one.settings, other.settings)))
+    cells = [Cell(names[each], left[each].jobs, right[each].jobs) for each in shared]
+    differences = [
+        (names[each], _differences(left[each].settings, right[each].settings)) for each in shared
+    ]
     return Matching(
         tuple(cells),
         tuple(_changes(differences)),
-        tuple(_name(keys, (left[values],)) for values in left if values not in right),
-        tuple(_name(keys, (right[values],)) for values in right if values not in left),
+        tuple(names[values] for values in left if values not in right),
+        tuple(names[values] for values in right if values not in left),
     )
 
 
@@ -125,6 +124,33 @@ def _num_shared(first: Sequence[_Group], second: Sequence[_Group], keys: Sequenc
 
 def _values(group: _Group, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(group.settings.get(key, "-") for key in keys)
+
+
+_Values = tuple[str, ...]
+"""A cell's, of the keys that cells are paired by."""
+
+
+def _names(
+    keys: Sequence[str], left: Mapping[_Values, _Group], right: Mapping[_Values, _Group]
+) -> dict[_Values, str]:
+    """No two cells have the same: what short names leave out is added where they would."""
+    by_name: dict[str, list[_Values]] = {}
+    for values in dict.fromkeys([*left, *right]):
+        groups = [side[values] for side in (left, right) if values in side]
+        by_name.setdefault(_name(keys, groups), []).append(values)
+    found = {}
+    for name, alike in by_name.items():
+        varying = [index for index in range(len(keys)) if len({each[index] for each in alike}) > 1]
+        for values in alike:
+            added = [f"{_word(keys, index)} {values[index]}" for index in varying]
+            found[values] = " · ".join(filter(None, [name, *added]))
+    return found
+
+
+def _word(keys: Sequence[str], index: int) -> str:
+    """A key as short as no other of `keys`."""
+    short = short_name(keys[index])
+    return short if [short_name(key) for key in keys].count(short) == 1 else keys[index]
 
 
 def _name(keys: Sequence[str], groups: Sequence[_Group]) -> str:

@@ -150,6 +150,16 @@ def test_two_parts_of_one_command_are_compared_as_two_commands_are(results: Path
     assert [job.config.allocator.name for job in alone.study.jobs] == ["paged"]
 
 
+def test_two_fits_each_with_two_estimates_are_compared(tmp_path: Path) -> None:
+    words = ("kv.page_size=16", "kv.pool_tokens=160", "repetitions=2")
+    estimates = "allocator.expected=max,pow2"
+    run(tmp_path, "allocator=contiguous", "allocator.fit=buddy,first_fit", estimates, *words)
+    both = [f"single:allocator.options.fit={fit}" for fit in ("buddy", "first_fit")]
+    found = compared(tmp_path, *both)
+    assert len({each.cell for each in found.counts}) == 2
+    assert all(each.num_pairs == 2 for each in found.counts)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -232,6 +242,23 @@ def test_an_option_of_one_strategy_that_changed_keeps_its_cell(jobs_of: Jobs) ->
         ("allocator.options.fit", "buddy", "first_fit", ("contiguous",)),
         ("allocator.expected", "max", "oracle", ("contiguous",)),
     }
+
+
+def test_cells_that_an_unnamed_setting_tells_apart_have_names_of_their_own(jobs_of: Jobs) -> None:
+    def contiguous(fit: str) -> list[Job]:
+        words = ["allocator=contiguous", f"allocator.fit={fit}"]
+        return jobs_of(*([*words, f"allocator.expected={each}"] for each in ("max", "pow2")))
+
+    found = match(contiguous("buddy"), contiguous("first_fit"))
+    assert {cell.name for cell in found.cells} == {
+        "contiguous · expected max", "contiguous · expected pow2"
+    }  # fmt: skip
+    first, second = (
+        jobs_of(*([f"allocator={name}", f"allocator.expected={each}"] for each in ("none", "max")))
+        for name in ("paged_cow", "paged")
+    )
+    names = [cell.name for cell in match(first, second).cells]
+    assert len(set(names)) == len(names) == 2
 
 
 def test_single_runs_are_compared_whatever_they_are(jobs_of: Jobs) -> None:
