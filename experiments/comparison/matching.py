@@ -71,9 +71,14 @@ def match(before: Sequence[Job], after: Sequence[Job]) -> Matching:
 
 
 def settings_of(job: Job) -> dict[str, str]:
-    """What tells a run's cell from others, by dotted key; a named model stands for its keys."""
+    """What tells a run's cell from others, by dotted key as the command line has it: an option of
+    the allocator stands in `allocator`, beside its name."""
     values: dict[str, Any] = effective_settings(job.config)
-    return {key: as_text(value) for key, value in values.items() if key not in _NOT_SETTINGS}
+    return {
+        key.replace("allocator.options.", "allocator."): as_text(value)
+        for key, value in values.items()
+        if key not in _NOT_SETTINGS
+    }
 
 
 def _groups(jobs: Iterable[Job]) -> list[_Group]:

@@ -150,12 +150,21 @@ def test_two_parts_of_one_command_are_compared_as_two_commands_are(results: Path
     assert [job.config.allocator.name for job in alone.study.jobs] == ["paged"]
 
 
+@pytest.mark.parametrize("key", ["allocator.fit", "allocator.options.fit"])
+def test_a_key_that_not_every_allocator_has_is_taken_as_it_is_typed(
+    results: Path, key: str
+) -> None:
+    found = find_side(f"page4/single:{key}=buddy", results)
+    assert [job.config.allocator.name for job in found.study.jobs] == ["contiguous"]
+
+
 def test_two_fits_each_with_two_estimates_are_compared(tmp_path: Path) -> None:
     words = ("kv.page_size=16", "kv.pool_tokens=160", "repetitions=2")
     estimates = "allocator.expected=max,pow2"
     run(tmp_path, "allocator=contiguous", "allocator.fit=buddy,first_fit", estimates, *words)
-    both = [f"single:allocator.options.fit={fit}" for fit in ("buddy", "first_fit")]
+    both = [f"single:allocator.fit={fit}" for fit in ("buddy", "first_fit")]
     found = compared(tmp_path, *both)
+    assert [each.key for each in found.matching.changes] == ["allocator.fit"]
     assert len({each.cell for each in found.counts}) == 2
     assert all(each.num_pairs == 2 for each in found.counts)
 
@@ -239,7 +248,7 @@ def test_an_option_of_one_strategy_that_changed_keeps_its_cell(jobs_of: Jobs) ->
     assert [cell.name for cell in found.cells] == ["contiguous", "paged", "paged_cow"]
     changes = {(each.key, each.before, each.after, each.cells) for each in found.changes}
     assert changes == {
-        ("allocator.options.fit", "buddy", "first_fit", ("contiguous",)),
+        ("allocator.fit", "buddy", "first_fit", ("contiguous",)),
         ("allocator.expected", "max", "oracle", ("contiguous",)),
     }
 
