@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -40,6 +40,14 @@ class Outcome(NamedTuple):
         return self.status_before == "complete"
 
 
+class Unpaired(NamedTuple):
+    """Seeds of one cell that one study alone has. is_lacking: the first one, so B lacks them."""
+
+    cell: str
+    seeds: tuple[int, ...]
+    is_lacking: bool
+
+
 class Comparison(NamedTuple):
     """threshold: relative difference that a metric must exceed to count. is_timed: figures are wall
     times. is_noisy: and not of one command, which would have interleaved them. same_addresses: of
@@ -52,6 +60,7 @@ class Comparison(NamedTuple):
     findings: tuple[Finding, ...]
     counts: tuple[CellCounts, ...]
     outcomes: tuple[Outcome, ...]
+    unpaired: tuple[Unpaired, ...]
     threshold: float
     is_timed: bool
     is_noisy: bool
@@ -84,12 +93,21 @@ class Comparison(NamedTuple):
             return WORSE
         if exact and (not self.are_counts_equal or not self._is_whole()):
             return WORSE
+        if self.lacking:
+            return CANNOT_TELL
         verdicts = {each.verdict for each in self.findings} - {"equal"}
         is_told = bool(self.findings) and verdicts != {"too few runs to tell"}
         return NO_DIFFERENCE if is_told else CANNOT_TELL
 
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Cells and seeds of the first study that the second lacks, in words."""
+        seeds = (f"{seeds_in_words(e.seeds)} of {e.cell}" for e in self.unpaired if e.is_lacking)
+        return (*self.matching.only_before, *seeds)
+
     def _is_whole(self) -> bool:
-        return not self.matching.only_before and not self.matching.only_after
+        matching = self.matching
+        return not (matching.only_before or matching.only_after or self.unpaired)
 
 
 def compare(
@@ -123,11 +141,17 @@ def compare(
         if _have_steps(before, after)
         else (),
         tuple(_outcomes(matching.cells, rows)),
+        tuple(_unpaired(matching.cells, rows)),
         threshold,
         is_timed,
         is_noisy,
         ids[0] == ids[1],
     )
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """`seed 3`, `seeds 3, 4`."""
+    return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
 
 
 def _have_steps(before: Side, after: Side) -> bool:
@@ -168,6 +192,16 @@ def _outcomes(
             if (one == "complete") != (other == "complete"):
                 found.append(Outcome(cell.name, seed, one, other, error or left[seed][1]))
     return found
+
+
+def _unpaired(
+    cells: Sequence[Cell], rows: Sequence[tuple[pd.DataFrame, pd.DataFrame]]
+) -> Iterator[Unpaired]:
+    for cell, sides in zip(cells, rows, strict=True):
+        left, right = ({int(seed) for seed in each["seed"]} for each in sides)
+        for seeds, is_lacking in ((left - right, True), (right - left, False)):
+            if seeds:
+                yield Unpaired(cell.name, tuple(sorted(seeds)), is_lacking)
 
 
 def _status_by_seed(rows: pd.DataFrame) -> dict[int, tuple[str, str]]:

@@ -18,6 +18,8 @@ import harness.runs.study
 from experiments.commands import compare as command
 from experiments.comparison.comparison import Comparison, compare
 from experiments.comparison.matching import match
+from experiments.comparison.output import answer
+from experiments.comparison.sections import sections
 from experiments.comparison.selection import find_side
 from harness.compose import Composer, hydra_session, parse_command
 from harness.config import ConfigError
@@ -207,6 +209,22 @@ def test_without_common_seeds_or_with_few_nothing_can_be_told(results: Path) -> 
     found = compare(before, after._replace(study=few))
     assert "too few runs to tell" in verdicts(found).values()
     assert found.exit_status(exact=False) == 3
+
+
+def test_what_b_lacks_is_named_and_leaves_it_open(results: Path) -> None:
+    whole, other = (find_side(f"{name}/single", results) for name in ("page4", "again"))
+    rows = other.study.rows
+    fewer = other._replace(study=other.study._replace(rows=rows[rows["seed"] != 3]))
+    paged = find_side("again/single:allocator=paged", results)
+    for part, says in ((fewer, "seed 3 of paged"), (paged, "contiguous buddy max")):
+        found = compare(whole, part)
+        assert found.exit_status(exact=False) == 3
+        assert f"B lacks {says}" in answer(found) or f", {says}" in answer(found)
+        (listed,) = [each for each in sections(found) if each.title == "Not compared"]
+        assert all(row[1] == "A alone" for row in listed.rows)
+        back = compare(part, whole)
+        assert (back.exit_status(exact=False), back.exit_status(exact=True)) == (0, 1)
+        assert "lacks" not in answer(back)
 
 
 Jobs = Callable[..., list[Job]]
