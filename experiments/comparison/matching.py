@@ -32,10 +32,14 @@ class Change(NamedTuple):
 
 
 class Matching(NamedTuple):
-    """only_before, only_after: names of cells that the other study lacks."""
+    """changes: of settings. sampling: of seeds and repetitions, which run ids tell apart, too.
+    other_ids: runs of equal cell, seed and repetitions that have other run ids. only_before, only_after: names of cells that the other study
+    lacks."""
 
     cells: tuple[Cell, ...]
     changes: tuple[Change, ...]
+    sampling: tuple[Change, ...]
+    other_ids: bool
     only_before: tuple[str, ...]
     only_after: tuple[str, ...]
 
@@ -65,6 +69,8 @@ def match(before: Sequence[Job], after: Sequence[Job]) -> Matching:
     return Matching(
         tuple(cells),
         tuple(_changes(differences)),
+        tuple(_changes([(cell.name, _sampling(cell)) for cell in cells])),
+        any(_have_other_ids(cell) for cell in cells),
         tuple(names[values] for values in left if values not in right),
         tuple(names[values] for values in right if values not in left),
     )
@@ -181,6 +187,24 @@ def _differences(before: Settings, after: Settings) -> list[tuple[str, str, str]
     if "model.name" in keys:
         keys = [key for key in keys if not key.startswith("model.") or key == "model.name"]
     return [(key, before.get(key, "-"), after.get(key, "-")) for key in keys]
+
+
+def _sampling(cell: Cell) -> list[tuple[str, str, str]]:
+    found = []
+    for key in _NOT_SETTINGS:
+        sides = [sorted({getattr(job.config, key) for job in jobs}) for jobs in cell[1:]]
+        if sides[0] != sides[1]:
+            before, after = (", ".join(map(str, values)) for values in sides)
+            found.append((key, before, after))
+    return found
+
+
+def _have_other_ids(cell: Cell) -> bool:
+    left, right = (
+        {(job.config.seed, job.config.repetitions): job.run_id for job in jobs}
+        for jobs in (cell.before, cell.after)
+    )
+    return any(left[each] != right[each] for each in left.keys() & right.keys())
 
 
 def _changes(cells: Sequence[tuple[str, list[tuple[str, str, str]]]]) -> list[Change]:

@@ -117,6 +117,7 @@ def to_json(found: Comparison, *, exact: bool = False) -> str:
         "answer": answer(found, exact=exact),
         "exit_status": found.exit_status(exact=exact),
         "settings": [each._asdict() for each in matching.changes],
+        "sampling": [each._asdict() for each in matching.sampling],
         "environment": [each._asdict() for each in found.surroundings.changes],
         "only_before": matching.only_before,
         "only_after": matching.only_after,

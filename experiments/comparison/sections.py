@@ -67,8 +67,11 @@ def where(cell: str) -> str:
 def _settings(found: Comparison) -> Section:
     rows = tuple(
         (each.key, each.before, each.after, ", ".join(each.cells) or "everywhere")
-        for each in found.matching.changes
+        for each in (*found.matching.changes, *found.matching.sampling)
     )
+    other = "run ids differ, so code, device or data do"
+    if rows and not found.matching.changes and found.matching.other_ids:
+        return Section("Settings", ("key", "A", "B", "where"), rows, (other,), (0, 1, 2, 3))
     if rows:
         return Section("Settings", ("key", "A", "B", "where"), rows, text=(0, 1, 2, 3))
     same = "the same settings"
@@ -76,8 +79,10 @@ def _settings(found: Comparison) -> Section:
         same += ", code and device: their run ids are the same"
     elif not found.matching.cells:
         same = "no cell of A is one of B"
+    elif found.matching.other_ids:
+        same += f"; {other}"
     else:
-        same += "; run ids differ, so code, device or data do"
+        same += ", code and device in all that is compared"
     return Section("Settings", (), (), (same,))
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,20 @@ def test_single_runs_are_compared_whatever_they_are(jobs_of: Jobs) -> None:
     assert {"allocator.name", "kv.page_size", "model.name"} <= keys
     assert not {key for key in keys if key.startswith("model.")} - {"model.name"}
     assert "seed" not in keys
+
+
+def test_other_seeds_and_repetitions_are_told_and_not_taken_for_other_code(
+    results: Path, jobs_of: Jobs
+) -> None:
+    before, after = jobs_of(["seed=1"]), jobs_of(["seed=2", "repetitions=3"])
+    found = match(before, after)
+    assert [each[:3] for each in found.sampling] == [("seed", "1", "2"), ("repetitions", "1", "3")]
+    assert not found.changes and not found.other_ids
+    assert match(before, [replace(before[0], run_id="of other code")]).other_ids
+    whole = compared(results, "page4/single", "again/single")
+    settings = sections(whole._replace(matching=found, same_addresses=False))[0]
+    assert [row[0] for row in settings.rows] == ["seed", "repetitions"]
+    assert not settings.notes
 
 
 def test_runs_of_one_cell_differ_by_their_seeds_alone(jobs_of: Jobs) -> None:
