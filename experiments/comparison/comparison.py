@@ -95,9 +95,22 @@ class Comparison(NamedTuple):
             return WORSE
         if self.lacking:
             return CANNOT_TELL
+        if self.is_blind and not self.better:
+            return CANNOT_TELL
         verdicts = {each.verdict for each in self.findings} - {"equal"}
         is_told = bool(self.findings) and verdicts != {"too few runs to tell"}
         return NO_DIFFERENCE if is_told else CANNOT_TELL
+
+    @property
+    def too_noisy(self) -> tuple[str, ...]:
+        """Metrics of which a doubling could not be seen: their noise is above 100 %."""
+        return tuple(dict.fromkeys(e.metric.column.title for e in self.findings if e.noise > 1))
+
+    @property
+    def is_blind(self) -> bool:
+        """All times and rates are too noisy."""
+        noises = [each.noise for each in self.findings if each.metric.clock == "time"]
+        return bool(noises) and min(noises) > 1
 
     @property
     def lacking(self) -> tuple[str, ...]:

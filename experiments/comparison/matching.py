@@ -33,8 +33,8 @@ class Change(NamedTuple):
 
 class Matching(NamedTuple):
     """changes: of settings. sampling: of seeds and repetitions, which run ids tell apart, too.
-    other_ids: runs of equal cell, seed and repetitions that have other run ids. only_before, only_after: names of cells that the other study
-    lacks."""
+    other_ids: runs of equal cell, seed and repetitions have other run ids. only_before,
+    only_after: names of cells that the other study lacks."""
 
     cells: tuple[Cell, ...]
     changes: tuple[Change, ...]

@@ -19,6 +19,7 @@ from experiments.comparison.sections import Section, change_in_words, sections, 
 _STYLES = {
     "noise": "dim",
     "no difference": "dim",
+    "within the noise": "dim",
     "better": "green",
     "worse": "bold red",
     "too few runs to tell": "dim",
@@ -66,6 +67,9 @@ def answer(found: Comparison, *, exact: bool = False) -> str:
     if not parts:
         cannot = found.exit_status(exact=False) == CANNOT_TELL
         parts = ["too little to tell" if cannot else "no difference that counts"]
+    if found.too_noisy:
+        titles = _listed(found.too_noisy)
+        parts.append(f"noise above 100 %, where a doubling could not be seen: {titles}")
     if found.lacking:
         parts.append(f"B lacks {_listed(found.lacking)}")
     if not found.are_counts_equal:

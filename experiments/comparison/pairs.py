@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,10 @@ from harness.measure.statistics import (
 OVERALL = ""
 """The cell's name of what is said of all cells together."""
 
-Word = Verdict | Literal["equal"]
+WITHIN_NOISE: Final = "within the noise of separate sweeps"
+"""Significant by its pairs, and no larger than what two timed sweeps of the same may differ by."""
+
+Word = Verdict | Literal["equal", "within the noise of separate sweeps"]
 
 
 class Pairs(NamedTuple):
@@ -203,5 +206,5 @@ def _finding(pairs: Pairs, noise: float, p_value: float) -> Finding:
     if pairs.changes.any():
         verdict = verdict_of(change.mean, p_value, pairs.metric.higher_is_better)
         if verdict in ("better", "worse") and abs(change.mean) <= noise:
-            verdict = "no difference seen"
+            verdict = WITHIN_NOISE
     return Finding(*pairs[:4], change, noise, p_value, verdict)

@@ -228,6 +228,14 @@ def test_what_b_lacks_is_named_and_leaves_it_open(results: Path) -> None:
         assert "lacks" not in answer(back)
 
 
+def test_times_too_noisy_to_see_a_doubling_tell_nothing(results: Path) -> None:
+    found = compared(results, "page4/single", "again/single", metrics=["ttft_ms"])
+    for noise, status in ((1.5, 3), (0.5, 0)):
+        noisy = found._replace(findings=tuple(e._replace(noise=noise) for e in found.findings))
+        assert noisy.exit_status(exact=False) == status
+        assert ("a doubling could not be seen" in answer(noisy)) == (status == 3)
+
+
 Jobs = Callable[..., list[Job]]
 
 
