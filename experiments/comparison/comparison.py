@@ -149,7 +149,7 @@ def compare(
         after,
         matching,
         surroundings(before.study.jobs, after.study.jobs),
-        tuple(findings(family, is_noisy=is_noisy)),
+        tuple(findings(family, is_noisy=is_noisy, is_simulated=not is_timed)),
         tuple(count(cell, *sides) for cell, sides in zip(matching.cells, complete, strict=True))
         if _have_steps(before, after)
         else (),

@@ -46,6 +46,8 @@ def change_in_words(change: Change) -> str:
 
 def interval_in_words(change: Change) -> str:
     """Both ends in percent; nothing where there are none."""
+    if change.is_exact:
+        return "exact"
     if math.isnan(change.low):
         return ""
     return f"{percent(change.low, '')} to {percent(change.high, '')}"
@@ -181,6 +183,8 @@ def _metric_notes(found: Comparison) -> list[str]:
         notes.append(f"{size} of the same seed{tests}.")
     if any(each.verdict == "too few runs to tell" for each in found.findings):
         notes.append(f"A verdict takes {MIN_PAIRS_FOR_VERDICT} pairs: repetitions=6 or more.")
+    if any(each.change.is_exact for each in found.findings):
+        notes.append("The same at every seed: exact, one observation and not a sample.")
     if found.is_noisy and found.findings:
         notes.append(
             "A and B were timed one after the other: what the machine did otherwise meanwhile is "
