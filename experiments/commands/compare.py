@@ -10,7 +10,7 @@ turns on the machine, are compared: `single:kv.page_size=16`.
 
 Exit status: 0 no difference that counts; 1 something is worse in B: a metric by more than the
 threshold, a run that failed in B alone, or with --exact any count that differs; 2 wrong command
-line; 3 too little to tell: no cell or seed in common, or fewer than six pairs everywhere.
+line; 3 too little to tell: a cell or seed of A that B lacks, or fewer than six pairs everywhere.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -40,6 +40,14 @@ class Outcome(NamedTuple):
         return self.status_before == "complete"
 
 
+class Unpaired(NamedTuple):
+    """Seeds of one cell that one study alone has. is_lacking: the first one, so B lacks them."""
+
+    cell: str
+    seeds: tuple[int, ...]
+    is_lacking: bool
+
+
 class Comparison(NamedTuple):
     """threshold: relative difference that a metric must exceed to count. is_timed: figures are wall
     times. is_noisy: and not of one command, which would have interleaved them. same_addresses: of
@@ -52,6 +60,7 @@ class Comparison(NamedTuple):
     findings: tuple[Finding, ...]
     counts: tuple[CellCounts, ...]
     outcomes: tuple[Outcome, ...]
+    unpaired: tuple[Unpaired, ...]
     threshold: float
     is_timed: bool
     is_noisy: bool
@@ -84,12 +93,34 @@ class Comparison(NamedTuple):
             return WORSE
         if exact and (not self.are_counts_equal or not self._is_whole()):
             return WORSE
+        if self.lacking:
+            return CANNOT_TELL
+        if self.is_blind and not self.better:
+            return CANNOT_TELL
         verdicts = {each.verdict for each in self.findings} - {"equal"}
         is_told = bool(self.findings) and verdicts != {"too few runs to tell"}
         return NO_DIFFERENCE if is_told else CANNOT_TELL
 
+    @property
+    def too_noisy(self) -> tuple[str, ...]:
+        """Metrics of which a doubling could not be seen: their noise is above 100 %."""
+        return tuple(dict.fromkeys(e.metric.column.title for e in self.findings if e.noise > 1))
+
+    @property
+    def is_blind(self) -> bool:
+        """All times and rates are too noisy."""
+        noises = [each.noise for each in self.findings if each.metric.clock == "time"]
+        return bool(noises) and min(noises) > 1
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Cells and seeds of the first study that the second lacks, in words."""
+        seeds = (f"{seeds_in_words(e.seeds)} of {e.cell}" for e in self.unpaired if e.is_lacking)
+        return (*self.matching.only_before, *seeds)
+
     def _is_whole(self) -> bool:
-        return not self.matching.only_before and not self.matching.only_after
+        matching = self.matching
+        return not (matching.only_before or matching.only_after or self.unpaired)
 
 
 def compare(
@@ -101,32 +132,39 @@ def compare(
     Raises ConfigError for a name that is no metric.
     """
     matching = match(before.study.jobs, after.study.jobs)
-    cells = {
-        cell.name: (_rows(cell.before, before.study), _rows(cell.after, after.study))
+    rows = [
+        (_rows(cell.before, before.study), _rows(cell.after, after.study))
         for cell in matching.cells
-    }
-    complete = {name: (_complete(left), _complete(right)) for name, (left, right) in cells.items()}
+    ]
+    complete = [(_complete(left), _complete(right)) for left, right in rows]
+    by_name = {cell.name: sides for cell, sides in zip(matching.cells, complete, strict=True)}
     is_timed = any(job.is_timed for job in (*before.study.jobs, *after.study.jobs))
     is_noisy = is_timed and not _take_turns(before.study, after.study)
     has_slo = any(_has_slo(job) for job in (*before.study.jobs, *after.study.jobs))
-    rows = [before.study.rows, after.study.rows]
-    family = pairs_of(complete, chosen(metrics, rows, has_slo=has_slo))
+    all_rows = [before.study.rows, after.study.rows]
+    family = pairs_of(by_name, chosen(metrics, all_rows, has_slo=has_slo))
     ids = [{job.run_id for job in side.study.jobs} for side in (before, after)]
     return Comparison(
         before,
         after,
         matching,
         surroundings(before.study.jobs, after.study.jobs),
-        tuple(findings(family, is_noisy=is_noisy)),
-        tuple(count(cell, *complete[cell.name]) for cell in matching.cells)
+        tuple(findings(family, is_noisy=is_noisy, is_simulated=not is_timed)),
+        tuple(count(cell, *sides) for cell, sides in zip(matching.cells, complete, strict=True))
         if _have_steps(before, after)
         else (),
-        tuple(_outcomes(matching.cells, cells)),
+        tuple(_outcomes(matching.cells, rows)),
+        tuple(_unpaired(matching.cells, rows)),
         threshold,
         is_timed,
         is_noisy,
         ids[0] == ids[1],
     )
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """`seed 3`, `seeds 3, 4`."""
+    return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
 
 
 def _have_steps(before: Side, after: Side) -> bool:
@@ -157,16 +195,26 @@ def _take_turns(before: StoredStudy, after: StoredStudy) -> bool:
 
 
 def _outcomes(
-    cells: Sequence[Cell], rows: dict[str, tuple[pd.DataFrame, pd.DataFrame]]
+    cells: Sequence[Cell], rows: Sequence[tuple[pd.DataFrame, pd.DataFrame]]
 ) -> list[Outcome]:
     found = []
-    for cell in cells:
-        left, right = (_status_by_seed(each) for each in rows[cell.name])
+    for cell, sides in zip(cells, rows, strict=True):
+        left, right = (_status_by_seed(each) for each in sides)
         for seed in sorted(left.keys() & right.keys()):
             (one, _), (other, error) = left[seed], right[seed]
             if (one == "complete") != (other == "complete"):
                 found.append(Outcome(cell.name, seed, one, other, error or left[seed][1]))
     return found
+
+
+def _unpaired(
+    cells: Sequence[Cell], rows: Sequence[tuple[pd.DataFrame, pd.DataFrame]]
+) -> Iterator[Unpaired]:
+    for cell, sides in zip(cells, rows, strict=True):
+        left, right = ({int(seed) for seed in each["seed"]} for each in sides)
+        for seeds, is_lacking in ((left - right, True), (right - left, False)):
+            if seeds:
+                yield Unpaired(cell.name, tuple(sorted(seeds)), is_lacking)
 
 
 def _status_by_seed(rows: pd.DataFrame) -> dict[int, tuple[str, str]]:

@@ -32,10 +32,14 @@ class Change(NamedTuple):
 
 
 class Matching(NamedTuple):
-    """only_before, only_after: names of cells that the other study lacks."""
+    """changes: of settings. sampling: of seeds and repetitions, which run ids tell apart, too.
+    other_ids: runs of equal cell, seed and repetitions have other run ids. only_before,
+    only_after: names of cells that the other study lacks."""
 
     cells: tuple[Cell, ...]
     changes: tuple[Change, ...]
+    sampling: tuple[Change, ...]
+    other_ids: bool
     only_before: tuple[str, ...]
     only_after: tuple[str, ...]
 
@@ -56,25 +60,31 @@ def match(before: Sequence[Job], after: Sequence[Job]) -> Matching:
     keys = _matching_keys(first, second)
     left = {_values(group, keys): group for group in first}
     right = {_values(group, keys): group for group in second}
+    names = _names(keys, left, right)
     shared = [values for values in left if values in right]
-    cells, differences = [], []
-    for values in shared:
-        one, other = left[values], right[values]
-        name = _name(keys, (one, other))
-        cells.append(Cell(name, one.jobs, other.jobs))
-        differences.append((name, _differences(one.settings, other.settings)))
+    cells = [Cell(names[each], left[each].jobs, right[each].jobs) for each in shared]
+    differences = [
+        (names[each], _differences(left[each].settings, right[each].settings)) for each in shared
+    ]
     return Matching(
         tuple(cells),
         tuple(_changes(differences)),
-        tuple(_name(keys, (left[values],)) for values in left if values not in right),
-        tuple(_name(keys, (right[values],)) for values in right if values not in left),
+        tuple(_changes([(cell.name, _sampling(cell)) for cell in cells])),
+        any(_have_other_ids(cell) for cell in cells),
+        tuple(names[values] for values in left if values not in right),
+        tuple(names[values] for values in right if values not in left),
     )
 
 
 def settings_of(job: Job) -> dict[str, str]:
-    """What tells a run's cell from others, by dotted key; a named model stands for its keys."""
+    """What tells a run's cell from others, by dotted key as the command line has it: an option of
+    the allocator stands in `allocator`, beside its name."""
     values: dict[str, Any] = effective_settings(job.config)
-    return {key: as_text(value) for key, value in values.items() if key not in _NOT_SETTINGS}
+    return {
+        key.replace("allocator.options.", "allocator."): as_text(value)
+        for key, value in values.items()
+        if key not in _NOT_SETTINGS
+    }
 
 
 def _groups(jobs: Iterable[Job]) -> list[_Group]:
@@ -127,6 +137,33 @@ def _values(group: _Group, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(group.settings.get(key, "-") for key in keys)
 
 
+_Values = tuple[str, ...]
+"""A cell's, of the keys that cells are paired by."""
+
+
+def _names(
+    keys: Sequence[str], left: Mapping[_Values, _Group], right: Mapping[_Values, _Group]
+) -> dict[_Values, str]:
+    """No two cells have the same: what short names leave out is added where they would."""
+    by_name: dict[str, list[_Values]] = {}
+    for values in dict.fromkeys([*left, *right]):
+        groups = [side[values] for side in (left, right) if values in side]
+        by_name.setdefault(_name(keys, groups), []).append(values)
+    found = {}
+    for name, alike in by_name.items():
+        varying = [index for index in range(len(keys)) if len({each[index] for each in alike}) > 1]
+        for values in alike:
+            added = [f"{_word(keys, index)} {values[index]}" for index in varying]
+            found[values] = " · ".join(filter(None, [name, *added]))
+    return found
+
+
+def _word(keys: Sequence[str], index: int) -> str:
+    """A key as short as no other of `keys`."""
+    short = short_name(keys[index])
+    return short if [short_name(key) for key in keys].count(short) == 1 else keys[index]
+
+
 def _name(keys: Sequence[str], groups: Sequence[_Group]) -> str:
     """What tells a cell from others, as short as in tables."""
     settings = groups[0].settings
@@ -150,6 +187,24 @@ def _differences(before: Settings, after: Settings) -> list[tuple[str, str, str]
     if "model.name" in keys:
         keys = [key for key in keys if not key.startswith("model.") or key == "model.name"]
     return [(key, before.get(key, "-"), after.get(key, "-")) for key in keys]
+
+
+def _sampling(cell: Cell) -> list[tuple[str, str, str]]:
+    found = []
+    for key in _NOT_SETTINGS:
+        sides = [sorted({getattr(job.config, key) for job in jobs}) for jobs in cell[1:]]
+        if sides[0] != sides[1]:
+            before, after = (", ".join(map(str, values)) for values in sides)
+            found.append((key, before, after))
+    return found
+
+
+def _have_other_ids(cell: Cell) -> bool:
+    left, right = (
+        {(job.config.seed, job.config.repetitions): job.run_id for job in jobs}
+        for jobs in (cell.before, cell.after)
+    )
+    return any(left[each] != right[each] for each in left.keys() & right.keys())
 
 
 def _changes(cells: Sequence[tuple[str, list[tuple[str, str, str]]]]) -> list[Change]:

@@ -19,6 +19,7 @@ from experiments.comparison.sections import Section, change_in_words, sections, 
 _STYLES = {
     "noise": "dim",
     "no difference": "dim",
+    "within the noise": "dim",
     "better": "green",
     "worse": "bold red",
     "too few runs to tell": "dim",
@@ -66,9 +67,14 @@ def answer(found: Comparison, *, exact: bool = False) -> str:
     if not parts:
         cannot = found.exit_status(exact=False) == CANNOT_TELL
         parts = ["too little to tell" if cannot else "no difference that counts"]
+    if found.too_noisy:
+        titles = _listed(found.too_noisy)
+        parts.append(f"noise above 100 %, where a doubling could not be seen: {titles}")
+    if found.lacking:
+        parts.append(f"B lacks {_listed(found.lacking)}")
     if not found.are_counts_equal:
         parts.append("ledger counts differ" + (", which counts (--exact)" if exact else ""))
-    return "B is " + "; ".join(parts) if worse or better else "; ".join(parts).capitalize()
+    return "B is " + "; ".join(parts) if worse or better else _sentence("; ".join(parts))
 
 
 def to_markdown(found: Comparison, *, exact: bool = False) -> str:
@@ -115,9 +121,11 @@ def to_json(found: Comparison, *, exact: bool = False) -> str:
         "answer": answer(found, exact=exact),
         "exit_status": found.exit_status(exact=exact),
         "settings": [each._asdict() for each in matching.changes],
+        "sampling": [each._asdict() for each in matching.sampling],
         "environment": [each._asdict() for each in found.surroundings.changes],
         "only_before": matching.only_before,
         "only_after": matching.only_after,
+        "unpaired_seeds": [each._asdict() for each in found.unpaired],
         "threshold": found.threshold,
         "is_timed": found.is_timed,
         "is_noisy": found.is_noisy,
@@ -204,3 +212,8 @@ def _named(title: str, cell: str, change: str) -> str:
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - _MOST_NAMED
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _sentence(text: str) -> str:
+    """With a capital first; names keep theirs."""
+    return text[:1].upper() + text[1:]

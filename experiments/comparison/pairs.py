@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,10 @@ from harness.measure.statistics import (
 OVERALL = ""
 """The cell's name of what is said of all cells together."""
 
-Word = Verdict | Literal["equal"]
+WITHIN_NOISE: Final = "within the noise of separate sweeps"
+"""Significant by its pairs, and no larger than what two timed sweeps of the same may differ by."""
+
+Word = Verdict | Literal["equal", "within the noise of separate sweeps"]
 
 
 class Pairs(NamedTuple):
@@ -33,6 +36,7 @@ class Pairs(NamedTuple):
     before, after: means over the pairs, in the metric's own unit; NaN for all cells together.
     changes: pair by pair, the logarithm of after over before where `is_ratio`; where a value of the
     metric is 0 or below, after less before over the mean of before, infinite if that is 0.
+    is_constant: each side has one value at all of its seeds, of which there are several.
     """
 
     metric: Metric
@@ -41,16 +45,19 @@ class Pairs(NamedTuple):
     after: float
     changes: Floats
     is_ratio: bool
+    is_constant: bool = False
 
 
 class Change(NamedTuple):
     """A relative change, -0.1 for a tenth less, with the ends of its 95 % interval; they are NaN
-    below five pairs. Of ratios it is their geometric mean."""
+    below five pairs. Of ratios it is their geometric mean. is_exact: simulated, and the
+    same at every seed, so that all seeds are one observation without an interval."""
 
     mean: float
     low: float
     high: float
     num_pairs: int
+    is_exact: bool = False
 
 
 class Finding(NamedTuple):
@@ -90,32 +97,57 @@ def pairs_of(
         for name, each in values.items():
             before, after = (float(np.mean(side)) for side in zip(*each.values(), strict=True))
             own = np.array(list(changes[name].values()))
-            found.append(Pairs(metric, name, before, after, own, is_ratio))
+            is_constant = len(each) > 1 and len(set(each.values())) == 1
+            found.append(Pairs(metric, name, before, after, own, is_ratio, is_constant))
     return found
 
 
-def findings(family: Sequence[Pairs], *, is_noisy: bool) -> list[Finding]:
+def findings(
+    family: Sequence[Pairs], *, is_noisy: bool, is_simulated: bool = False
+) -> list[Finding]:
     """A verdict for each of a family, by a paired t test with Holm's correction over all of it.
 
     Pairs that are all equal need no test, and too few of them (MIN_PAIRS_FOR_VERDICT) get none;
     neither makes the family larger. is_noisy: both studies were timed, one after the other, so
     that whatever the machine did otherwise meanwhile is in every pair, which no test can see. A
-    change must then also be larger than `noise_of` its metric to be called one.
+    change must then also be larger than `noise_of` its metric to be called one. is_simulated: a
+    cell whose every metric is constant has a deterministic workload, and is told without a test.
     """
     noises = {each.metric.name: 0.0 for each in family}
     if is_noisy:
         noises = {name: noise_of([p for p in family if p.metric.name == name]) for name in noises}
+    exact = _exact_cells(family) if is_simulated else set()
     to_test = [
         index
         for index, each in enumerate(family)
-        if len(each.changes) >= MIN_PAIRS_FOR_VERDICT and each.changes.any()
+        if len(each.changes) >= MIN_PAIRS_FOR_VERDICT
+        and each.changes.any()
+        and each.cell not in exact
     ]
     corrected = holm([_p_value(family[index].changes) for index in to_test])
     p_values = dict(zip(to_test, corrected, strict=True))
     return [
-        _finding(each, noises[each.metric.name], p_values.get(index, math.nan))
+        _exact(each)
+        if each.cell in exact
+        else _finding(each, noises[each.metric.name], p_values.get(index, math.nan))
         for index, each in enumerate(family)
     ]
+
+
+def _exact_cells(family: Sequence[Pairs]) -> set[str]:
+    """All cells together are exact where each of them is."""
+    cells = {each.cell for each in family if each.cell != OVERALL}
+    varying = {each.cell for each in family if each.cell != OVERALL and not each.is_constant}
+    return cells - varying | (set() if varying else {OVERALL})
+
+
+def _exact(pairs: Pairs) -> Finding:
+    change = Change(_change(pairs).mean, math.nan, math.nan, 1, is_exact=True)
+    verdict: Word = "equal"
+    if pairs.changes.any():
+        is_better = (change.mean > 0) == pairs.metric.higher_is_better
+        verdict = "better" if is_better else "worse"
+    return Finding(*pairs[:4], change, 0.0, math.nan, verdict)
 
 
 def noise_of(family: Sequence[Pairs]) -> float:
@@ -203,5 +235,5 @@ def _finding(pairs: Pairs, noise: float, p_value: float) -> Finding:
     if pairs.changes.any():
         verdict = verdict_of(change.mean, p_value, pairs.metric.higher_is_better)
         if verdict in ("better", "worse") and abs(change.mean) <= noise:
-            verdict = "no difference seen"
+            verdict = WITHIN_NOISE
     return Finding(*pairs[:4], change, noise, p_value, verdict)

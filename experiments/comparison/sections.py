@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from experiments.comparison.comparison import Comparison
+from experiments.comparison.comparison import Comparison, seeds_in_words
 from experiments.comparison.counts import CellCounts
 from experiments.comparison.pairs import OVERALL, Change, Finding
 from harness.measure.statistics import MIN_PAIRS_FOR_VERDICT
@@ -46,6 +46,8 @@ def change_in_words(change: Change) -> str:
 
 def interval_in_words(change: Change) -> str:
     """Both ends in percent; nothing where there are none."""
+    if change.is_exact:
+        return "exact"
     if math.isnan(change.low):
         return ""
     return f"{percent(change.low, '')} to {percent(change.high, '')}"
@@ -67,8 +69,11 @@ def where(cell: str) -> str:
 def _settings(found: Comparison) -> Section:
     rows = tuple(
         (each.key, each.before, each.after, ", ".join(each.cells) or "everywhere")
-        for each in found.matching.changes
+        for each in (*found.matching.changes, *found.matching.sampling)
     )
+    other = "run ids differ, so code, device or data do"
+    if rows and not found.matching.changes and found.matching.other_ids:
+        return Section("Settings", ("key", "A", "B", "where"), rows, (other,), (0, 1, 2, 3))
     if rows:
         return Section("Settings", ("key", "A", "B", "where"), rows, text=(0, 1, 2, 3))
     same = "the same settings"
@@ -76,8 +81,10 @@ def _settings(found: Comparison) -> Section:
         same += ", code and device: their run ids are the same"
     elif not found.matching.cells:
         same = "no cell of A is one of B"
+    elif found.matching.other_ids:
+        same += f"; {other}"
     else:
-        same += "; run ids differ, so code, device or data do"
+        same += ", code and device in all that is compared"
     return Section("Settings", (), (), (same,))
 
 
@@ -103,7 +110,11 @@ def _unmatched(found: Comparison) -> Section | None:
     rows = [(name, "A alone") for name in found.matching.only_before]
     rows += [(name, "B alone") for name in found.matching.only_after]
     rows += [
-        (f"{side.study.missing} runs not stored yet", f"{letter} alone lacks them")
+        (f"{each.cell}: {seeds_in_words(each.seeds)}", f"{'A' if each.is_lacking else 'B'} alone")
+        for each in found.unpaired
+    ]
+    rows += [
+        (f"{_counted(side.study.missing, 'run')} not stored yet", f"{letter} alone lacks them")
         for letter, side in (("A", found.before), ("B", found.after))
         if side.study.missing
     ]
@@ -129,7 +140,9 @@ def _metrics(found: Comparison, every_cell: bool) -> Section:
     if equal:
         notes.insert(0, f"Equal in every pair: {', '.join(equal)}.")
     if left_out:
-        notes.insert(0, f"{left_out} rows of single cells without a difference: --all shows them.")
+        notes.insert(
+            0, f"{_counted(left_out, 'row')} of single cells without a difference: see --all."
+        )
     heads = ("metric", "A", "B", "change", "95 % interval", "B is")
     return Section("Metrics", heads if rows else (), tuple(rows), tuple(notes), text=(0, 5))
 
@@ -166,10 +179,12 @@ def _metric_notes(found: Comparison) -> list[str]:
     if found.findings:
         sizes = sorted({each.change.num_pairs for each in found.findings})
         size = _pairs(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {_pairs(sizes[-1])}"
-        tests = f"; {num_tests} tests, together at 5 % (Holm)" if num_tests else ""
+        tests = f"; {_counted(num_tests, 'test')}, together at 5 % (Holm)" if num_tests else ""
         notes.append(f"{size} of the same seed{tests}.")
     if any(each.verdict == "too few runs to tell" for each in found.findings):
         notes.append(f"A verdict takes {MIN_PAIRS_FOR_VERDICT} pairs: repetitions=6 or more.")
+    if any(each.change.is_exact for each in found.findings):
+        notes.append("The same at every seed: exact, one observation and not a sample.")
     if found.is_noisy and found.findings:
         notes.append(
             "A and B were timed one after the other: what the machine did otherwise meanwhile is "
@@ -217,4 +232,8 @@ def _first_difference(each: CellCounts) -> str:
 
 
 def _pairs(count: int) -> str:
-    return "1 pair" if count == 1 else f"{count} pairs"
+    return _counted(count, "pair")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")

@@ -15,7 +15,7 @@ _NAMED = ("name", "kind")
 
 def find_side(text: str, results_dir: Path) -> Side:
     """The study, or the runs of it with these settings. A group stands for its name, as on the
-    command line of `python -m harness`: `allocator=paged`, `kv.page_size=16`.
+    command line of `python -m harness`: `allocator=paged`, `allocator.fit=buddy`.
 
     Raises ConfigError for a name, key or value that is not there.
     """
@@ -28,12 +28,12 @@ def find_side(text: str, results_dir: Path) -> Side:
             raise ConfigError(f"{text}: {word!r} is no key=value")
         known = [settings_of(job) for job in jobs]
         key = _full_key(key, known)
-        values = {settings[key] for settings in known}
+        values = {settings.get(key, "-") for settings in known}
         if value not in values:
             raise ConfigError(
                 f"{text}: no run has {key}={value}: it is {', '.join(sorted(values))}"
             )
-        jobs = [j for j, settings in zip(jobs, known, strict=True) if settings[key] == value]
+        jobs = [j for j, own in zip(jobs, known, strict=True) if own.get(key, "-") == value]
     if not selected:
         return Side(text, study)
     rows = study.rows[study.rows["run_id"].isin({job.run_id for job in jobs})]
@@ -41,8 +41,9 @@ def find_side(text: str, results_dir: Path) -> Side:
 
 
 def _full_key(key: str, known: Sequence[dict[str, str]]) -> str:
-    keys = known[0].keys()
-    for full in (key, *(f"{key}.{name}" for name in _NAMED)):
+    keys = {key: None for settings in known for key in settings}
+    typed = key.replace("allocator.options.", "allocator.")
+    for full in (typed, *(f"{typed}.{name}" for name in _NAMED)):
         if full in keys:
             return full
     raise ConfigError(unknown_name(key, keys, "key"))

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import harness.runs.study
 from experiments.commands import compare as command
 from experiments.comparison.comparison import Comparison, compare
 from experiments.comparison.matching import match
+from experiments.comparison.output import answer
+from experiments.comparison.sections import sections
 from experiments.comparison.selection import find_side
 from harness.compose import Composer, hydra_session, parse_command
 from harness.config import ConfigError
@@ -150,6 +153,25 @@ def test_two_parts_of_one_command_are_compared_as_two_commands_are(results: Path
     assert [job.config.allocator.name for job in alone.study.jobs] == ["paged"]
 
 
+@pytest.mark.parametrize("key", ["allocator.fit", "allocator.options.fit"])
+def test_a_key_that_not_every_allocator_has_is_taken_as_it_is_typed(
+    results: Path, key: str
+) -> None:
+    found = find_side(f"page4/single:{key}=buddy", results)
+    assert [job.config.allocator.name for job in found.study.jobs] == ["contiguous"]
+
+
+def test_two_fits_each_with_two_estimates_are_compared(tmp_path: Path) -> None:
+    words = ("kv.page_size=16", "kv.pool_tokens=160", "repetitions=2")
+    estimates = "allocator.expected=max,pow2"
+    run(tmp_path, "allocator=contiguous", "allocator.fit=buddy,first_fit", estimates, *words)
+    both = [f"single:allocator.fit={fit}" for fit in ("buddy", "first_fit")]
+    found = compared(tmp_path, *both)
+    assert [each.key for each in found.matching.changes] == ["allocator.fit"]
+    assert len({each.cell for each in found.counts}) == 2
+    assert all(each.num_pairs == 2 for each in found.counts)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -188,6 +210,30 @@ def test_without_common_seeds_or_with_few_nothing_can_be_told(results: Path) -> 
     found = compare(before, after._replace(study=few))
     assert "too few runs to tell" in verdicts(found).values()
     assert found.exit_status(exact=False) == 3
+
+
+def test_what_b_lacks_is_named_and_leaves_it_open(results: Path) -> None:
+    whole, other = (find_side(f"{name}/single", results) for name in ("page4", "again"))
+    rows = other.study.rows
+    fewer = other._replace(study=other.study._replace(rows=rows[rows["seed"] != 3]))
+    paged = find_side("again/single:allocator=paged", results)
+    for part, says in ((fewer, "seed 3 of paged"), (paged, "contiguous buddy max")):
+        found = compare(whole, part)
+        assert found.exit_status(exact=False) == 3
+        assert f"B lacks {says}" in answer(found) or f", {says}" in answer(found)
+        (listed,) = [each for each in sections(found) if each.title == "Not compared"]
+        assert all(row[1] == "A alone" for row in listed.rows)
+        back = compare(part, whole)
+        assert (back.exit_status(exact=False), back.exit_status(exact=True)) == (0, 1)
+        assert "lacks" not in answer(back)
+
+
+def test_times_too_noisy_to_see_a_doubling_tell_nothing(results: Path) -> None:
+    found = compared(results, "page4/single", "again/single", metrics=["ttft_ms"])
+    for noise, status in ((1.5, 3), (0.5, 0)):
+        noisy = found._replace(findings=tuple(e._replace(noise=noise) for e in found.findings))
+        assert noisy.exit_status(exact=False) == status
+        assert ("a doubling could not be seen" in answer(noisy)) == (status == 3)
 
 
 Jobs = Callable[..., list[Job]]
@@ -229,9 +275,26 @@ def test_an_option_of_one_strategy_that_changed_keeps_its_cell(jobs_of: Jobs) ->
     assert [cell.name for cell in found.cells] == ["contiguous", "paged", "paged_cow"]
     changes = {(each.key, each.before, each.after, each.cells) for each in found.changes}
     assert changes == {
-        ("allocator.options.fit", "buddy", "first_fit", ("contiguous",)),
+        ("allocator.fit", "buddy", "first_fit", ("contiguous",)),
         ("allocator.expected", "max", "oracle", ("contiguous",)),
     }
+
+
+def test_cells_that_an_unnamed_setting_tells_apart_have_names_of_their_own(jobs_of: Jobs) -> None:
+    def contiguous(fit: str) -> list[Job]:
+        words = ["allocator=contiguous", f"allocator.fit={fit}"]
+        return jobs_of(*([*words, f"allocator.expected={each}"] for each in ("max", "pow2")))
+
+    found = match(contiguous("buddy"), contiguous("first_fit"))
+    assert {cell.name for cell in found.cells} == {
+        "contiguous · expected max", "contiguous · expected pow2"
+    }  # fmt: skip
+    first, second = (
+        jobs_of(*([f"allocator={name}", f"allocator.expected={each}"] for each in ("none", "max")))
+        for name in ("paged_cow", "paged")
+    )
+    names = [cell.name for cell in match(first, second).cells]
+    assert len(set(names)) == len(names) == 2
 
 
 def test_single_runs_are_compared_whatever_they_are(jobs_of: Jobs) -> None:
@@ -243,6 +306,20 @@ def test_single_runs_are_compared_whatever_they_are(jobs_of: Jobs) -> None:
     assert {"allocator.name", "kv.page_size", "model.name"} <= keys
     assert not {key for key in keys if key.startswith("model.")} - {"model.name"}
     assert "seed" not in keys
+
+
+def test_other_seeds_and_repetitions_are_told_and_not_taken_for_other_code(
+    results: Path, jobs_of: Jobs
+) -> None:
+    before, after = jobs_of(["seed=1"]), jobs_of(["seed=2", "repetitions=3"])
+    found = match(before, after)
+    assert [each[:3] for each in found.sampling] == [("seed", "1", "2"), ("repetitions", "1", "3")]
+    assert not found.changes and not found.other_ids
+    assert match(before, [replace(before[0], run_id="of other code")]).other_ids
+    whole = compared(results, "page4/single", "again/single")
+    settings = sections(whole._replace(matching=found, same_addresses=False))[0]
+    assert [row[0] for row in settings.rows] == ["seed", "repetitions"]
+    assert not settings.notes
 
 
 def test_runs_of_one_cell_differ_by_their_seeds_alone(jobs_of: Jobs) -> None:

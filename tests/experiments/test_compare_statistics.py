@@ -159,9 +159,23 @@ def test_the_noise_has_a_floor_by_the_metric_s_clock() -> None:
     cells = study(np.random.default_rng(2), spread=1e-6, effect=1.03, num_cells=1)
     found = {each.metric.name: each for each in verdicts(cells, is_noisy=True)}
     assert found["ttft_ms"].noise == NOISE_FLOOR["time"]
-    assert found["ttft_ms"].verdict == "no difference seen"
+    assert found["ttft_ms"].verdict == "within the noise of separate sweeps"
     assert found["utilisation"].noise == NOISE_FLOOR["share"]
     assert found["utilisation"].verdict == "better"
+
+
+def test_a_simulated_cell_that_is_the_same_at_every_seed_is_one_exact_observation() -> None:
+    before = pd.DataFrame({"seed": range(6), "ttft_ms": 100.0, "utilisation": 0.5})
+    cells = {"one": (before, before.assign(ttft_ms=103.0))}
+    metrics = [METRICS["ttft_ms"], METRICS["utilisation"]]
+    slower, same = findings(pairs_of(cells, metrics), is_noisy=False, is_simulated=True)
+    assert (slower.verdict, same.verdict) == ("worse", "equal")
+    assert slower.change.is_exact and slower.change.num_pairs == 1
+    assert slower.change.mean == pytest.approx(0.03)
+    assert math.isnan(slower.p_value) and math.isnan(slower.change.low)
+    varied = {"one": (before, before.assign(ttft_ms=103.0, utilisation=np.linspace(0.5, 0.6, 6)))}
+    found = findings(pairs_of(varied, metrics), is_noisy=False, is_simulated=True)
+    assert not any(each.change.is_exact for each in found)
 
 
 def test_every_headline_metric_has_a_direction() -> None:
