@@ -13,17 +13,10 @@ from page_reader import read_page
 from scipy import stats
 from stored_study import store
 
-from experiments.report.answer import (
-    LATENCY,
-    THROUGHPUT,
-    USED,
-    Answer,
-    Difference,
-    answer_of,
-    difference_in_words,
-    headline_of,
-)
+from experiments.report.answer import Answer, answer_of
 from experiments.report.cells import Group, common_settings, make_groups, representatives
+from experiments.report.differences import Difference, difference_in_words
+from experiments.report.headline import LATENCY, THROUGHPUT, USED, headline_of
 from experiments.report.page import make_page
 from experiments.report.search_answer import search_answers
 from experiments.stored import find_study
@@ -151,6 +144,16 @@ def test_an_interval_that_excludes_zero_may_still_have_no_verdict() -> None:
     found = Difference("paged", 50.0, 2.5, 1.9, 6, 0.06, "no difference seen")
     said = difference_in_words(found, USED, family=3)
     assert said.endswith("n = 6 seeds): no difference seen (corrected for 3 comparisons)")
+
+
+def test_a_deterministic_run_repeated_is_one_observation(tmp_path: Path) -> None:
+    fixed = ("workload=fixed", "workload.arrivals=all_at_once")
+    store(tmp_path, *fixed, "allocator=contiguous,paged")
+    answer = answer_of(only_group(tmp_path))
+    assert answer is not None
+    assert "percentage points more (the same at every seed: exact): better" in answer.sentence
+    assert "±" not in answer.sentence and "interval" not in answer.sentence
+    assert [cell.text for cell in answer.view.rows[0]][3:] == ["-", "6", "exact", "better"]
 
 
 def test_a_search_answers_with_the_highest_rate_sustained(searched: Path) -> None:
