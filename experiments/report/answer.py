@@ -19,6 +19,9 @@ from experiments.report.headline import LATENCY, USED, Headline, headline_of, me
 from experiments.report.table_view import TableView, plain_view
 from experiments.verdicts import is_same_at_every_seed
 
+MAX_VALUES = 6
+"""More values than these are said as their range."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -53,6 +56,8 @@ def answer_of(group: Group) -> Answer | None:
     cells, where = _comparable(group)
     if len(cells) == 1:
         return _single(group, cells[0], headline)
+    if len({cell.conditions for cell in cells}) > 1:
+        return _values(group, cells, headline)
     baseline = baseline_of(cells)
     labels = dict(zip(map(id, cells), labels_of(cells), strict=True))
     found = differences_of(cells, baseline, headline, labels)
@@ -104,6 +109,33 @@ def _single(group: Group, cell: Cell, headline: Headline) -> Answer:
     return Answer(group.table.title, sentence, remarks, headline, cell.strategy, ())
 
 
+def _values(group: Group, cells: Sequence[Cell], headline: Headline) -> Answer:
+    """What was measured under each load or machine, none of which is ahead of another."""
+    known = sorted(
+        (cell for cell in cells if math.isfinite(mean_of(cell, headline))),
+        key=lambda cell: mean_of(cell, headline),
+    )
+    labels = dict(zip(map(id, cells), labels_of(cells), strict=True))
+    is_range = len(known) > MAX_VALUES
+    named = (
+        [known[0], known[-1]]
+        if is_range
+        else [cell for cell in cells if math.isfinite(mean_of(cell, headline))]
+    )
+    said = [
+        f"{headline.number(mean_of(cell, headline))} {'' if i else headline.says + ' '}under "
+        f"{labels[id(cell)]}"
+        for i, cell in enumerate(named)
+    ]
+    shown = f"from {said[0]} to {said[1]}" if is_range else _enumerated(said)
+    sentence = (
+        f"On {_setting(group, '')}, {shown or 'no run has ' + headline.column.title}. No two "
+        "strategies were run under the same conditions, so there is no best."
+    )
+    remarks = _remarks(headline, named or cells, labels)
+    return Answer(group.table.title, sentence, remarks, headline, "", ())
+
+
 def _sentence(
     group: Group,
     headline: Headline,
@@ -137,13 +169,16 @@ def _sentence(
 
 
 def _best_of_all(group: Group, best: Cell, headline: Headline) -> str:
-    """A sentence about the best of all rows, where that is none of those compared."""
-    overall = _best(group.complete, headline)
+    """A sentence about the best row under the same conditions, where that is none of those
+    compared."""
+    alike = [cell for cell in group.complete if cell.conditions == best.conditions]
+    overall = _best(alike, headline)
     if any(cell is best for cell in overall):
         return ""
     label = dict(zip(map(id, group.complete), labels_of(group.complete), strict=True))
     value = headline.number(mean_of(overall[0], headline))
-    return f" The best of all {len(group.complete)} rows is {label[id(overall[0])]}, with {value}."
+    which = "all" if len(alike) == len(group.complete) else "the comparable"
+    return f" The best of {which} {len(alike)} rows is {label[id(overall[0])]}, with {value}."
 
 
 def _setting(group: Group, where: str) -> str:

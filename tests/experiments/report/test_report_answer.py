@@ -146,6 +146,28 @@ def test_an_interval_that_excludes_zero_may_still_have_no_verdict() -> None:
     assert said.endswith("n = 6 seeds): no difference seen (corrected for 3 comparisons)")
 
 
+def test_loads_are_no_contestants(tmp_path: Path) -> None:
+    timed = ("executor.cost=roofline", "executor.gpu=a100_40gb", "workload.arrivals=poisson")
+    store(tmp_path, *timed, "allocator=paged", "workload.rate=50,400")
+    answer = answer_of(only_group(tmp_path))
+    assert answer is not None and not answer.differences
+    means = find_study("single", tmp_path).rows.groupby("rate")["normalised_latency_ms"].mean()
+    for rate, mean in means.items():
+        assert LATENCY.number(mean) in answer.sentence
+        assert f"under paged · rate {rate:g}" in answer.sentence
+    for claim in ("baseline", "better", "worse", "ahead"):
+        assert claim not in answer.sentence
+
+
+def test_the_best_of_all_rows_is_one_under_the_same_load(tmp_path: Path) -> None:
+    timed = ("executor.cost=roofline", "executor.gpu=a100_40gb", "workload.arrivals=poisson")
+    compared = ("allocator=contiguous,paged", "workload.rate=400,50", "repetitions=1")
+    store(tmp_path, *timed, *compared)
+    answer = answer_of(only_group(tmp_path))
+    assert answer is not None and "rate 400" in answer.sentence
+    assert "rate 50" not in answer.sentence
+
+
 def test_a_deterministic_run_repeated_is_one_observation(tmp_path: Path) -> None:
     fixed = ("workload=fixed", "workload.arrivals=all_at_once")
     store(tmp_path, *fixed, "allocator=contiguous,paged")
