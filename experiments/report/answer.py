@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from experiments.report.cells import Cell, Group, common_settings, in_words, labels_of
 from experiments.report.differences import (
-    FAMILY_NOTE,
     Difference,
     difference_in_words,
     differences_of,
+    notes_on,
     p_in_words,
     repetitions,
 )
@@ -45,7 +45,9 @@ class Answer:
         ]
         heads = ["strategy", head, f"difference, {self.headline.unit}", "± (95 %)", "pairs"]
         caption = f"{head}: each beside {self.baseline}"
-        return plain_view(caption, [*heads, "p (Holm)", "verdict"], lines, [FAMILY_NOTE])
+        return plain_view(
+            caption, [*heads, "p (Holm)", "verdict"], lines, notes_on(self.differences)
+        )
 
 
 def answer_of(group: Group) -> Answer | None:

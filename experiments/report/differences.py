@@ -52,6 +52,17 @@ FAMILY_NOTE = (
 )
 
 
+def notes_on(differences: Sequence[Difference]) -> list[str]:
+    """What a table of `differences` does, and does not, allow for."""
+    choice = (
+        "Each interval is a plain 95 % interval of one difference, not corrected like the verdicts"
+    )
+    if len(differences) > 1:
+        choice += f", and is not adjusted for choosing the best of {len(differences) + 1}"
+    has_interval = any(math.isfinite(each.half_width) for each in differences)
+    return [FAMILY_NOTE, *([f"{choice}."] if has_interval else [])]
+
+
 def differences_of(
     cells: Sequence[Cell], baseline: Cell, headline: Headline, labels: dict[int, str]
 ) -> tuple[Difference, ...]:

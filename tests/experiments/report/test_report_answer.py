@@ -94,6 +94,14 @@ def test_verdicts_are_corrected_over_the_strategies(compared_results: Path) -> N
         assert (difference.verdict == "better") == (difference.p_value < 0.05)
 
 
+def test_the_details_say_what_an_interval_does_not_allow_for(compared_results: Path) -> None:
+    answer = answer_of(only_group(compared_results))
+    assert answer is not None and len(answer.differences) == 3
+    assert any("not adjusted for choosing the best of 4" in note for note in answer.view.notes)
+    alone = answer_to(compared_results, lambda rows: rows["seed"] == 0)
+    assert not any("interval" in note for note in alone.view.notes)
+
+
 def test_strategies_with_nothing_in_common_are_compared_as_they_are(
     compared_results: Path,
 ) -> None:
