@@ -65,7 +65,14 @@ def answer_of(group: Group) -> Answer | None:
     found = differences_of(cells, baseline, headline, labels)
     best = _best(cells, headline)
     sentence = _sentence(group, headline, where, cells, baseline, best, found, labels)
-    remarks = _remarks(headline, [baseline, *best[:1]], labels)
+    is_ahead = bool(best) and not any(cell is baseline for cell in best)
+    overall = _best_alike(group, best[0], headline) if is_ahead else []
+    if overall and not any(cell is best[0] for cell in overall):
+        names = zip(map(id, group.complete), labels_of(group.complete), strict=True)
+        labels = dict(names) | labels
+        best = [*best, *overall[:1]]
+    sentence += _unbound([baseline, *best], best, labels)
+    remarks = _remarks(headline, [baseline, *best], best, labels)
     return Answer(group.table.title, sentence, remarks, headline, labels[id(baseline)], found)
 
 
@@ -107,7 +114,9 @@ def _single(group: Group, cell: Cell, headline: Headline) -> Answer:
         f"On {_setting(group, '')}, {headline.number(value.mean)} {headline.says} under "
         f"{cell.strategy} ({how}); there is nothing to compare it with."
     )
-    remarks = _remarks(headline, [cell], {id(cell): cell.strategy})
+    labels = {id(cell): cell.strategy}
+    sentence += _unbound([cell], [cell], labels)
+    remarks = _remarks(headline, [cell], [cell], labels)
     return Answer(group.table.title, sentence, remarks, headline, cell.strategy, ())
 
 
@@ -134,7 +143,8 @@ def _values(group: Group, cells: Sequence[Cell], headline: Headline) -> Answer:
         f"On {_setting(group, '')}, {shown or 'no run has ' + headline.column.title}. No two "
         "strategies were run under the same conditions, so there is no best."
     )
-    remarks = _remarks(headline, named or cells, labels)
+    sentence += _unbound(named, named, labels)
+    remarks = _remarks(headline, named or cells, named, labels)
     return Answer(group.table.title, sentence, remarks, headline, "", ())
 
 
@@ -174,13 +184,18 @@ def _best_of_all(group: Group, best: Cell, headline: Headline) -> str:
     """A sentence about the best row under the same conditions, where that is none of those
     compared."""
     alike = [cell for cell in group.complete if cell.conditions == best.conditions]
-    overall = _best(alike, headline)
+    overall = _best_alike(group, best, headline)
     if any(cell is best for cell in overall):
         return ""
     label = dict(zip(map(id, group.complete), labels_of(group.complete), strict=True))
     value = headline.number(mean_of(overall[0], headline))
     which = "all" if len(alike) == len(group.complete) else "the comparable"
     return f" The best of {which} {len(alike)} rows is {label[id(overall[0])]}, with {value}."
+
+
+def _best_alike(group: Group, best: Cell, headline: Headline) -> list[Cell]:
+    alike = [cell for cell in group.complete if cell.conditions == best.conditions]
+    return _best(alike, headline)
 
 
 def _setting(group: Group, where: str) -> str:
@@ -192,14 +207,31 @@ def _enumerated(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _remarks(headline: Headline, cells: Sequence[Cell], labels: dict[int, str]) -> tuple[str, ...]:
+def _unbound(named: Sequence[Cell], best: Sequence[Cell], labels: dict[int, str]) -> str:
+    """What ends the answer where one of `best` is not memory-bound: all of `named` that are not."""
+    if all(cell.row.is_memory_bound for cell in best):
+        return ""
+    return f" Not memory-bound: {_not_bound(named, labels)}"
+
+
+def _not_bound(cells: Sequence[Cell], labels: dict[int, str]) -> str:
+    names = dict.fromkeys(labels[id(cell)] for cell in cells if not cell.row.is_memory_bound)
+    if not names:
+        return ""
+    return (
+        f"{_enumerated(list(names))}. The queue waited for memory less than half of the time "
+        "there, so the figure says little about allocation."
+    )
+
+
+def _remarks(
+    headline: Headline, cells: Sequence[Cell], best: Sequence[Cell], labels: dict[int, str]
+) -> tuple[str, ...]:
+    """Of `cells`, less what the answer itself says of `best`."""
     remarks = []
     unique = list({id(cell): cell for cell in cells}.values())
-    if unbound := [labels[id(cell)] for cell in unique if not cell.row.is_memory_bound]:
-        remarks.append(
-            f"not memory-bound: {_enumerated(unbound)}. The queue waited for memory less than "
-            "half of the time there, so the figure says little about allocation."
-        )
+    if all(cell.row.is_memory_bound for cell in best) and (said := _not_bound(cells, labels)):
+        remarks.append(f"not memory-bound: {said}")
     growing = [labels[id(cell)] for cell in unique if cell.row.queue_grows]
     if growing and headline is LATENCY:
         remarks.append(
