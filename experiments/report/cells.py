@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from experiments.tables import Table, TableRow, make_tables
+from experiments.tables import CONDITIONS, Table, TableRow, make_tables
 from harness.runs.jobs import Job
+from harness.runs.varied_settings import varied_settings
 
 MAX_SHOWN = 9
 """Strategies that a figure with a line or a panel for each can show."""
@@ -23,13 +24,15 @@ CLOSED = ("all_at_once", "closed_loop")
 class Cell:
     """One row of a table.
 
-    settings: what beside the strategy tells it apart, by name, as text. rows: its complete
-    repetitions, as from `collect_rows`.
+    settings: what beside the strategy tells it apart, by name, as text. conditions: those values of
+    them that a strategy is up against, as load and pool. rows: its complete repetitions, as from
+    `collect_rows`.
     """
 
     row: TableRow
     settings: tuple[tuple[str, str], ...]
     rows: pd.DataFrame
+    conditions: tuple[str, ...] = ()
 
     @property
     def strategy(self) -> str:
@@ -90,7 +93,8 @@ def make_groups(
     for table in make_tables(rows, jobs):
         ids = {run_id for row in table.rows for run_id in row.run_ids}
         own = rows[(rows["part"] == table.part) & rows["run_id"].isin(ids)]
-        cells = tuple(_cell(table, row, own) for row in table.rows)
+        keys = tuple(varied_settings([job for job in jobs if job.run_id in ids]))
+        cells = tuple(_cell(table, row, own, keys) for row in table.rows)
         is_constant = (own["executor"] == "simulated") & (own["cost"] == "constant")
         is_open_loop = not {arrivals[run_id] for run_id in ids} & set(CLOSED)
         has_times = not bool(is_constant.all())
@@ -142,9 +146,12 @@ def in_words(settings: tuple[tuple[str, str], ...], varied: frozenset[str]) -> s
     return ", ".join(f"{name} {value}" for name, value in settings if name in varied)
 
 
-def _cell(table: Table, row: TableRow, rows: pd.DataFrame) -> Cell:
+def _cell(table: Table, row: TableRow, rows: pd.DataFrame, keys: Sequence[str]) -> Cell:
+    """keys: of the settings in `table`, in its order."""
     own = rows[rows["run_id"].isin(row.run_ids)]
     page_size = str(own["page_size"].iloc[0])
     others = zip(table.label_heads[2:], row.labels[2:], strict=True)
     complete = own[own["status"] == "complete"]
-    return Cell(row, (("page size", page_size), *others), complete)
+    values = zip(keys, row.labels[2:], strict=True)
+    conditions = tuple(value for key, value in values if key.startswith(CONDITIONS))
+    return Cell(row, (("page size", page_size), *others), complete, conditions)

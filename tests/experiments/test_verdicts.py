@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import pytest
 
@@ -39,6 +41,22 @@ def test_a_failed_run_leaves_its_pair_out() -> None:
     table.loc[0, "status"] = "failed"
     found = verdicts(table, "strategy", "base", "requests_per_s", higher_is_better=False)
     assert found["pairs"].tolist() == [6] and found["verdict"].tolist() == ["worse"]
+
+
+def test_one_observation_repeated_is_not_tested() -> None:
+    noisy = [1.0, 1.2, 0.9, 1.1, 1.3, 0.8]
+    table = rows(base=[1.0] * 6, more=[2.0] * 6, same=[1.0] * 6, noisy=noisy)
+    found = verdicts(table, "strategy", "base", "requests_per_s", higher_is_better=True)
+    by_name = found.set_index("strategy")
+    assert by_name["verdict"].tolist() == ["better", "the same", "no difference seen"]
+    assert by_name["is_exact"].tolist() == [True, True, False]
+    assert by_name.loc[["more", "same"], ["p_value", "half_width"]].isna().all(axis=None)
+    alone = verdicts(
+        rows(base=[1.0] * 6, noisy=noisy),
+        "strategy", "base", "requests_per_s", higher_is_better=True,
+    )  # fmt: skip
+    assert by_name.loc["noisy", "p_value"] == alone["p_value"].iloc[0]
+    assert math.isfinite(by_name.loc["noisy", "p_value"])
 
 
 def test_a_baseline_that_is_not_there_is_told() -> None:

@@ -13,17 +13,10 @@ from page_reader import read_page
 from scipy import stats
 from stored_study import store
 
-from experiments.report.answer import (
-    LATENCY,
-    THROUGHPUT,
-    USED,
-    Answer,
-    Difference,
-    answer_of,
-    difference_in_words,
-    headline_of,
-)
+from experiments.report.answer import Answer, answer_of
 from experiments.report.cells import Group, common_settings, make_groups, representatives
+from experiments.report.differences import Difference, difference_in_words
+from experiments.report.headline import LATENCY, THROUGHPUT, USED, headline_of
 from experiments.report.page import make_page
 from experiments.report.search_answer import search_answers
 from experiments.stored import find_study
@@ -101,6 +94,14 @@ def test_verdicts_are_corrected_over_the_strategies(compared_results: Path) -> N
         assert (difference.verdict == "better") == (difference.p_value < 0.05)
 
 
+def test_the_details_say_what_an_interval_does_not_allow_for(compared_results: Path) -> None:
+    answer = answer_of(only_group(compared_results))
+    assert answer is not None and len(answer.differences) == 3
+    assert any("not adjusted for choosing the best of 4" in note for note in answer.view.notes)
+    alone = answer_to(compared_results, lambda rows: rows["seed"] == 0)
+    assert not any("interval" in note for note in alone.view.notes)
+
+
 def test_strategies_with_nothing_in_common_are_compared_as_they_are(
     compared_results: Path,
 ) -> None:
@@ -151,6 +152,38 @@ def test_an_interval_that_excludes_zero_may_still_have_no_verdict() -> None:
     found = Difference("paged", 50.0, 2.5, 1.9, 6, 0.06, "no difference seen")
     said = difference_in_words(found, USED, family=3)
     assert said.endswith("n = 6 seeds): no difference seen (corrected for 3 comparisons)")
+
+
+def test_loads_are_no_contestants(tmp_path: Path) -> None:
+    timed = ("executor.cost=roofline", "executor.gpu=a100_40gb", "workload.arrivals=poisson")
+    store(tmp_path, *timed, "allocator=paged", "workload.rate=50,400")
+    answer = answer_of(only_group(tmp_path))
+    assert answer is not None and not answer.differences
+    means = find_study("single", tmp_path).rows.groupby("rate")["normalised_latency_ms"].mean()
+    for rate, mean in means.items():
+        assert LATENCY.number(mean) in answer.sentence
+        assert f"under paged · rate {rate:g}" in answer.sentence
+    for claim in ("baseline", "better", "worse", "ahead"):
+        assert claim not in answer.sentence
+
+
+def test_the_best_of_all_rows_is_one_under_the_same_load(tmp_path: Path) -> None:
+    timed = ("executor.cost=roofline", "executor.gpu=a100_40gb", "workload.arrivals=poisson")
+    compared = ("allocator=contiguous,paged", "workload.rate=400,50", "repetitions=1")
+    store(tmp_path, *timed, *compared)
+    answer = answer_of(only_group(tmp_path))
+    assert answer is not None and "rate 400" in answer.sentence
+    assert "rate 50" not in answer.sentence
+
+
+def test_a_deterministic_run_repeated_is_one_observation(tmp_path: Path) -> None:
+    fixed = ("workload=fixed", "workload.arrivals=all_at_once")
+    store(tmp_path, *fixed, "allocator=contiguous,paged")
+    answer = answer_of(only_group(tmp_path))
+    assert answer is not None
+    assert "percentage points more (the same at every seed: exact): better" in answer.sentence
+    assert "±" not in answer.sentence and "interval" not in answer.sentence
+    assert [cell.text for cell in answer.view.rows[0]][3:] == ["-", "6", "exact", "better"]
 
 
 def test_a_search_answers_with_the_highest_rate_sustained(searched: Path) -> None:

@@ -256,10 +256,15 @@ def test_one_run_is_a_report_too(compared_results: Path) -> None:
     assert "there is nothing to compare it with" in lead and "n = 6 seeds" in lead
 
 
-def test_plenty_of_memory_is_told_beside_the_answer(tmp_path: Path) -> None:
-    store(tmp_path, "repetitions=1", "kv.pool_tokens=8192", "allocator=contiguous,paged")
-    remarks = [p.words for p in page_of(tmp_path).by_id("s1-answer").all("p", "remark")]
-    assert any(remark.startswith("not memory-bound: ") for remark in remarks)
+def test_plenty_of_memory_is_told_within_the_answer(tmp_path: Path) -> None:
+    strategies = "allocator=contiguous,paged,paged_prefix"
+    store(tmp_path, "repetitions=1", "kv.pool_tokens=8192", strategies)
+    answer = page_of(tmp_path).by_id("s1-answer")
+    lead = answer.all("p", "lead")[0].words
+    told = lead.split("Not memory-bound: ")[1].split(". ")[0]
+    assert "paged and paged_prefix" in told and "contiguous buddy max" in told
+    assert "says little about allocation" in lead
+    assert not any("not memory-bound" in remark.words for remark in answer.all("p", "remark"))
 
 
 def test_names_with_markup_in_them_are_text(own: Copy, compared_results: Path) -> None:
