@@ -37,8 +37,8 @@ def _of_fig2(job: Job) -> bool:
 def full(run_tiny: Runner, monkeypatch: pytest.MonkeyPatch) -> Study:
     """Fig. 2's systems, whose pool is full in the window."""
     study = run_tiny(
-        "experiment=paper_fig2", "preset=full", *SMALL, *OVERLOAD, "kv.pool_tokens=320", keep=_of_fig2,
-        own=["model"],
+        "experiment=paper_fig2", "preset=full", *SMALL, *OVERLOAD, "kv.pool_tokens=320",
+        keep=_of_fig2, own=["model"],
     )  # fmt: skip
     end = float(study.rows["duration_s"].min())
     monkeypatch.setattr(paper_fig2, "WINDOW", Window(0.0, 0.4 * end))
