@@ -20,8 +20,9 @@ if not torch.cuda.is_available():
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One on a machine with a GPU: its tests measure memory, which is not to be shared."""
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    """One on a machine with a GPU: its tests measure memory, which is not to be shared. Elsewhere
+    one a core, but no more than memory bears: each takes about a gigabyte."""
+    return 1 if torch.cuda.is_available() else min(8, os.cpu_count() or 1)
 
 
 @pytest.fixture
