@@ -101,7 +101,7 @@ def _defined_in(module: ModuleType) -> list[type[KVCacheAllocator]]:
 
 
 def _load_file(path: Path, class_name: str) -> type[KVCacheAllocator]:
-    found = {cls.__name__: cls for cls in _defined_in(_import_file(path))}
+    found = {cls.__name__: cls for cls in _defined_in(import_file(path, "allocator"))}
     if not class_name and len(found) == 1:
         (class_name,) = found
     if class_name not in found:
@@ -117,13 +117,14 @@ def _load_file(path: Path, class_name: str) -> type[KVCacheAllocator]:
     return cls
 
 
-def _import_file(path: Path) -> ModuleType:
-    """Import a file under a name made from its path, once per process and contents."""
+def import_file(path: Path, what: str) -> ModuleType:
+    """Import a user's file under a name made from its path, once per process and contents. what:
+    it is to define. ValueError where there is no such file; whatever its code raises passes."""
     if not path.is_file():
-        raise ValueError(f"no allocator file {path} (current directory: {Path.cwd()})")
+        raise ValueError(f"no {what} file {path} (current directory: {Path.cwd()})")
     path = path.resolve()
     key = blake2b(str(path).encode() + path.read_bytes(), digest_size=8).hexdigest()
-    module_name = f"_allocator_file_{key}"
+    module_name = f"_{what}_file_{key}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)

@@ -32,7 +32,7 @@ class TokenDifference(NamedTuple):
 
 
 class EqualityReport(NamedTuple):
-    """settings: allocators x page sizes compared. positions: output positions of one of them.
+    """settings: allocators x page sizes x ranks compared. positions: output positions of one.
 
     near_ties: differences at margins up to MARGIN_LIMIT, the first of each pair of runs, without
     those at the same position of the same request.
@@ -76,7 +76,7 @@ def check_tokens(jobs: Sequence[Job]) -> EqualityReport | None:
     for job in jobs:
         if _is_comparable(job.config):
             groups.setdefault(_requests_key(job.config), []).append(job)
-    compared: set[tuple[str, int]] = set()
+    compared: set[tuple[str, int, int]] = set()
     positions = 0
     near_ties: dict[tuple[str, int, int], TokenDifference] = {}
     failures: list[str] = []
@@ -123,8 +123,9 @@ def _requests_key(config: RunConfig) -> str:
     )
 
 
-def _setting(config: RunConfig) -> tuple[str, int]:
-    return strategy_label(config.allocator), config.kv.page_size
+def _setting(config: RunConfig) -> tuple[str, int, int]:
+    ranks = config.engine.tensor_parallel
+    return strategy_label(config.allocator), config.kv.page_size, ranks
 
 
 def _requests(job: Job) -> pd.DataFrame | None:

@@ -49,8 +49,7 @@ def save_picture(run: StoredRun, folder: Path) -> Picture:
 
 
 def _draw_classes(run: StoredRun) -> Figure:
-    steps = run.frame("steps")
-    steps = steps[steps["repetition"] == steps["repetition"].min()]
+    steps = run.first_steps()
     steps = steps.iloc[:: max(1, -(-len(steps) // MAX_POINTS))]
     slots = steps[list(CLASSES)]
     shares = 100 * slots.div(slots.sum(axis="columns"), axis="index")

@@ -268,6 +268,9 @@ def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow], conditions: Seq
     size = f"{_range(complete['pool_bytes'] / 2**30 + of_draft, '.3g')} GiB of KV"
     if of_draft.any():
         size += f", of which a draft model has {_range(of_draft, '.3g')}"
+    each = ""
+    if "replicas" in complete:
+        each = f" in each of {_range(complete['replicas'].fillna(1), ',.0f')} replicas"
     counts = [row.repetitions for row in rows if not row.error]
     fewest, most = min(counts), max(counts)
     seeds = f"{fewest}" if fewest == most else f"{fewest}-{most}"
@@ -284,7 +287,7 @@ def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow], conditions: Seq
     )
     alike = f" among rows of the same {', '.join(conditions)}" if conditions else ""
     return (
-        f"Pool: {pool} tokens, {size}{device}. Repetitions: {seeds} ({shown}). "
+        f"Pool: {pool} tokens, {size}{each}{device}. Repetitions: {seeds} ({shown}). "
         f"Best mean of a column{alike}: *."
     )
 

@@ -15,13 +15,25 @@ from rich.console import Console
 
 from harness.command_help import help_text
 from harness.compose import compose_study, hydra_session, parse_command
+from harness.engine.device.parallel.launched import Launch, ending_followers, follow_launch
 from harness.reporting import reporting
 from harness.runs.study import run_study
 from harness.schema import admit_files, register_schema
 
 
 def main() -> None:
-    """Entry point of `python -m harness` and of the console script `kvarena`."""
+    """Entry point of `python -m harness` and of the console script `kvarena`.
+
+    Under torchrun, rank 0 does what the command says, and the others what rank 0 says.
+    """
+    launch = Launch.of()
+    if launch is not None and launch.rank > 0:
+        sys.exit(follow_launch(launch))
+    with ending_followers(launch):
+        _main()
+
+
+def _main() -> None:
     # a,b,c sweeps with or without Hydra's flag for it
     arguments = [arg for arg in sys.argv[1:] if arg not in ("-m", "--multirun")]
     if any(argument.startswith("-") for argument in arguments):

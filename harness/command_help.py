@@ -53,8 +53,20 @@ COMMON_KEYS: Mapping[str, str] = {
     "workload=NAME": "the requests; workload.num_requests=, workload.rate=, workload.path=",
     "engine.schedule=NAME": "mixed_chunked, mixed_unchunked, prefill_first, static",
     "engine.preemption=KIND": "recompute or swap; engine.victim= says whom",
+    "cluster.replicas=N": "a simulated fleet; cluster.router= says who gets a request",
     "measure.memory_map=true": "keep the pool's history page by page",
     "tracking=none|jsonl|wandb": "where finished runs are reported to",
+    "hydra/launcher=NAME": "who does a sweep's runs, on one machine or many; see below",
+}
+
+LAUNCHERS: Mapping[str, str] = {
+    "basic": "this process, as without the key",
+    "joblib": "processes of this machine, hydra.launcher.n_jobs=N; extra joblib",
+    "submitit_local": "processes of this machine, each with a log; extra slurm",
+    "submitit_slurm": "a Slurm job array: hydra.launcher.partition=, timeout_min=, gpus_per_node=, "
+    "array_parallelism=, ...; extra slurm",
+    "ray": "a Ray cluster: +hydra.launcher.ray.init.address=, "
+    "+hydra.launcher.ray.remote.num_gpus=; extra ray",
 }
 
 FLAGS: Mapping[str, str] = {
@@ -84,6 +96,7 @@ def help_text(overrides: Sequence[str]) -> str:
         "common keys": _aligned(COMMON_KEYS),
         "choices (GROUP=NAME)": _choices(),
         "experiments (experiment=NAME)": _aligned(_questions()),
+        "launchers (hydra/launcher=NAME)": _aligned(LAUNCHERS),
         "flags": _aligned(FLAGS),
         "all keys and their values": textwrap.indent(OmegaConf.to_yaml(shown).rstrip(), "  "),
     }

@@ -29,6 +29,7 @@ from harness.config import (
     from_mapping,
     unknown_name,
 )
+from harness.launching.chosen import is_of_launcher
 from harness.runs.grid import Part
 from harness.schema import admit_files, register_schema
 
@@ -41,13 +42,15 @@ class Command:
     """What a user typed: keys with one value, keys with several (swept), the rest verbatim.
 
     verbatim: overrides in Hydra's own syntax that add or delete (`+key=...`, `~key`).
-    arguments: all of them as typed.
+    arguments: all of them as typed, but for launcher: which says where runs are done, and nothing
+    of what they are.
     """
 
     fixed: Mapping[str, str]
     swept: Mapping[str, Sequence[str]]
     verbatim: tuple[str, ...]
     arguments: tuple[str, ...]
+    launcher: tuple[str, ...] = ()
 
     def base_overrides(self) -> list[str]:
         """Overrides of a config before any axis is chosen."""
@@ -76,6 +79,8 @@ class Study:
 def parse_command(arguments: Sequence[str]) -> Command:
     """Sort overrides by kind; an allocator given as FILE.py:CLASS becomes a choice of its group."""
     register_schema()
+    launcher = tuple(argument for argument in arguments if is_of_launcher(argument))
+    arguments = tuple(argument for argument in arguments if not is_of_launcher(argument))
     admitted = [admit_files(argument) for argument in arguments]
     try:
         overrides = OverridesParser.create().parse_overrides(admitted)
@@ -95,7 +100,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
     for key, values in swept.items():
         if key.split(".", 1)[0] in _TAKE_ONE_VALUE:
             raise ConfigError(f"{key}={','.join(values)}: takes one value; give a command for each")
-    return Command(fixed, swept, tuple(verbatim), tuple(arguments))
+    return Command(fixed, swept, tuple(verbatim), arguments, launcher)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from harness.cluster.config import ClusterConfig
 from harness.engine.device.model_shape import ModelConfig
 from harness.engine.scheduling.length_estimate import Estimate
 from harness.engine.scheduling.scheduler import BatchOrder, Preemption, Schedule
@@ -82,7 +83,8 @@ class KVConfig:
 class EngineConfig:
     """See `SchedulerConfig`. swap_tokens: slots on the host for preemption=swap; None for as
     many as the pool has, 0 recomputes. fused: lean forward pass where the model's modules allow
-    it. tensor_parallel: GPUs that a simulated model is split over.
+    it. tensor_parallel: ranks that the model is split over, a GPU each or a process each on a CPU;
+    in simulation GPUs (docs/tensor_parallel.md).
 
     cuda_graph: on a GPU, decode steps are captured beforehand and replayed. overlap: on a GPU, the
     next step is decided while the device works on this one, wherever its outcome cannot matter
@@ -125,7 +127,8 @@ class EngineConfig:
 @dataclass(frozen=True, slots=True)
 class DeviceConfig:
     """kind: auto takes a CUDA GPU where there is one. threads: torch's; None leaves its own.
-    imagined_memory_gib: on a CPU, the device that kv.memory_fraction is a fraction of.
+    imagined_memory_gib: on a CPU, the device that kv.memory_fraction is a fraction of. Both are of
+    each of engine.tensor_parallel ranks.
     """
 
     kind: Literal["auto", "cpu", "cuda"] = "auto"
@@ -252,6 +255,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
@@ -264,13 +268,9 @@ class RunConfig:
                 "executor=simulated cannot know where a free output ends: use "
                 "workload.output=forced_ids or forced_length, or executor=torch"
             )
-        if self.engine.tensor_parallel > 1 and self.executor.cost != "roofline":
-            raise ConfigError(
-                f"engine.tensor_parallel={self.engine.tensor_parallel} is simulated only, on GPUs "
-                "of published figures: add executor=simulated executor.cost=roofline, or leave "
-                "it out"
-            )
+        self._check_tensor_parallel()
         self._check_speculation()
+        self._check_cluster()
         branches, limit = self.workload.num_sequences, self.engine.max_num_seqs
         if branches > limit:
             key = "beam_width" if self.workload.beam_width > 1 else "samples"
@@ -284,6 +284,37 @@ class RunConfig:
                 f"{self.allocator.name} cannot promise: use attention=paged or "
                 "allocator=contiguous"
             )
+
+    def _check_tensor_parallel(self) -> None:
+        count = self.engine.tensor_parallel
+        if count > 1 and self.executor.kind == "simulated" and self.executor.cost != "roofline":
+            raise ConfigError(
+                f"engine.tensor_parallel={count} with executor.cost={self.executor.cost}: only the "
+                "roofline knows what a split model costs, so add executor.cost=roofline, use "
+                "executor=torch, or leave it out"
+            )
+        if count > 1 and self.engine.compile:
+            raise ConfigError(
+                f"engine.compile=true with engine.tensor_parallel={count}: torch.compile takes a "
+                "whole model, set one of them off"
+            )
+
+    def _check_cluster(self) -> None:
+        count = self.cluster.replicas
+        self.cluster.workload(self.workload)
+        if count == 1:
+            return
+        if self.executor.kind != "simulated":
+            raise ConfigError(
+                f"cluster.replicas={count} is simulated only: add executor=simulated, or leave it "
+                "out"
+            )
+        for key in ("memory_map", "step_work", "outcome_log"):
+            if getattr(self.measure, key):
+                raise ConfigError(
+                    f"measure.{key}=true is of one engine, and cluster.replicas={count}: set one "
+                    "of them off"
+                )
 
     def _check_speculation(self) -> None:
         method = self.engine.speculation.method

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 
 import harness  # noqa: F401  before torch, which reads what it sets
@@ -10,6 +13,11 @@ import harness  # noqa: F401  before torch, which reads what it sets
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores: threads would take turns
     num_workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
+
+# one folder of locks a test process: else tests would wait for each other's timed runs
+if "KVARENA_LOCKS" not in os.environ:
+    os.environ["KVARENA_LOCKS"] = tempfile.mkdtemp(prefix="kvarena-locks-")
+    atexit.register(shutil.rmtree, os.environ["KVARENA_LOCKS"], ignore_errors=True)
 
 # isort: split
 import pytest

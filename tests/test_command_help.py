@@ -47,7 +47,7 @@ def test_a_common_key_exists_and_its_values_are_taken(entry):
     found = text.split("all keys and their values:")[1]
     indent = ""
     for name in key.split("."):
-        assert f"\n  {indent}{name}:" in found or name == "experiment", key
+        assert f"\n  {indent}{name}:" in found or name in ("experiment", "hydra/launcher"), key
         indent += "  "
 
 

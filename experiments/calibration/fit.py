@@ -91,6 +91,11 @@ def fit(runs: Sequence[StoredRun], environment: dict[str, Any]) -> Calibration:
             f"{len(runs)} runs of {', '.join(names) or 'no model'}: a calibration is of one model "
             "and kv.dtype, give a folder with runs of that one alone"
         )
+    if any(run.config["engine"]["tensor_parallel"] > 1 for run in runs):
+        raise ConfigError(
+            "engine.tensor_parallel: a calibration is of a whole model on one device, leave "
+            "runs of split ones out"
+        )
     parts = [busy_steps(run) for run in runs]
     steps = BusySteps(*(np.concatenate(each) for each in zip(*parts, strict=True)))
     num_with = (steps.values > 0).sum(axis=0)

@@ -32,8 +32,8 @@ from experiments.modes.runs import CPU, Cell, family_cells
 from experiments.modes.table import closing_line, print_cells, strategies_of, to_frame, to_markdown
 from harness.config import AllocatorConfig, RunConfig, to_mapping
 from harness.measure.environment import capture_environment
-from harness.runs.build import build_allocator
 from harness.runs.interrupted import go_on, resumable
+from harness.runs.one_engine import build_allocator
 
 _EXAMPLES = """\
 examples:

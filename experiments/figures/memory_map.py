@@ -59,7 +59,7 @@ def draw(
 def draw_runs(runs: Sequence[StoredRun], style: FigureStyle) -> tuple[Figure, pd.DataFrame]:
     """One panel a run over the same span of time: while requests are waiting in all of them."""
     frames = [_first_repetition(run.frame("memory_map")) for run in runs]
-    steps = [_first_repetition(run.frame("steps")) for run in runs]
+    steps = [run.first_steps() for run in runs]
     until_s = min(map(_load_end_s, steps))
     figure, grid = subplots(style, 1, len(runs), PanelSize(3.4, 3.6), sharey=True)
     shown: set[str] = set()

@@ -83,7 +83,7 @@ def timeline_view(group: Group, study: StoredStudy) -> TimelineView | None:
     if study.is_exported:
         return None
     cells, note = representatives(group)
-    steps = {id(cell): _first_repetition(_run(cell, study).frame("steps")) for cell in cells}
+    steps = {id(cell): _run(cell, study).first_steps() for cell in cells}
     kept = [cell for cell in cells if len(steps[id(cell)])]
     if not kept:
         return None

@@ -19,15 +19,22 @@ class Clock(Protocol):
 
 
 class Stopwatch:
-    """Real time between calls, whatever the engine's clock says."""
+    """Real time between calls, whatever the engine's clock says. `resume` leaves out the time
+    since `pause`, or since it was made."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter()
+        self._start = self._paused = time.perf_counter()
 
     def restart(self) -> float:
         """Seconds since the last time, or since it was made."""
         before, self._start = self._start, time.perf_counter()
         return self._start - before
+
+    def pause(self) -> None:
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        self._start += time.perf_counter() - self._paused
 
 
 class WallClock:

@@ -113,11 +113,13 @@ def _times(request: Request) -> str:
 
 @dataclass(slots=True)
 class _Flight:
-    """A step that was submitted. ended: groups it was the last of, once that is decided."""
+    """A step that was submitted. outcome: where it was asked for before the step is over. ended:
+    groups it was the last of, once that is decided."""
 
     step: ScheduledStep
     pending: Any
     start_s: float
+    outcome: StepOutcome | None = None
     is_foreseen: bool = False
     ended: list[SequenceGroup] = field(default_factory=list)
 
@@ -152,29 +154,24 @@ class Engine:
         self._held: list[HeldPrefix] = []
         self._stopwatch = Stopwatch()
         self._last_end_s = 0.0
+        self._flying: _Flight | None = None
 
     def run(self, source: ArrivalSource) -> None:
         """Serve every request of `source` that can be served."""
         flying: _Flight | None = None
         while True:
             self._admit_arrivals(source)
-            start_s = self._clock.now_s()
-            step = self._scheduler.schedule(start_s)
-            for group in step.unplaceable:
-                reason = self._limits.reason_not_placed(group, self._usage.max_sequence_pages)
-                self._refuse(source, group.request, group.released_s, reason)
-            if step.is_empty:
-                self._land(flying, source)
-                flying = None
+            flight = self._begin(source)
+            self._land(flying, source)
+            flying = None
+            if flight is None:
                 if math.isinf(source.next_arrival_s()):
-                    self._check_done()
+                    self.check_done()
                     return
                 self._clock.wait_until(source.next_arrival_s())
                 self._stopwatch.restart()
                 continue
-            flight = _Flight(step, self._executor.submit(step.plan), start_s)
-            self._land(flying, source)
-            foreseen = self._foresee(step, source) if self._overlaps else None
+            foreseen = self._foresee(flight.step, source) if self._overlaps else None
             flying = None if foreseen is None else flight
             if foreseen is None:
                 self._land(flight, source)
@@ -182,11 +179,53 @@ class Engine:
                 flight.is_foreseen = True
                 self._decide(flight, foreseen, math.nan)
 
+    def admit(self, source: ArrivalSource, now_s: float) -> None:
+        """Take in what has arrived by `now_s`, which no step that is under way ends after. With
+        `start_step` and `end_step` it is `run` in pieces, for whoever has the clocks of several
+        engines to keep in step; all on a virtual clock, and no executor works apart."""
+        self._clock.wait_until(now_s)
+        self._admit_arrivals(source)
+
+    def start_step(self, source: ArrivalSource) -> float:
+        """Begin the next step, and return when it ends; infinity where there is none until more
+        arrives."""
+        self._stopwatch.resume()
+        flight = self._flying = self._begin(source)
+        end_s = math.inf
+        if flight is None:
+            self._stopwatch.restart()
+        else:
+            flight.outcome = self._executor.result(flight.pending)
+            end_s = self._clock.now_s() + flight.outcome.duration_s
+        self._stopwatch.pause()
+        return end_s
+
+    def end_step(self, source: ArrivalSource) -> None:
+        """The step that was begun last is over: its time has come."""
+        flight, self._flying = self._flying, None
+        assert flight is not None
+        self._stopwatch.resume()
+        self._land(flight, source)
+        for group in flight.ended:
+            group.let_go()
+        self._stopwatch.pause()
+
+    def _begin(self, source: ArrivalSource) -> _Flight | None:
+        """Decide and submit the next step; None where there is nothing to do."""
+        start_s = self._clock.now_s()
+        step = self._scheduler.schedule(start_s)
+        for group in step.unplaceable:
+            reason = self._limits.reason_not_placed(group, self._usage.max_sequence_pages)
+            self._refuse(source, group.request, group.released_s, reason)
+        if step.is_empty:
+            return None
+        return _Flight(step, self._executor.submit(step.plan), start_s)
+
     def _land(self, flight: _Flight | None, source: ArrivalSource) -> None:
         """Wait for a step, if there is one, and take in what came of it."""
         if flight is None:
             return
-        outcome = self._executor.result(flight.pending)
+        outcome = flight.outcome or self._executor.result(flight.pending)
         self._clock.advance(outcome.duration_s)
         now_s = self._clock.now_s()
         if flight.is_foreseen:
@@ -215,7 +254,7 @@ class Engine:
                 return None
         return self._scheduler.foresee(step)
 
-    def _check_done(self) -> None:
+    def check_done(self) -> None:
         """A strategy that refuses what its pool has room for must not end a run in silence."""
         if unfinished := self._scheduler.num_unfinished:
             raise RuntimeError(

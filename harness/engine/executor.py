@@ -23,6 +23,11 @@ class CaptureRefusedError(RuntimeError):
     allocator then goes on as if recording; a process that saw this does no further run."""
 
 
+class RankLostError(RuntimeError):
+    """Another rank of a model that is split ended in the middle of things. The message says which
+    and, if known, why; a process that met this does no further step with those ranks."""
+
+
 class Executor(Protocol):
     """Carries out step plans. `torch` runs the model; `simulated` asks a cost model."""
 

@@ -107,6 +107,7 @@ class StepOutcome(NamedTuple):
     num_accepted: drafts kept of each chunk that had some.
     device_s: time that the device worked on it. waited_s: time that the host did nothing but wait
         for it. Both as far as the executor knows.
+    broadcast_bytes: what rank 0 sent to each of the other ranks that the model is split over.
     """
 
     token_ids: Sequence[int]
@@ -116,3 +117,4 @@ class StepOutcome(NamedTuple):
     num_accepted: Sequence[int] = ()
     device_s: float = math.nan
     waited_s: float = 0.0
+    broadcast_bytes: int = 0

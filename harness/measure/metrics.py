@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from harness.measure.backlog import backlog
+from harness.measure.fleet import fleet_metrics, steady_window_of_fleet
 from harness.measure.ledger import CLASSES
 from harness.measure.pooled import Pooled
 from harness.measure.record_files import Columns, TokenTimes, token_times, without_tokens
@@ -29,13 +30,14 @@ class PoolFacts:
     """What a run's pool was. num_pages: of all layers. bytes_per_token: KV bytes of one token
     over all layers; draft_bytes_per_token: those of a draft model, whose pool has as many
     slots. num_groups: of layers; each token takes a slot in each, and the ledger counts them
-    all."""
+    all. num_replicas: of a fleet, each with such a pool."""
 
     num_pages: int
     page_size: int
     bytes_per_token: int
     draft_bytes_per_token: int = 0
     num_groups: int = 1
+    num_replicas: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -47,8 +49,9 @@ class PoolFacts:
 
     @property
     def gib(self) -> float:
-        """KV of the model and of its draft model."""
-        return self.num_tokens * (self.bytes_per_token + self.draft_bytes_per_token) / 2**30
+        """KV of the model and of its draft model, in all replicas."""
+        num_bytes = self.num_tokens * (self.bytes_per_token + self.draft_bytes_per_token)
+        return self.num_replicas * num_bytes / 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,12 @@ class Metrics:
     copied_pages: int
     copied_bytes: int
     allocator_us_per_step: float
+    broadcast_bytes_per_step: float
     num_steps: int
+    # the fleet
+    request_imbalance: float
+    token_imbalance: float
+    busy_imbalance: float
 
 
 METRIC_NAMES = tuple(field.name for field in fields(Metrics))
@@ -175,9 +183,10 @@ def compute_metrics(
     }
     values |= _throughput(steps, requests, done, pool)
     values |= _latency(done, slo, values["duration_s"])
-    values |= _of_tokens(steps, tokens)
+    values |= _of_tokens(steps, tokens, pool.num_replicas)
     values |= _memory(steps, pool, values["output_tokens"])
     values |= _strategy(steps, done, pool)
+    values |= fleet_metrics(steps, requests, pool.num_replicas)
     return Metrics(**values)  # type: ignore[arg-type]
 
 
@@ -195,7 +204,7 @@ def _throughput(
         "duration_s": duration,
         "last_arrival_s": last_arrival,
         "drain_s": duration - last_arrival,
-        "busy_share": _ratio(float(steps["duration_s"].sum()), duration),
+        "busy_share": _ratio(float(steps["duration_s"].sum()), duration * pool.num_replicas),
         "requests_per_s": _ratio(len(done), duration),
         "output_tokens_per_s": rate,
         "output_tokens_per_s_per_gib": _ratio(rate, pool.gib),
@@ -207,12 +216,16 @@ def _throughput(
     }
 
 
-def _of_tokens(steps: Columns, tokens: Iterable[TokenTimes]) -> dict[str, float]:
+def _of_tokens(steps: Columns, tokens: Iterable[TokenTimes], num_replicas: int) -> dict[str, float]:
     """What takes a look at each token: gaps between them, and how many came while it was busy.
 
     A token is counted by the step that produced it.
     """
-    steady_from, steady_to = _steady_window(steps)
+    steady_from, steady_to = (
+        _steady_window(steps)
+        if num_replicas == 1
+        else steady_window_of_fleet(steps, STEADY_SHARE_OF_PEAK)
+    )
     itl, num_steady = Pooled(), 0
     for some in tokens:
         itl.add(some.gaps_ms)
@@ -328,6 +341,7 @@ def _strategy(steps: Columns, done: pd.DataFrame, pool: PoolFacts) -> dict[str, 
         "copied_pages": copied_pages,
         "copied_bytes": copied_pages * page_bytes,
         "allocator_us_per_step": _mean(_column(steps, "allocator_us")),
+        "broadcast_bytes_per_step": _mean(_column(steps, "broadcast_bytes")),
         "num_steps": len(steps),
     }
 

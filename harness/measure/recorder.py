@@ -53,8 +53,9 @@ class RunRecorder:
 
     The ledger tells reserved slots from over-reserved ones by a sequence's final length, so a
     deferred one is worked out by `close`, from the logged events. keeps_tokens: with each request
-    the executor's own choices and their margins. num_ended: requests that are answered or refused
-    so far; num_output_tokens: of the answered ones.
+    the executor's own choices and their margins. replica: of a fleet, which of them this is.
+    num_ended: requests that are answered or refused so far; num_output_tokens: of the answered
+    ones.
     """
 
     def __init__(
@@ -67,11 +68,13 @@ class RunRecorder:
         keeps_tokens: bool = True,
         memory_map: MemoryMap | None = None,
         draft_ledger: Ledger | None = None,
+        replica: int = 0,
     ) -> None:
         self._ledger = ledger
         self._allocator = allocator
         self.sink = sink
         self._keeps_tokens = keeps_tokens
+        self._replica = replica
         self.num_ended = 0
         self.num_output_tokens = 0
         self._num_steps = 0
@@ -118,7 +121,9 @@ class RunRecorder:
             allocator_us=allocator_ns / 1e3,
             host_us=times.host_s * 1e6,
             device_us=outcome.device_s * 1e6,
+            broadcast_bytes=outcome.broadcast_bytes,
             refusal=step.refusal.kind if step.refusal else "",
+            replica=self._replica,
         )
         self._num_steps += 1
         events = _MemoryEvents(
@@ -177,6 +182,7 @@ class RunRecorder:
                 sequence_lens=[len(s.chosen_ids) for s in group.sequences],
                 chosen_ids=list(chain.from_iterable(s.chosen_ids for s in kept)),
                 margins=list(chain.from_iterable(s.margins for s in kept)),
+                replica=self._replica,
             )
         )
 
@@ -190,6 +196,7 @@ class RunRecorder:
                 len(request.prompt_ids),
                 released_s,
                 reason,
+                self._replica,
             )
         )
 

@@ -21,8 +21,9 @@ class StepRecord(NamedTuple):
     that it waited for the device; device_us: what the device worked on the step (a CPU that runs
     the model waits for itself; NaN where nobody knows). Where a step takes no longer than
     device_us, the host is out of the way.
+    broadcast_bytes: what each of the other ranks that the model is split over was sent.
     saved_pages, restored_pages: swapped out to the host and back in. num_running, num_waiting:
-    requests.
+    requests. step: counted by each replica of a fleet for itself.
     """
 
     step: int
@@ -40,7 +41,9 @@ class StepRecord(NamedTuple):
     allocator_us: float
     host_us: float
     device_us: float
+    broadcast_bytes: int
     refusal: str
+    replica: int = 0
 
 
 class RequestRecord(NamedTuple):
@@ -49,7 +52,7 @@ class RequestRecord(NamedTuple):
     num_output_tokens: of all its sequences; output_len: of the longest, whose tokens the times
     are of. stalled_s: from each preemption to the next new token. num_swaps: preemptions by
     swap. sequence_lens: how `chosen_ids` and `margins` are cut into sequences (samples, or
-    beams' outputs, best first, which have no margins).
+    beams' outputs, best first, which have no margins). replica: of a fleet, that served it.
     """
 
     request_id: int
@@ -75,10 +78,16 @@ class RequestRecord(NamedTuple):
     sequence_lens: list[int]
     chosen_ids: list[int]
     margins: list[float]
+    replica: int = 0
 
 
 def refused_record(
-    request_id: int, session_id: int, num_prompt_tokens: int, arrival_s: float, reason: str
+    request_id: int,
+    session_id: int,
+    num_prompt_tokens: int,
+    arrival_s: float,
+    reason: str,
+    replica: int = 0,
 ) -> RequestRecord:
     """The row of a request that was never served."""
     return RequestRecord(
@@ -105,6 +114,7 @@ def refused_record(
         sequence_lens=[],
         chosen_ids=[],
         margins=[],
+        replica=replica,
     )
 
 

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from allocators import discovery
-from allocators.base import KVCacheAllocator
-from allocators.layer_groups import LayerGroups, can_share_pool
-from allocators.page_pool import PagePool
-from harness.config import ConfigError, RunConfig, convert
+from harness.config import RunConfig
 from harness.engine.arrivals import ArrivalSource
 from harness.engine.cost.work_log import WorkLog
 from harness.engine.device.model_shape import LayerGroup, ModelShape
-from harness.engine.engine import Engine, Limits
+from harness.engine.engine import Engine
 from harness.engine.executor import Executor
 from harness.engine.outcome_log import OutcomeLog
 from harness.engine.request import Workload
-from harness.engine.scheduling.length_estimate import LengthEstimator
-from harness.engine.scheduling.scheduler import Scheduler, SchedulerConfig
+from harness.engine.scheduling.scheduler import Scheduler
 from harness.engine.simulated_executor import SimulatedExecutor
 from harness.measure.decisions import Decisions
-from harness.measure.ledger import Ledger
 from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.record_files import RecordSink
 from harness.measure.recorder import RunRecorder
-from harness.runs.pool_size import BesidePool, estimated_beside_pool, host_pages
+from harness.runs.one_engine import assemble, make_memory, make_recorder
+from harness.runs.pool_size import BesidePool, estimated_beside_pool
 from harness.runs.step_cost import cost_model
 from harness.runs.surroundings import Device, real_surroundings, replayed_surroundings
 
@@ -93,6 +87,12 @@ class SimulatedDevice:
     def is_clean(self) -> bool:
         return True
 
+    def close(self) -> None:
+        return None
+
+    def abandon(self) -> None:
+        return None
+
     def beside_pool(self, config: RunConfig, longest_len: int) -> BesidePool:
         return estimated_beside_pool(config, self.shape)
 
@@ -118,124 +118,42 @@ def prepare(
     """Fresh allocator, scheduler, ledger, clock and executor for one repetition, whose records
     go to `sink`. num_pages: of all layers; where groups of layers have pages of their own, the
     pool has so many for each. replayed: what stands in for clock and device."""
-    page_size, pool_tokens = config.kv.page_size, num_pages * config.kv.page_size
-    groups = layer_groups(config, device.shape)
-    windows = tuple(group.window for group in groups)
-    pool = PagePool(num_pages * len(groups), page_size)
-    strategies = [build_allocator(config, pool) for _ in groups]
-    allocator = MeteredAllocator(strategies[0] if len(groups) == 1 else LayerGroups(strategies))
-    draft_allocator = None
-    if config.engine.speculation.draft is not None:
-        draft_allocator = build_allocator(config, PagePool(num_pages, page_size))
+    memory = make_memory(config, num_pages, device.shape)
     decisions = None
     if config.measure.outcome_log or replayed is not None:
         decisions = Decisions()
-        for each in strategies if draft_allocator is None else (*strategies, draft_allocator):
+        draft = memory.draft_allocator
+        for each in memory.strategies if draft is None else (*memory.strategies, draft):
             decisions.watch(each)
-    scheduler = Scheduler(
-        allocator,
-        _scheduler_config(config, device, pool.num_pages, groups),
-        LengthEstimator(
-            config.allocator.expected,
-            config.allocator.expected_bias,
-            config.allocator.expected_spread,
-            seed,
-        ),
-        draft_allocator,
-    )
     if decisions is not None and replayed is not None:
         around = replayed_surroundings(workload, replayed, decisions)
     else:
-        around = real_surroundings(config, workload, device, pool.num_pages, groups, decisions)
+        around = real_surroundings(
+            config, workload, device, memory.pool.num_pages, memory.groups, decisions
+        )
     memory_map = (
         MemoryMap(config.measure.memory_map_period_s) if config.measure.memory_map else None
     )
     is_simulated = config.executor.kind == "simulated"
-    recorder = RunRecorder(
-        Ledger(pool.num_pages, page_size, windows),
-        allocator,
+    recorder = make_recorder(
+        config,
+        memory,
         sink,
         # a timed run keeps the ledger's work out of the time between its steps
         deferred=not is_simulated or any(o.true_output_len is None for o in workload.outlines()),
-        keeps_tokens=not is_simulated,
         memory_map=memory_map,
-        draft_ledger=None if draft_allocator is None else Ledger(num_pages, page_size),
     )
-    limits = Limits(
-        pool_tokens,
-        page_size,
-        device.shape.max_positions,
-        config.engine.max_num_seqs,
-        config.engine.token_budget,
-    )
+    core = assemble(config, device, memory, recorder, around.clock, around.executor, seed)
     return PreparedRun(
-        Engine(
-            scheduler,
-            around.executor,
-            around.clock,
-            recorder,
-            limits,
-            allocator,
-            overlap=config.engine.overlap,
-        ),
-        scheduler,
+        core.engine,
+        core.scheduler,
         around.arrivals,
         around.device,
         recorder,
         memory_map,
-        allocator,
-        len(groups),
+        memory.allocator,
+        len(memory.groups),
         around.work_log,
         around.outcome_log,
         decisions,
     )
-
-
-def _scheduler_config(
-    config: RunConfig, device: Device, num_pages: int, groups: Sequence[LayerGroup]
-) -> SchedulerConfig:
-    engine = config.engine
-    return SchedulerConfig(
-        engine.schedule,
-        engine.token_budget,
-        engine.max_num_seqs,
-        engine.watermark,
-        engine.preemption,
-        host_pages(config, num_pages, len(groups)),
-        engine.victim,
-        engine.batch_size,
-        engine.batch_order,
-        tuple(group.window for group in groups),
-        engine.speculation,
-        device.shape.vocab_size,
-    )
-
-
-def layer_groups(config: RunConfig, shape: ModelShape) -> tuple[LayerGroup, ...]:
-    """The groups of layers that have pages of their own: one where the strategy needs the whole
-    pool, which then keeps KV as long as any layer reads it."""
-    groups = shape.layer_groups
-    merged = LayerGroup.merged(groups)
-    if config.attention.kind != "paged":
-        return (LayerGroup(None, merged.layers),)
-    return groups if can_share_pool(discovery.load(config.allocator.name)) else (merged,)
-
-
-def build_allocator(config: RunConfig, pool: PagePool) -> KVCacheAllocator:
-    """The strategy that `config.allocator` names, with its options. ConfigError for a wrong one."""
-    given = config.allocator
-    try:
-        cls = discovery.load(given.name)
-        known = discovery.options(cls)
-        hints = typing.get_type_hints(cls.__init__)
-        options = {
-            key: convert(hints[key], value, f"allocator.{key}")
-            if key in hints and key in known and value != known[key].default
-            else value
-            for key, value in given.options.items()
-        }
-        return discovery.build(cls, pool, **options)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, NameError) as error:
-        raise ConfigError(f"allocator={given.name}: {error}") from error

@@ -14,12 +14,15 @@ import allocators
 from allocators import discovery
 
 _RUN_CODE = (
+    "harness.cluster",
     "harness.config",
     "harness.engine",
     "harness.measure",
     "harness.workloads",
     "harness.runs.build",
+    "harness.runs.fleet",
     "harness.runs.gpu_memory",
+    "harness.runs.one_engine",
     "harness.runs.one_run",
     "harness.runs.pool_size",
     "harness.runs.step_cost",

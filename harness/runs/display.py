@@ -54,6 +54,7 @@ class SweepDisplay:
         self._searching = searching
         self._lists_runs = lists_runs
         self._num_done = 0
+        self._has_waited = False
         self.num_failed = 0
         self._boards: dict[str, LiveBoard] = {}
         self._begin_s = self._counted_s = time.monotonic()
@@ -95,6 +96,16 @@ class SweepDisplay:
     def started(self, job: Job, board: LiveBoard) -> None:
         """A run is under way; `board` shows how far it is."""
         self._boards[job.run_id] = board
+
+    def waiting(self, job: Job) -> None:
+        """A timed run cannot start: other commands have what it is timed on. Said once."""
+        if not self._has_waited:
+            self._has_waited = True
+            self._console.print(
+                f"waiting for {job.device}: another command's timed runs have it",
+                highlight=False,
+                markup=False,
+            )
 
     def finished(self, job: Job, run: StoredRun | None) -> None:
         """One more run is stored."""

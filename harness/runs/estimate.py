@@ -9,6 +9,7 @@ from harness.config import RunConfig
 from harness.engine.device.model_shape import model_shape
 from harness.runs.jobs import Job
 from harness.runs.store import RunStore
+from harness.workloads.config import WorkloadConfig
 
 _SIMULATED_S_PER_TOKEN = 4e-6
 _SIMULATED_S_PER_RUN = 0.05
@@ -80,10 +81,23 @@ def _num_runs(job: Job) -> int:
     return 1 if job.search is None else job.search.most_probes
 
 
+def _mean_tokens(workload: WorkloadConfig) -> float:
+    """Of a request, prompt and output, before scaling."""
+    shared = 0 if workload.sharing == "chat" else workload.shared_len
+    match workload.lengths:
+        case "fixed":
+            return shared + workload.prompt_len + workload.output_len
+        case "uniform":
+            prompts = workload.prompt_min + workload.prompt_max
+            return shared + (prompts + workload.output_min + workload.output_max) / 2
+        case lengths:
+            mean = workload.prompt_mean + workload.output_mean
+            return shared + _MEAN_TOKENS.get(lengths, mean)
+
+
 def _guess(config: RunConfig) -> float:
-    workload = config.workload
-    mean = _MEAN_TOKENS.get(workload.lengths, workload.prompt_mean + workload.output_mean)
-    num_tokens = (workload.num_requests or 1000) * mean * workload.scale
+    workload = config.cluster.workload(config.workload)
+    num_tokens = (workload.num_requests or 1000) * _mean_tokens(workload) * workload.scale
     num_tokens *= config.repetitions
     if config.executor.kind == "simulated":
         return num_tokens * _SIMULATED_S_PER_TOKEN + config.repetitions * _SIMULATED_S_PER_RUN

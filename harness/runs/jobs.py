@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from allocators import discovery
+from harness.cluster.discovery import file_of
+from harness.cluster.discovery import is_file as is_router_file
 from harness.config import ALLOCATOR_KEYS, AllocatorConfig, ConfigError, RunConfig, to_mapping
 from harness.runs.bisection import Search
 from harness.runs.code_hash import CodeHashes, allocator_hash
@@ -15,7 +17,8 @@ from harness.runs.store import make_run_id
 @dataclass(frozen=True, slots=True)
 class Job:
     """part: the part of the experiment that the run belongs to ("waste", "times", ...).
-    allocator_code: hash of the strategy as it was planned. search: that it is a probe of.
+    allocator_code: hash of the strategy as it was planned. search: that it is a probe of. device:
+    that it is addressed with, by its name, or "simulated"; unknown of a run that was only read.
     """
 
     config: RunConfig
@@ -25,6 +28,7 @@ class Job:
     root: Path
     allocator_code: str
     search: Search | None = None
+    device: str = ""
 
     @property
     def is_timed(self) -> bool:
@@ -38,6 +42,8 @@ def make_job(config: RunConfig, part: str, root: Path, device_name: str, hashes:
     name = config.allocator.name
     code = hashes.code(name, not is_simulated) + hashes.data(config.workload.path)
     code += hashes.data(config.executor.calibration)
+    if is_router_file(config.cluster.router):
+        code += hashes.data(str(file_of(config.cluster.router)))
     if config.model.path is not None and Path(config.model.path).is_dir():
         code += hashes.data(config.model.path)
     draft = config.engine.speculation.draft
@@ -45,7 +51,7 @@ def make_job(config: RunConfig, part: str, root: Path, device_name: str, hashes:
         code += hashes.data(draft)
     device = "simulated" if is_simulated else device_name
     run_id = make_run_id(to_mapping(config), code, device)
-    return Job(config, run_id, run_label(config), part, root, hashes.allocator(name))
+    return Job(config, run_id, run_label(config), part, root, hashes.allocator(name), device=device)
 
 
 def check_unchanged(job: Job) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
+from harness.cluster.config import ROUTER_KEYS
+from harness.cluster.discovery import takes
 from harness.config import ConfigError, RunConfig
 
 
@@ -46,7 +48,21 @@ _GPU = Need(
     lambda c: c.executor.kind == "torch" and c.device.kind != "cpu", "executor=torch device=cuda"
 )
 
-_PARALLEL = Need(lambda c: c.engine.tensor_parallel > 1, "engine.tensor_parallel=2, or more")
+_PARALLEL = Need(
+    lambda c: _ROOFLINE.holds(c) and c.engine.tensor_parallel > 1,
+    f"{_ROOFLINE.way_out} engine.tensor_parallel=2, or more",
+)
+
+_FLEET = Need(lambda c: c.cluster.replicas > 1, "cluster.replicas=2, or more")
+
+
+def _routed(option: str) -> Need:
+    """An option that not every router has."""
+    return Need(
+        lambda c: _FLEET.holds(c) and takes(c.cluster.router, option),
+        f"{_FLEET.way_out} cluster.router=prefix_aware, or another that takes it",
+    )
+
 
 NEEDS: Mapping[str, Need] = {
     "executor.step_ms": _CONSTANT,
@@ -61,6 +77,9 @@ NEEDS: Mapping[str, Need] = {
         f"{_ROOFLINE.way_out} {_SWAP.way_out}",
     ),
     "executor.allreduce_us": _PARALLEL,
+    "cluster.router": _FLEET,
+    "cluster.load": _FLEET,
+    **{f"cluster.{option}": _routed(option) for option in ROUTER_KEYS},
     "engine.swap_tokens": _SWAP,
     "engine.cuda_graph": _GPU,
     "engine.overlap": _GPU,

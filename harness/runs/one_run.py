@@ -6,9 +6,9 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -17,12 +17,14 @@ from harness.engine.device.model_shape import model_shape
 from harness.engine.executor import CaptureReport
 from harness.engine.request import Workload
 from harness.measure.environment import Environment, capture_environment
+from harness.measure.fleet import replica_rows
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics
 from harness.measure.outcome_rows import to_rows
-from harness.measure.record_files import RecordFiles, RecordSink
+from harness.measure.record_files import RecordFiles, RecordSink, without_tokens
 from harness.runs.build import SimulatedDevice, WatchedRun, prepare
+from harness.runs.fleet import WatchedFleet, prepare_fleet
 from harness.runs.gpu_memory import simulated_memory_bytes
-from harness.runs.live import LiveBoard, LiveRun
+from harness.runs.live import LiveBoard, LiveRun, Watched
 from harness.runs.out_of_memory import explained
 from harness.runs.pool_size import (
     BesidePool,
@@ -40,7 +42,7 @@ from harness.workloads.generate import generate
 def make_workload(config: RunConfig, device: Device, seed: int) -> Workload:
     """The requests of one repetition; they depend on the config's workload and seed alone."""
     return generate(
-        config.workload,
+        config.cluster.workload(config.workload),
         seed=seed,
         vocab_size=device.shape.vocab_size,
         tokenizer=device.tokenizer,
@@ -92,6 +94,9 @@ def execute_run(
         summary=summaries,
         steps=folder / "steps.parquet",
         requests=folder / "requests.parquet",
+        replicas=_joined(
+            [_replicas(outcome, files, number) for number, outcome in enumerate(outcomes)]
+        ),
         memory_map=_joined([outcome.memory_map for outcome in outcomes]),
         step_work=_joined([outcome.step_work for outcome in outcomes]),
         outcome_log=_joined([outcome.outcome_log for outcome in outcomes]),
@@ -117,10 +122,10 @@ class _Outcome:
     peak_bytes: int | None
     extrapolated_share: float
     description: str
-    memory_map: pd.DataFrame | None
-    step_work: pd.DataFrame | None
-    outcome_log: pd.DataFrame | None
-    captured: CaptureReport
+    memory_map: pd.DataFrame | None = None
+    step_work: pd.DataFrame | None = None
+    outcome_log: pd.DataFrame | None = None
+    captured: CaptureReport = dataclasses.field(default_factory=CaptureReport)
 
 
 def _run_repetition(
@@ -135,33 +140,76 @@ def _run_repetition(
     num_pages = pool_pages(config, device.shape, workload, memory_bytes, beside)
     kv_bytes, draft_bytes = kv_bytes_per_token(config, device.shape), draft_bytes_per_token(config)
     pool_bytes = num_pages * config.kv.page_size * (kv_bytes + draft_bytes)
+    pool = PoolFacts(
+        num_pages,
+        config.kv.page_size,
+        kv_bytes,
+        draft_bytes,
+        num_replicas=config.cluster.replicas,
+    )
+    repetition = _Repetition(config, workload, device, seed, sink, live, pool, beside)
     with explained(config, pool_bytes, beside):
-        prepared = prepare(config, workload, num_pages, device, seed, sink)
-        watched = WatchedRun(prepared, num_pages, config.kv.page_size)
-        watching = nullcontext() if live is None else live.repetition(watched, workload)
+        return repetition.run_fleet() if pool.num_replicas > 1 else repetition.run_engine()
+
+
+class _Repetition(NamedTuple):
+    """What a repetition is made of."""
+
+    config: RunConfig
+    workload: Workload
+    device: Device
+    seed: int
+    sink: RecordSink
+    live: LiveRun | None
+    pool: PoolFacts
+    beside: BesidePool | None
+
+    def run_engine(self) -> _Outcome:
+        pool = self.pool
+        prepared = prepare(
+            self.config, self.workload, pool.num_pages, self.device, self.seed, self.sink
+        )
         try:
-            with watching:
+            with self._watching(WatchedRun(prepared, pool.num_pages, pool.page_size)):
                 prepared.run()
-            peak_bytes = _peak_bytes(device)
+            peak_bytes = _peak_bytes(self.device)
         finally:
             prepared.executor.close()
-    pool = PoolFacts(
-        num_pages, config.kv.page_size, kv_bytes, draft_bytes, prepared.num_layer_groups
-    )
-    outcome_log = None
-    if prepared.outcome_log is not None and prepared.decisions is not None:
-        outcome_log = to_rows(prepared.outcome_log, prepared.decisions.digests)
-    return _Outcome(
-        pool,
-        beside,
-        peak_bytes,
-        getattr(prepared.executor, "extrapolated_share", math.nan),
-        workload.description,
-        prepared.memory_map.frame() if prepared.memory_map else None,
-        prepared.work_log.frame() if prepared.work_log else None,
-        outcome_log,
-        getattr(prepared.executor, "captured", CaptureReport()),
-    )
+        outcome_log = None
+        if prepared.outcome_log is not None and prepared.decisions is not None:
+            outcome_log = to_rows(prepared.outcome_log, prepared.decisions.digests)
+        return _Outcome(
+            dataclasses.replace(pool, num_groups=prepared.num_layer_groups),
+            self.beside,
+            peak_bytes,
+            getattr(prepared.executor, "extrapolated_share", math.nan),
+            self.workload.description,
+            prepared.memory_map.frame() if prepared.memory_map else None,
+            prepared.work_log.frame() if prepared.work_log else None,
+            outcome_log,
+            getattr(prepared.executor, "captured", CaptureReport()),
+        )
+
+    def run_fleet(self) -> _Outcome:
+        pool = self.pool
+        prepared = prepare_fleet(
+            self.config, self.workload, pool.num_pages, self.device, self.seed, self.sink
+        )
+        try:
+            with self._watching(WatchedFleet(prepared, pool.num_pages, pool.page_size)):
+                prepared.run()
+        finally:
+            prepared.close()
+        return _Outcome(
+            dataclasses.replace(pool, num_groups=prepared.num_layer_groups),
+            self.beside,
+            None,
+            prepared.extrapolated_share,
+            self.workload.description,
+        )
+
+    def _watching(self, watched: Watched) -> AbstractContextManager[None]:
+        return nullcontext() if self.live is None else self.live.repetition(watched, self.workload)
 
 
 def _summary(
@@ -187,6 +235,15 @@ def _summary(
         "num_graphs": len(outcome.captured.sizes),
         "workload_description": outcome.description,
     }
+
+
+def _replicas(outcome: _Outcome, files: RecordFiles, repetition: int) -> pd.DataFrame | None:
+    """Of a fleet, what each replica did."""
+    count = outcome.pool.num_replicas
+    if count == 1:
+        return None
+    requests = without_tokens(files.requests_of(repetition))
+    return replica_rows(files.steps_of(repetition), requests, count)
 
 
 def _check_served(requests: pd.DataFrame) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from rich.console import Console
 
@@ -30,14 +30,20 @@ class Plan:
     def __init__(self, study_id: str, jobs: Sequence[Job], searches: Sequence[CellSearch]) -> None:
         self.study_id = study_id
         self.searches = tuple(searches)
-        self._jobs = {job.run_id: job for job in jobs}
+        self._planned = {job.run_id: job for job in jobs}
+        self._known = set(self._planned)
         for search in self.searches:
             self._advance(search)
 
     @property
     def jobs(self) -> list[Job]:
-        """All that is known of: of a search, the probes that are stored, and the next one."""
-        return sorted(self._jobs.values(), key=lambda job: (job.is_timed, job.config.seed))
+        """All that is known of: of a search, the probes that are stored, and the next one. Their
+        order does not depend on which of them was done first."""
+        jobs = dict(self._planned)
+        for search in self.searches:
+            for job in search.jobs:
+                jobs.setdefault(job.run_id, job)
+        return sorted(jobs.values(), key=lambda job: (job.is_timed, job.config.seed))
 
     def follow(self, finished: Job) -> list[Job]:
         """The jobs that are to be done now that `finished` is."""
@@ -46,9 +52,8 @@ class Plan:
 
     def _advance(self, search: CellSearch) -> list[Job]:
         """Jobs that are new; what a part of the study or another search does is waited for."""
-        missing = [job for job in search.advance() if job.run_id not in self._jobs]
-        for job in search.jobs:
-            self._jobs.setdefault(job.run_id, job)
+        missing = [job for job in search.advance() if job.run_id not in self._known]
+        self._known.update(job.run_id for job in search.jobs)
         return missing
 
 
@@ -59,8 +64,39 @@ class _Planned(NamedTuple):
     jobs: list[Job]
 
 
-def plan_study(study: Study, command: Command, folder: Path, console: Console) -> Plan:
-    """Every run of the study, composed, checked and addressed; the same run is planned once."""
+class Devices(Protocol):
+    """What timed runs are done on. are_here: whether this process can try them."""
+
+    are_here: bool
+
+    def names(self, configs: Sequence[DeviceConfig]) -> Mapping[DeviceConfig, str]:
+        """As they stand beside every number."""
+        ...
+
+
+class LocalDevices:
+    """Those of this machine."""
+
+    are_here = True
+
+    def names(self, configs: Sequence[DeviceConfig]) -> Mapping[DeviceConfig, str]:
+        if not configs:
+            return {}
+        from harness.runs.torch_device import describe_device
+
+        return {config: describe_device(config) for config in configs}
+
+
+def plan_study(
+    study: Study,
+    command: Command,
+    folder: Path,
+    console: Console,
+    devices: Devices | None = None,
+) -> Plan:
+    """Every run of the study, composed, checked and addressed; the same run is planned once.
+    devices: if they are not this machine's; what only they can tell of a config is left to its
+    run, and a dry run does not ask them."""
     _check_allocator_keys(study, command)
     planner = _Planner(command, folder)
     cells = expand(study.parts, command.fixed, command.swept, _takes)
@@ -68,10 +104,13 @@ def plan_study(study: Study, command: Command, folder: Path, console: Console) -
         planner.compose(cell, None if cell.search is None else cell.search.low) for cell in cells
     ]
     check_effects({*command.fixed, *command.swept}, configs)
-    preflight = Preflight()
+    asked_devices = LocalDevices() if devices is None else devices
+    preflight = Preflight(device_is_here=asked_devices.are_here)
     for config in configs:
         preflight.check(config)
-    for device_name in planner.device_names(configs):
+    if study.dry_run and not asked_devices.are_here:
+        asked_devices = _UnknownDevices()
+    for device_name in planner.device_names(configs, asked_devices):
         console.print(f"device: {device_name}", highlight=False)
     planned = [
         _Planned(cell, planner.jobs(cell, config))
@@ -120,11 +159,11 @@ class _Planner:
             for each in _interleave(config)
         ]
 
-    def device_names(self, configs: Sequence[RunConfig]) -> list[str]:
+    def device_names(self, configs: Sequence[RunConfig], devices: Devices) -> list[str]:
         """What the runs that need a device will be done on, found out once for each."""
-        for config in configs:
-            if config.executor.kind != "simulated" and config.device not in self._device_names:
-                self._device_names[config.device] = _device_name(config.device)
+        needed = [config.device for config in configs if config.executor.kind != "simulated"]
+        if needed:
+            self._device_names = dict(devices.names(list(dict.fromkeys(needed))))
         return list(self._device_names.values())
 
 
@@ -184,7 +223,10 @@ def _interleave(config: RunConfig) -> list[RunConfig]:
     ]
 
 
-def _device_name(config: DeviceConfig) -> str:
-    from harness.runs.torch_device import describe_device
+class _UnknownDevices:
+    """Those of machines that a dry run takes no job of."""
 
-    return describe_device(config)
+    are_here = False
+
+    def names(self, configs: Sequence[DeviceConfig]) -> Mapping[DeviceConfig, str]:
+        return dict.fromkeys(configs, "of the launcher's jobs, not asked in a dry run")

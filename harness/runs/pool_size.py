@@ -108,7 +108,11 @@ def longest_request_len(config: RunConfig, shape: ModelShape) -> int:
 def kv_bytes_per_token(config: RunConfig, shape: ModelShape) -> int:
     """Keys and values of one token in all layers, in kv.dtype; on all GPUs of a tensor-parallel
     model, each of which has one KV head at least."""
-    num_bytes = shape.kv_bytes_per_token * kv_copies(config, shape)
+    return _in_kv_dtype(config, shape) * kv_copies(config, shape)
+
+
+def _in_kv_dtype(config: RunConfig, shape: ModelShape) -> int:
+    num_bytes = shape.kv_bytes_per_token
     if config.kv.dtype == "auto":
         return num_bytes
     return num_bytes // shape.dtype_bytes * DTYPE_BYTES[config.kv.dtype]
@@ -131,9 +135,15 @@ def draft_model(config: RunConfig) -> ModelConfig | None:
 
 
 def draft_bytes_per_token(config: RunConfig) -> int:
-    """KV of one token in the draft model, in the pool's dtype; 0 without one."""
+    """KV of one token in the draft model, in the pool's dtype, on all GPUs; 0 without one. Ranks of
+    a real run do not share it: rank 0 has all of it, and the others leave as much room."""
     draft = draft_model(config)
-    return 0 if draft is None else kv_bytes_per_token(config, model_shape(draft))
+    if draft is None:
+        return 0
+    shape = model_shape(draft)
+    if config.executor.kind == "torch":
+        return _in_kv_dtype(config, shape) * config.engine.tensor_parallel
+    return kv_bytes_per_token(config, shape)
 
 
 def mean_final_len(workload: Workload) -> float:

@@ -16,36 +16,45 @@ from harness.engine.device.model_shape import (
     model_presets,
     model_shape,
 )
-from harness.runs.build import build_allocator
-from harness.runs.gpu_memory import check_fits, simulated_memory_bytes
+from harness.engine.device.parallel.launched import Launch
+from harness.runs.fleet import check_router
+from harness.runs.gpu_memory import check_fits, check_split, simulated_memory_bytes
+from harness.runs.one_engine import build_allocator
 from harness.runs.pool_size import draft_model, longest_request_len, needs_device_memory
 from harness.runs.step_cost import load_calibration
 from harness.workloads.generate import generate
 
 
 class Preflight:
-    """Checks configs; models, workloads and kernels each once, however many configs share them."""
+    """Checks configs; models, workloads and kernels each once, however many configs share them.
+    device_is_here: whether timed runs are done on this machine; what another has is not checked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, device_is_here: bool = True) -> None:
+        self._device_is_here = device_is_here
         self._shapes: dict[str, ModelShape] = {}
         self._replayed: set[tuple[str, int, int]] = set()
         self._checked_kernels: set[tuple[object, ...]] = set()
 
     def check(self, config: RunConfig) -> None:
-        """Raise ConfigError for an option, model, trace, page size or memory that cannot work."""
+        """Raise ConfigError for an option, model, trace, page size or memory that cannot do."""
         build_allocator(config, PagePool(1, config.kv.page_size))
+        check_router(config)
         shape = self._shape(config.model)
         is_simulated = config.executor.kind == "simulated"
-        if needs_device_memory(config) and not _has_memory(config):
+        is_elsewhere = not (is_simulated or self._device_is_here)
+        if needs_device_memory(config) and not (is_elsewhere or _has_memory(config)):
             raise ConfigError(
                 f"kv.memory_fraction={config.kv.memory_fraction} needs a device memory: on a CPU "
                 "and in simulation give device.imagined_memory_gib (or executor.cost=roofline "
                 "and executor.gpu), or size the pool by kv.pool_tokens or kv.pool_demand"
             )
+        check_split(config, shape)
+        if not is_simulated:
+            _check_launch(config)
         check_fits(config, shape)
         if config.executor.cost == "calibrated":
             load_calibration(config)
-        if not is_simulated:
+        if not (is_simulated or is_elsewhere):
             self._check_kernels(config, shape)
         self._check_draft(config, shape)
         self._check_trace(config, shape)
@@ -82,7 +91,8 @@ class Preflight:
 
     def _check_kernels(self, config: RunConfig, shape: ModelShape) -> None:
         kv, attention = config.kv, config.attention
-        key = (config.device, attention.backend, kv.page_size, kv.dtype, repr(config.model))
+        model = (repr(config.model), config.engine.tensor_parallel)
+        key = (config.device, attention.backend, kv.page_size, kv.dtype, *model)
         if key in self._checked_kernels:
             return
         import torch
@@ -90,11 +100,12 @@ class Preflight:
         from harness.runs.torch_device import kv_dtype_name, resolve_device
         from kernels.backend import load
 
+        of_rank = shape.of_rank(config.engine.tensor_parallel)
         try:
             load(resolve_device(config.device), attention.backend).check(
                 page_size=kv.page_size,
-                num_q_heads=shape.num_q_heads,
-                num_kv_heads=shape.num_kv_heads,
+                num_q_heads=of_rank.num_q_heads,
+                num_kv_heads=of_rank.num_kv_heads,
                 head_dim=shape.head_dim,
                 dtype=getattr(torch, kv_dtype_name(config, shape)),
             )
@@ -122,6 +133,16 @@ class Preflight:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self._replayed.add(key)
+
+
+def _check_launch(config: RunConfig) -> None:
+    """Under torchrun, a split model takes all of its processes."""
+    launch, count = Launch.of(), config.engine.tensor_parallel
+    if launch is not None and count not in (1, launch.size):
+        raise ConfigError(
+            f"engine.tensor_parallel={count} under a torchrun of {launch.size} processes: both "
+            "must be the same"
+        )
 
 
 def _has_memory(config: RunConfig) -> bool:

@@ -12,6 +12,8 @@ from harness.config import AllocatorConfig, to_mapping
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun
 
+_OF_FLEETS = ("replicas", "router", "balance_abs_threshold")
+
 
 def collect_rows(jobs: Sequence[Job]) -> pd.DataFrame:
     """Rows of all of `jobs` that were stored, in order; a failed run is a row with its error.
@@ -42,9 +44,10 @@ def write_rows(rows: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a stored config that comparisons are made over."""
+    """The settings of a stored config that comparisons are made over; those of a fleet where it
+    is one."""
     allocator = AllocatorConfig(**config["allocator"])
-    workload, engine = config["workload"], config["engine"]
+    workload, engine, cluster = config["workload"], config["engine"], config["cluster"]
     return {
         "strategy": strategy_label(allocator),
         "allocator": allocator.name,
@@ -76,6 +79,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "executor": config["executor"]["kind"],
         "cost": config["executor"]["cost"],
         "attention": config["attention"]["kind"],
+        **({key: cluster[key] for key in _OF_FLEETS} if cluster["replicas"] > 1 else {}),
     }
 
 

@@ -22,14 +22,16 @@ import pandas as pd
 import psutil
 
 from harness.measure.environment import Environment
+from harness.runs.claims import holder_of, is_claimed, remove_abandoned
 
 RunStatus = Literal["complete", "failed", "out_of_memory"]
 
-_FRAMES = ("steps", "requests", "memory_map", "step_work", "outcome_log")
+_FRAMES = ("steps", "requests", "replicas", "memory_map", "step_work", "outcome_log")
 _NEEDED = ("steps", "requests")
 
 _ABANDONED_AFTER_S = 3600.0
-"""A half-written run of another machine is left alone for so long."""
+"""What another machine has half-written is left alone for so long after it was last touched, and
+as long as its run is claimed."""
 
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -54,6 +56,7 @@ class RunRecord:
     summary: tuple[Mapping[str, Any], ...] = ()
     steps: pd.DataFrame | Path | None = None
     requests: pd.DataFrame | Path | None = None
+    replicas: pd.DataFrame | None = None
     memory_map: pd.DataFrame | None = None
     step_work: pd.DataFrame | None = None
     outcome_log: pd.DataFrame | None = None
@@ -74,7 +77,7 @@ class StoredRun:
 
     def frame(
         self,
-        name: Literal["steps", "requests", "memory_map", "outcome_log"],
+        name: Literal["steps", "requests", "replicas", "memory_map", "outcome_log"],
         columns: Sequence[str] | None = None,
     ) -> pd.DataFrame:
         """The rows of one kind, with a column `repetition`; requests by `request_id`, steps with
@@ -87,6 +90,16 @@ class StoredRun:
         if "request_id" in frame:
             frame = frame.sort_values(["repetition", "request_id"], ignore_index=True)
         return frame
+
+    def first_steps(self) -> pd.DataFrame:
+        """Steps that follow one another from the start: those of the first repetition, and in a
+        fleet of the first replica alone."""
+        steps = self.frame("steps")
+        is_first = steps["repetition"] == steps["repetition"].min()
+        if "replica" in steps:  # a run stored by an older version has none
+            is_first &= steps["replica"] == 0
+        first: pd.DataFrame = steps[is_first]
+        return first
 
 
 def make_run_id(config: Mapping[str, Any], code: str, device: str) -> str:
@@ -175,11 +188,35 @@ class RunStore:
             "what is stored already is kept"
         )
 
+    def stamp(self, run_id: str) -> int | None:
+        """Changes with each time that the run is written, however it ended; None if it never was.
+        Cheaper than to find it."""
+        try:
+            return (self.root / run_id / "status.json").stat().st_mtime_ns
+        except OSError:
+            return None
+
     def remove_partial(self) -> None:
-        """Delete what writers that are gone left half-written; living ones are let be."""
+        """Delete what writers that are gone left half-written, and their claims; living ones, here
+        or on other machines, are let be."""
         for folder in self.root.glob(".*.partial"):
-            if _is_abandoned(folder):
+            if self._is_abandoned(folder):
                 shutil.rmtree(folder, ignore_errors=True)
+        remove_abandoned(self.root)
+
+    def _is_abandoned(self, folder: Path) -> bool:
+        run_id = folder.name[1:].split(".")[0]
+        here = re.fullmatch(rf".*\.{re.escape(platform.node())}\.(\d+)\.partial", folder.name)
+        holder = holder_of(self.root, run_id)
+        if here and (holder is None or holder.process.is_of_this_machine):
+            return not _is_alive(int(here[1]))
+        if is_claimed(self.root, run_id):
+            return False
+        try:
+            touched_s = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        except FileNotFoundError:
+            return False
+        return time.time() - touched_s > _ABANDONED_AFTER_S
 
     def _move(self, partial: Path, target: Path) -> None:
         for _ in range(3):
@@ -223,16 +260,6 @@ class RunStore:
 
 def _partial_name(run_id: str) -> str:
     return f".{run_id}.{platform.node()}.{os.getpid()}.partial"
-
-
-def _is_abandoned(folder: Path) -> bool:
-    here = re.fullmatch(rf".*\.{re.escape(platform.node())}\.(\d+)\.partial", folder.name)
-    if here:
-        return not _is_alive(int(here[1]))
-    try:
-        return time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_S
-    except FileNotFoundError:
-        return False
 
 
 def _is_alive(pid: int) -> bool:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from harness.compose import Command, Study, compose_study
 from harness.config import ConfigError
+from harness.launching.runner import make_runner
 from harness.measure.environment import capture_environment
 from harness.runs.display import SweepDisplay, duration
 from harness.runs.estimate import estimate_wall_s
@@ -20,7 +21,7 @@ from harness.runs.planning import Plan, plan_study
 from harness.runs.rows import collect_rows, write_rows
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.study_record import RecordedRun, StudyRecord, now, write_study
-from harness.runs.sweep import pending_jobs, run_jobs
+from harness.runs.sweep import pending_jobs
 from harness.tracking.tracker import Tracker, make_tracker
 
 
@@ -28,7 +29,8 @@ def run_study(command: Command, console: Console) -> int:
     """Do what `command` asks, print the answer, return the exit status (1 if a run failed)."""
     study = compose_study(command)
     folder = study.results_dir / study.name
-    plan = plan_study(study, command, folder, console)
+    runner = make_runner(command.launcher, folder)
+    plan = plan_study(study, command, folder, console, runner.devices)
     if not plan.jobs:
         raise ConfigError(
             f"experiment={study.name} preset={study.preset}: no part of it is left, because each "
@@ -40,6 +42,8 @@ def run_study(command: Command, console: Console) -> int:
         for job in plan.jobs:
             console.print(f"  {job.part:<10} {job.label}", highlight=False, markup=False)
         return 0
+    if runner.words and pending:
+        console.print(runner.words, highlight=False, markup=False)
     RunStore(folder).remove_partial()
     _record(study, command, plan, folder)
     tracker = make_tracker(study.tracking, folder)
@@ -57,7 +61,7 @@ def run_study(command: Command, console: Console) -> int:
     def interrupted() -> str:
         _record(study, command, plan, folder)
         RunStore(folder).remove_partial()
-        repeated = go_on("harness", command.arguments)
+        repeated = go_on("harness", [*command.arguments, *command.launcher])
         left = len(
             pending_jobs(plan.jobs)
         )  # not the display's: the last may be stored, yet unheard of
@@ -67,7 +71,7 @@ def run_study(command: Command, console: Console) -> int:
     with resumable(interrupted):
         try:
             with display:
-                run_jobs(pending, environment, finished, display.started)
+                runner.run(pending, environment, finished, display.started, display.waiting)
         finally:
             tracker.close()
     record = _record(study, command, plan, folder)

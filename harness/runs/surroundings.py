@@ -55,6 +55,14 @@ class Device(Protocol):
         """Nothing of the last run is left in that memory."""
         ...
 
+    def close(self) -> None:
+        """End the processes that it consists of beside this one, if there are any."""
+        ...
+
+    def abandon(self) -> None:
+        """The same at once, from wherever this process is."""
+        ...
+
     def beside_pool(self, config: RunConfig, longest_len: int) -> BesidePool: ...
 
     def executor(

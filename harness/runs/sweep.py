@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
+from typing import NamedTuple
 
+from harness.config import ConfigError
+from harness.engine.device.parallel.launched import LAST_WORDS_S, Launch
 from harness.measure.environment import Environment
+from harness.runs.claims import Claims
 from harness.runs.estimate import usable_cores
+from harness.runs.host_devices import HostDevices, Lease
+from harness.runs.job_queue import JobQueue
 from harness.runs.jobs import Job
 from harness.runs.live import LiveBoard
 from harness.runs.store import NotStoredError, RunStore, StoredRun
@@ -19,6 +24,12 @@ OnFinished = Callable[[Job, StoredRun | None], Sequence[Job] | None]
 
 OnStarted = Callable[[Job, LiveBoard], None]
 """Told of each job that a worker was given, and of where that shows how far it is."""
+
+OnWaiting = Callable[[Job], None]
+"""Told of a job that is to be timed on what other commands have in use, each time it looks so."""
+
+LOOK_EVERY_S = 0.5
+"""How often one looks whether others have stored a run, or given a device back."""
 
 
 def pending_jobs(jobs: Sequence[Job]) -> list[Job]:
@@ -36,9 +47,11 @@ def run_jobs(
     environment: Environment,
     on_finished: OnFinished,
     on_started: OnStarted | None = None,
+    on_waiting: OnWaiting | None = None,
 ) -> None:
     """Do all of `jobs`, each once, and the jobs that `on_finished` adds. A run that fails or kills
-    its worker becomes a failed row.
+    its worker becomes a failed row. What another command has under way is waited for, and its row
+    taken.
 
     Simulated runs share the machine's cores; timed ones follow, one at a time, in the order
     given. Ending early (Ctrl-C, kill) loses only the runs then in flight. Raises NotStoredError
@@ -46,41 +59,88 @@ def run_jobs(
     """
     simulated = [job for job in jobs if not job.is_timed]
     timed = [job for job in jobs if job.is_timed]
-    _Drain(usable_cores(), environment, on_finished, on_started).run(simulated)
-    _Drain(1, environment, on_finished, on_started).run(timed)
+    with Claims() as claims:
+        for some, most_workers in ((simulated, usable_cores()), (timed, 1)):
+            queue = JobQueue(claims)
+            queue.add(some)
+            Drain(
+                queue,
+                most_workers,
+                HostDevices(),
+                environment,
+                on_finished,
+                on_started,
+                on_waiting,
+            ).run()
 
 
-class _Drain:
-    """Does jobs, so many at one time."""
+class _Started(NamedTuple):
+    """A job under way. begun_s: of `time.perf_counter`."""
+
+    lease: Lease
+    begun_s: float
+
+
+class Drain:
+    """Does the jobs of a queue, so many at one time, each on devices of its own."""
 
     def __init__(
         self,
+        queue: JobQueue,
         most_workers: int,
+        devices: HostDevices,
         environment: Environment,
         on_finished: OnFinished,
-        on_started: OnStarted | None,
+        on_started: OnStarted | None = None,
+        on_waiting: OnWaiting | None = None,
+        *,
+        checks_devices: bool = False,
     ) -> None:
+        self._queue = queue
         self._most_workers = most_workers
+        self._devices = devices
         self._environment = environment
         self._on_finished = on_finished
         self._on_started = on_started
-        self._queue: deque[Job] = deque()
+        self._on_waiting = on_waiting
+        self._checks_devices = checks_devices
         self._workers: list[Worker] = []
-        self._started_s: dict[str, float] = {}
+        self._started: dict[str, _Started] = {}
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """All of `jobs` and what follows from them; no worker is left, however it ends."""
-        self._queue.extend(jobs)
+    def run(self) -> None:
+        """All of the queue's jobs and what follows from them; no worker is left, however it
+        ends."""
         try:
-            self._give_out()
-            while busy := {worker.connection: worker for worker in self._workers if worker.job}:
-                for connection in wait(list(busy)):
-                    self._take_in(busy[connection])  # type: ignore[index]
+            while True:
+                for job in self._queue.look():
+                    self._tell(job)
+                self._give_out()
+                busy = {worker.connection: worker for worker in self._workers if worker.job}
+                is_held_up = self._queue.is_waiting or self._queue.next is not None
+                if busy:
+                    for connection in wait(list(busy), LOOK_EVERY_S if is_held_up else None):
+                        self._take_in(busy[connection])  # type: ignore[index]
+                elif is_held_up:
+                    time.sleep(LOOK_EVERY_S)
+                else:
+                    return
+        except KeyboardInterrupt:
+            if Launch.of() is not None:
+                self._let_lost_ranks_be_told()
+            raise
         finally:
             for worker in self._workers:
                 worker.end()
             for worker in self._workers:
                 worker.stop()
+            for started in self._started.values():
+                started.lease.release()
+
+    def _let_lost_ranks_be_told(self) -> None:
+        """torchrun ends this process as soon as it sees that a rank is gone. The worker sees that,
+        too, and has a row to store."""
+        busy = [worker.connection for worker in self._workers if worker.job]
+        wait(busy, LAST_WORDS_S)
 
     def _take_in(self, worker: Worker) -> None:
         """The result of a worker that has one, or is gone."""
@@ -89,27 +149,61 @@ class _Drain:
         result = worker.result()
         if result is not None and result.status == "not stored":
             raise NotStoredError(result.error)
+        started = self._started.pop(job.run_id)
         if result is None:
-            wall_s = time.perf_counter() - self._started_s[job.run_id]
-            error = f"the worker process ended with exit code {worker.exit_code()}"
-            save_failure(job, error, wall_s, self._environment)
+            wall_s = time.perf_counter() - started.begun_s
+            save_failure(job, worker.how_it_ended(job), wall_s, self._environment)
         if result is None or not result.is_clean:  # the next run gets a new process
             worker.stop()
             self._workers.remove(worker)
-        self._queue.extend(self._on_finished(job, RunStore(job.root).find(job.run_id)) or ())
-        self._give_out()
+        started.lease.release()
+        self._queue.release(job)
+        self._tell(job)
+
+    def _tell(self, job: Job) -> None:
+        self._queue.add(self._on_finished(job, RunStore(job.root).find(job.run_id)) or ())
 
     def _give_out(self) -> None:
-        """A job for each worker that has none; more workers while there are more jobs."""
-        while self._queue:
-            idle = next((worker for worker in self._workers if worker.job is None), None)
-            if idle is None:
-                if len(self._workers) == self._most_workers:
-                    return
-                idle = Worker()
-                self._workers.append(idle)
-            job = self._queue.popleft()
-            self._started_s[job.run_id] = time.perf_counter()
-            idle.submit(job)
-            if self._on_started is not None:
-                self._on_started(job, idle.live)
+        """Start jobs while there are any, and workers and devices for them."""
+        while (job := self._queue.next) is not None and self._has_room():
+            try:
+                lease = self._devices.lease(job)
+            except ConfigError as error:
+                self._refuse(error)
+                continue
+            if lease is None:
+                if self._on_waiting is not None:
+                    self._on_waiting(job)
+                return
+            if self._queue.take() is None:
+                lease.release()
+                for stored in self._queue.look():
+                    self._tell(stored)
+                continue
+            self._start(job, lease)
+
+    def _has_room(self) -> bool:
+        return sum(worker.job is not None for worker in self._workers) < self._most_workers
+
+    def _start(self, job: Job, lease: Lease) -> None:
+        """On a worker that is there, where it has these devices, else on a new one."""
+        self._started[job.run_id] = _Started(lease, time.perf_counter())
+        idle = [worker for worker in self._workers if worker.job is None]
+        chosen = next((w for w in idle if w.environment == lease.environment), None)
+        if chosen is None:
+            for worker in idle:  # its model would be kept beside another's
+                worker.stop()
+                self._workers.remove(worker)
+            chosen = Worker(lease.environment, checks_device=self._checks_devices)
+            self._workers.append(chosen)
+        chosen.submit(job)
+        if self._on_started is not None:
+            self._on_started(job, chosen.live)
+
+    def _refuse(self, error: ConfigError) -> None:
+        """A run that this host has no devices for is a failed row."""
+        job = self._queue.take()
+        if job is not None:
+            save_failure(job, str(error), 0.0, self._environment)
+            self._queue.release(job)
+            self._tell(job)

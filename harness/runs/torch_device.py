@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -15,6 +15,9 @@ from harness.engine.device.capture import Capture, CudaCapture, Rehearsal
 from harness.engine.device.compiled import CompiledModel
 from harness.engine.device.model_shape import LayerGroup, ModelConfig, ModelShape
 from harness.engine.device.models import LoadedModel, load_model
+from harness.engine.device.parallel.followers import Followers
+from harness.engine.device.parallel.launched import Launch, Launched
+from harness.engine.device.parallel.spawned import Spawned
 from harness.engine.device.torch_executor import TorchExecutor
 from harness.engine.executor import Executor
 from harness.runs.device_memory import CudaMemory, DeviceMemory
@@ -24,7 +27,7 @@ from harness.runs.surroundings import MOST_BYTES_LEFT
 from harness.runs.warm_up import WARM_UP_LEN, warm_up_forward, warm_up_moves
 
 
-def resolve_device(config: DeviceConfig) -> str:
+def resolve_device(config: DeviceConfig) -> Literal["cpu", "cuda"]:
     """`cpu` or `cuda`. Asked for a GPU that is not there, it says so and falls back to nothing."""
     has_cuda = torch.cuda.is_available()
     if config.kind == "cuda" and not has_cuda:
@@ -35,6 +38,31 @@ def resolve_device(config: DeviceConfig) -> str:
     if config.kind == "auto":
         return "cuda" if has_cuda else "cpu"
     return config.kind
+
+
+_TORCH_THREADS = torch.get_num_threads()
+"""As this process found them: a device sets them, and the next one is to begin anew."""
+
+
+def threads_of_rank(config: DeviceConfig, tensor_parallel: int) -> int:
+    """device.threads, else torch's own; of ranks that this process starts each has a part of
+    these. torchrun says of each rank's own."""
+    if config.threads is not None:
+        return config.threads
+    num_sharing = tensor_parallel if Launch.of() is None else 1
+    return max(1, _TORCH_THREADS // num_sharing)
+
+
+def check_gpus(kind: str, tensor_parallel: int) -> None:
+    """Raise ConfigError where ranks would have to share a GPU."""
+    launch = Launch.of()
+    needed = tensor_parallel if launch is None else launch.local_size
+    found = torch.cuda.device_count() if kind == "cuda" else needed
+    if found < needed:
+        raise ConfigError(
+            f"engine.tensor_parallel={tensor_parallel} needs {needed} GPUs on this machine, torch "
+            f"sees {found}: lower it, or use device=cpu"
+        )
 
 
 def kv_dtype_name(config: RunConfig, shape: ModelShape) -> str:
@@ -57,9 +85,10 @@ def describe_device(config: DeviceConfig) -> str:
 class TorchDevice:
     """A loaded model on its device; every run gets a pool and an executor of its own.
 
-    memory: the device's counters; a GPU's own by default, and none on a CPU, where nothing is
-        measured and the pool is not sized by them. rehearses_graphs: on a CPU, what CUDA graphs
-        replay is done step by step (for tests).
+    tensor_parallel: ranks that the model is split over; this process is the first of them, and the
+        others are started here. memory: the device's counters; a GPU's own by default, and none on
+        a CPU, where nothing is measured and the pool is not sized by them. rehearses_graphs: on a
+        CPU, what CUDA graphs replay is done step by step (for tests).
     """
 
     def __init__(
@@ -69,13 +98,16 @@ class TorchDevice:
         memory: DeviceMemory | None = None,
         *,
         rehearses_graphs: bool = False,
+        tensor_parallel: int = 1,
     ) -> None:
         self.kind = resolve_device(device)
+        self.tensor_parallel = tensor_parallel
         self.memory = CudaMemory() if memory is None and self.kind == "cuda" else memory
-        self._set_threads(device.threads)
-        self._wanted_threads = device.threads
+        self._wanted_threads = threads_of_rank(device, tensor_parallel)
+        self._set_threads(self._wanted_threads)
         torch.backends.cuda.matmul.allow_tf32 = False
-        self._loaded: LoadedModel = load_model(model, self.kind)
+        self._followers: Followers | None = None
+        self._loaded: LoadedModel = self._load(model)
         self.shape: ModelShape = self._loaded.shape
         self.tokenizer: Any | None = self._loaded.tokenizer
         self.memory_bytes = self._memory_bytes(device)
@@ -87,10 +119,34 @@ class TorchDevice:
         self._compiled: CompiledModel | None = None
         self._drafts: dict[str, LoadedModel] = {}
 
+    def _load(self, model: ModelConfig) -> LoadedModel:
+        """The whole model, or this rank's slice, with the other ranks at work on theirs."""
+        if self.tensor_parallel == 1:
+            return load_model(model, self.kind)
+        check_gpus(self.kind, self.tensor_parallel)
+        launch = Launch.of()
+        starter = Spawned() if launch is None else Launched(launch)
+        self._followers = Followers(
+            self.tensor_parallel, model, self.kind, torch.get_num_threads(), starter
+        )
+        with self._followers.ended_on_error():
+            return load_model(model, self.kind, self._followers.ranks)
+
+    def close(self) -> None:
+        """End the other ranks, if there are any; the device is of no use afterwards."""
+        if self._followers is not None:
+            self._followers.close()
+
+    def abandon(self) -> None:
+        """`close`, from a signal's handler."""
+        if self._followers is not None:
+            self._followers.abandon()
+
     @property
     def name(self) -> str:
         """What the numbers were made on."""
-        return f"cuda ({torch.cuda.get_device_name(0)})" if self.kind == "cuda" else "cpu"
+        count = "" if self.tensor_parallel == 1 else f" x {self.tensor_parallel}"
+        return f"cuda ({torch.cuda.get_device_name(0)}){count}" if self.kind == "cuda" else "cpu"
 
     @property
     def threads(self) -> int:
@@ -129,7 +185,8 @@ class TorchDevice:
         if key not in self._activation_bytes:
             peak = self._measure(config, longest_len, self.memory)
             self._activation_bytes[key] = peak - weight_bytes
-        return BesidePool(weight_bytes, self._activation_bytes[key], "measured")
+        ranks = self.tensor_parallel  # of which none has more than this one, which gathers logits
+        return BesidePool(ranks * weight_bytes, ranks * self._activation_bytes[key], "measured")
 
     def _measure(self, config: RunConfig, longest_len: int, memory: DeviceMemory) -> int:
         """Peak bytes of the largest step on a pool that just holds it, less that pool, and what
@@ -160,9 +217,8 @@ class TorchDevice:
             self._set_threads(self._wanted_threads)  # numba's thread pool resets it at its start
 
     @staticmethod
-    def _set_threads(threads: int | None) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
+    def _set_threads(threads: int) -> None:
+        torch.set_num_threads(threads)
 
     def is_clean(self) -> bool:
         """Nothing but the models is on the device, as before the first run."""
@@ -222,6 +278,7 @@ class TorchDevice:
             capture=capture,
             samples=config.workload.temperature > 0,
             compiled=self._compiled_model() if config.engine.compile else None,
+            followers=self._followers,
         )
 
     def _compiled_model(self) -> CompiledModel:
@@ -231,8 +288,8 @@ class TorchDevice:
         return self._compiled
 
     def _capture(self, config: RunConfig) -> Capture | None:
-        """What records decode steps, if anything does."""
-        if not config.engine.cuda_graph:
+        """What records decode steps, if anything does: no more than one rank can."""
+        if not config.engine.cuda_graph or self._followers is not None:
             return None
         if self.kind == "cuda":
             return CudaCapture(torch.device("cuda", torch.cuda.current_device()))
@@ -250,11 +307,12 @@ class TorchDevice:
         return self._drafts[key]
 
     def _memory_bytes(self, device: DeviceConfig) -> int | None:
+        """Of all ranks together."""
         if self.memory is not None:
-            return self.memory.total_bytes
+            return self.memory.total_bytes * self.tensor_parallel
         if device.imagined_memory_gib is None:
             return None
-        return int(device.imagined_memory_gib * 2**30)
+        return int(device.imagined_memory_gib * 2**30) * self.tensor_parallel
 
 
 def _step_key(config: RunConfig, num_tokens: int) -> str:

@@ -49,7 +49,11 @@ def _is_shown(key: str) -> bool:
 
 
 def _differs(key: str, flat: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -> bool:
-    """Whether runs differ in `key`; an allocator's option must differ within one label."""
+    """Whether runs differ in `key`; an allocator's option must differ within one label, a fleet's
+    setting among those that read it."""
+    if key.startswith("cluster."):
+        read = [values[key] for values in flat.values() if values.get(key) is not None]
+        return len(set(map(as_text, read))) > 1
     if not key.startswith("allocator."):
         return len({as_text(values.get(key)) for values in flat.values()}) > 1
     by_label: dict[str, set[str]] = {}

@@ -6,29 +6,31 @@ and the worker checks before each that the last one left nothing behind.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing as mp
+import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from harness.config import RunConfig, to_mapping
-from harness.engine.executor import CaptureRefusedError
+from harness.config import to_mapping
+from harness.engine.device.parallel.launched import LAST_WORDS_S, Launch
+from harness.engine.executor import CaptureRefusedError, RankLostError
+from harness.engine.process_end import how_it_ended, last_words
 from harness.measure.environment import Environment, capture_environment
+from harness.runs.device_cache import CheckedDevices, DeviceCache
 from harness.runs.jobs import Job, check_unchanged
 from harness.runs.live import LiveBoard
-from harness.runs.one_run import environment_of, execute_run, simulated_device
+from harness.runs.one_run import environment_of, execute_run
 from harness.runs.out_of_memory import OutOfMemoryError, is_out_of_memory
+from harness.runs.processes import die_with_parent, with_environment, without_ctrl_c
 from harness.runs.store import NotStoredError, RunRecord, RunStatus, RunStore
-from harness.runs.surroundings import MOST_BYTES_LEFT, Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,23 @@ class _Failure(NamedTuple):
 
 
 class Worker:
-    """The parent's handle of a child process. live: of the run that it does."""
+    """The parent's handle of a child process. live: of the run that it does.
 
-    def __init__(self) -> None:
+    environment: variables that the child has beside its parent's. checks_device: a run that was
+    planned for another device than the child finds fails, for its numbers would be stored under
+    that one's address.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str] | None = None, *, checks_device: bool = False
+    ) -> None:
         context = mp.get_context("spawn")
         self.connection, child = context.Pipe()
         self.live = LiveBoard()
-        self._process = context.Process(target=_work, args=(child, self.live), daemon=True)
-        with _without_ctrl_c():
+        self.environment = dict(environment or {})
+        arguments = (child, self.live, checks_device)
+        self._process = context.Process(target=_work, args=arguments, daemon=True)
+        with without_ctrl_c(), with_environment(self.environment):
             self._process.start()
         child.close()
         self.job: Job | None = None
@@ -86,10 +97,13 @@ class Worker:
         self.job = None
         return answer if isinstance(answer, JobResult) else None
 
-    def exit_code(self) -> int | None:
-        """Of a child that is gone."""
+    def how_it_ended(self, job: Job) -> str:
+        """What a child is to be said to have died of, that is gone in the midst of `job`."""
         self._process.join(timeout=10)
-        return self._process.exitcode
+        num_ranks = job.config.engine.tensor_parallel
+        who = "the worker process" if num_ranks == 1 else f"rank 0 of {num_ranks}"
+        said = last_words(self._process.pid) if self._process.pid else None
+        return said or f"{who} {how_it_ended(self._process.exitcode)}"
 
     def end(self) -> None:
         """Tell the child to end, whatever it is doing; `stop` waits for that."""
@@ -135,7 +149,8 @@ def do_job(job: Job, devices: DeviceCache, board: LiveBoard | None = None) -> Jo
         failure = _try_job(job, devices, board)
         if failure is not None:
             status, error = failure.status, failure.error
-            is_clean = devices.recover(keep=status == "out_of_memory") and failure.leaves_clean
+            keep = status == "out_of_memory" and job.config.engine.tensor_parallel == 1
+            is_clean = devices.recover(keep=keep) and failure.leaves_clean
             wall_s = time.perf_counter() - begin
             environment = capture_environment("none", 1)
             save_failure(job, error, wall_s, environment, failure.status)
@@ -151,6 +166,7 @@ def _try_job(job: Job, devices: DeviceCache, board: LiveBoard | None) -> _Failur
     """Do and store a run; what it died of, or None."""
     try:
         check_unchanged(job)
+        devices.check(job)
         device = devices.get(job.config)
         environment = environment_of(device)
         store = RunStore(job.root)
@@ -164,6 +180,8 @@ def _try_job(job: Job, devices: DeviceCache, board: LiveBoard | None) -> _Failur
     except Exception as failure:  # whatever a run dies of becomes a row
         if is_out_of_memory(failure):
             return _Failure("out_of_memory", _memory_message(failure))
+        if isinstance(failure, RankLostError):
+            return _Failure("failed", str(failure), leaves_clean=False)
         if not isinstance(failure, ValueError):
             traceback.print_exc(file=sys.stderr)
         is_refusal = isinstance(failure, CaptureRefusedError)
@@ -171,62 +189,12 @@ def _try_job(job: Job, devices: DeviceCache, board: LiveBoard | None) -> _Failur
     return None
 
 
-class DeviceCache:
-    """The last device used: a worker stays warm for one model at a time."""
-
-    def __init__(self) -> None:
-        self._key: Any = None
-        self._device: Device | None = None
-
-    def get(self, config: RunConfig) -> Device:
-        """The device for `config`, loading its model if it is another than the last run's."""
-        parallel = config.engine.tensor_parallel
-        key = (config.model, config.device, config.executor, parallel)
-        if self._device is None or key != self._key:
-            self.drop()
-            self._device = self._make(config)
-            self._key = key
-            gc.collect()
-            gc.freeze()  # a run's collections need not look at the model and what was imported
-        return self._device
-
-    def recover(self, keep: bool) -> bool:
-        """After a run: whether nothing of it is left on the device. keep: stay warm if so; the
-        model is dropped where it is not wanted or where dropping it may help."""
-        device = self._device
-        try:
-            if keep and (device is None or device.is_clean()):
-                return True
-            memory = None if device is None else device.memory
-            del device
-            self.drop()
-            if memory is None:
-                return True
-            memory.give_back()
-            return memory.allocated_bytes() <= MOST_BYTES_LEFT
-        except RuntimeError as failure:  # a device that failed does nothing more in this process
-            print(f"the device cannot be used again: {failure}", file=sys.stderr)
-            return False
-
-    def drop(self) -> None:
-        """Forget the model and give its memory back."""
-        self._device = None
-        self._key = None
-        gc.unfreeze()
-        gc.collect()
-
-    def _make(self, config: RunConfig) -> Device:
-        if config.executor.kind == "simulated":
-            return simulated_device(config)
-        from harness.runs.torch_device import TorchDevice
-
-        return TorchDevice(config.model, config.device)
-
-
-def _work(connection: Connection, board: LiveBoard) -> None:
+def _work(connection: Connection, board: LiveBoard, checks_device: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with_parent()
-    devices = DeviceCache()
+    die_with_parent()
+    devices = CheckedDevices() if checks_device else DeviceCache()
+
+    signal.signal(signal.SIGTERM, _end_with(devices))
     while True:
         try:
             job = connection.recv()
@@ -235,28 +203,18 @@ def _work(connection: Connection, board: LiveBoard) -> None:
         connection.send(do_job(job, devices, board))
 
 
-@contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """A child started here never sees Ctrl-C, not even while it imports: its parent ends it.
+def _end_with(devices: DeviceCache) -> Callable[..., None]:
+    """What SIGTERM does to a worker. torchrun sends it to every process as soon as a rank is gone:
+    there the run that fails of that is given the time to be stored."""
 
-    The signal is held back, not ignored, so the parent gets it as soon as the child is there.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # would let the signal through again if started below
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    def end(*_: object) -> None:
+        devices.abandon()
+        os._exit(128 + signal.SIGTERM)
 
+    def end_soon(*_: object) -> None:
+        threading.Timer(LAST_WORDS_S, end).start()
 
-def _die_with_parent() -> None:
-    """On Linux the kernel ends this process when its parent goes, however it goes."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    return end if Launch.of() is None else end_soon
 
 
 def _memory_message(error: BaseException) -> str:

@@ -37,9 +37,10 @@ class Series(NamedTuple):
 
 
 def step_series(run: StoredRun, most: int = keys.MAX_STEPS) -> Series:
-    """The first repetition's steps, at most `most` of them, evenly chosen and not averaged: each
-    row is one step's ledger, whose classes add up to the pool."""
-    steps = _first_repetition(run.frame("steps"))
+    """The first repetition's steps (of a fleet, its first replica's), at most `most` of them,
+    evenly chosen and not averaged: each row is one step's ledger, whose classes add up to the
+    pool."""
+    steps = run.first_steps()
     stride = max(1, -(-len(steps) // most))
     chosen = steps.iloc[::stride]
     slots = chosen[list(CLASSES)]

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     OUTPUT = 5
     SAMPLING = 6
     CLIENTS = 7
+    POPULARITY = 8
 
 
 def rng(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:

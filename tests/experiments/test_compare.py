@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-import harness.runs.study
+import harness.launching.runner
 from experiments.commands import compare as command
 from experiments.comparison.comparison import Comparison, compare
 from experiments.comparison.matching import match
@@ -44,13 +44,13 @@ def run(folder: Path, *arguments: str) -> None:
     words = [word for word in SMALL if word.split("=", 1)[0] not in given]
     devices = DeviceCache()
 
-    def run_jobs(jobs: Sequence[Job], environment: Any, on_finished: Any, on_started: Any) -> None:
+    def run_jobs(jobs: Sequence[Job], environment: Any, on_finished: Any, *_: Any) -> None:
         for job in jobs:
             do_job(job, devices)
             on_finished(job, RunStore(job.root).find(job.run_id))
 
     with hydra_session(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness.runs.study, "run_jobs", run_jobs)
+        patch.setattr(harness.launching.runner, "run_jobs", run_jobs)
         parsed = parse_command([*words, f"results_dir={folder}", *arguments])
         run_study(parsed, Console(quiet=True))
 

@@ -175,6 +175,12 @@ EXPECTED = {
     },
     ("phase_map", "quick"): {("capacity", "lognormal"): 3, ("map", "lognormal"): 3 * 4 * 3 * 3},
     ("phase_map", "full"): {("capacity", "lognormal"): 3, ("map", "lognormal"): 3 * 9 * 5 * 3},
+    **{
+        ("fleet", preset): {("fleet", "system_prompts"): 2 + (2 + 2 + 1) * (2 + 1)}
+        for preset in ("quick", "full")
+    },
+    ("tensor_parallel", "quick"): {("ranks", "sharegpt"): 2 * 4},
+    ("tensor_parallel", "full"): {("ranks", "sharegpt"): 3 * 4 * 5},
     ("motivation", "quick"): {
         ("bounds", "sharegpt"): 3,
         ("users", "sharegpt"): 3,

@@ -26,7 +26,8 @@ POOL = PoolFacts(num_pages=10, page_size=4, bytes_per_token=2**20, draft_bytes_p
 
 
 def step(index: int, start_s: float, duration_s: float, **fields: object) -> StepRecord:
-    defaults = StepRecord(index, start_s, duration_s, 0, 0, 0, 1, 0, 0, 0, 0, 0, 10.0, 0.0, 0.0, "")
+    counts, times = (0, 0, 0, 1, 0, 0, 0, 0, 0), (10.0, 0.0, 0.0)
+    defaults = StepRecord(index, start_s, duration_s, *counts, *times, 0, "")
     return defaults._replace(**fields)  # type: ignore[arg-type]
 
 
@@ -57,7 +58,16 @@ STEPS = [
     step(
         1, 1.0, 1.0, num_running=3, refusal="full", num_preempted=2, copied_pages=3, saved_pages=2
     ),
-    step(2, 2.0, 2.0, num_running=2, refusal="stranded", copied_pages=1, allocator_us=50.0),
+    step(
+        2,
+        2.0,
+        2.0,
+        num_running=2,
+        refusal="stranded",
+        copied_pages=1,
+        allocator_us=50.0,
+        broadcast_bytes=300,
+    ),
     step(3, 5.0, 1.0, num_running=1, restored_pages=1),
 ]
 ENTRIES = [
@@ -189,7 +199,12 @@ EXPECTED = {
     "copied_pages": 4,
     "copied_bytes": 4 * 4 * 2**20,
     "allocator_us_per_step": 20.0,
+    "broadcast_bytes_per_step": 75.0,
     "num_steps": 4,
+    # of a fleet: tests/measure/test_fleet_metrics.py
+    "request_imbalance": 1.0,
+    "token_imbalance": 1.0,
+    "busy_imbalance": 1.0,
 }
 
 

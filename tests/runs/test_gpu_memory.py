@@ -33,6 +33,11 @@ def test_the_pool_is_what_weights_leave_of_the_gpu() -> None:
     assert pool_tokens(composed("model=opt_13b")) > pool_tokens(config)  # a smaller token budget
 
 
+def test_an_imagined_memory_is_each_gpus() -> None:
+    config = composed("model=opt_13b", "device.imagined_memory_gib=64", "engine.tensor_parallel=2")
+    assert simulated_memory_bytes(config) == 2 * 64 * 2**30
+
+
 def test_an_imagined_memory_comes_first() -> None:
     config = composed("model=opt_13b", "device.imagined_memory_gib=64", "kv.memory_fraction=0.5")
     assert simulated_memory_bytes(config) == 64 * 2**30
@@ -76,8 +81,11 @@ def test_heads_that_do_not_split_are_refused() -> None:
         Preflight().check(composed("model=llama_3_1_8b", "engine.tensor_parallel=3"))
 
 
-def test_real_runs_are_of_one_gpu() -> None:
-    with hydra_session(), pytest.raises(ConfigError, match=r"simulated only.*executor=simulated"):
-        Composer().run(["engine.tensor_parallel=2"])
+def test_only_the_roofline_knows_what_a_split_model_costs() -> None:
+    with hydra_session(), pytest.raises(ConfigError, match=r"add executor\.cost=roofline"):
+        Composer().run(["engine.tensor_parallel=2", "executor=simulated", "executor.cost=constant"])
+
+
+def test_a_gpu_that_is_not_known_is_told_the_nearest() -> None:
     with hydra_session(), pytest.raises(ConfigError, match=r"executor\.gpu.*did you mean h100"):
         Composer().run(["executor=simulated", "executor.cost=roofline", "executor.gpu=h10"])

@@ -167,7 +167,8 @@ def test_only_abandoned_leftovers_are_removed(tmp_path):
     for folder in (gone, living, elsewhere, old):
         folder.mkdir()
         (folder / "status.json").write_text(json.dumps({"status": "complete"}))
-    os.utime(old, (0, 0))
+    for path in (old / "status.json", old):
+        os.utime(path, (0, 0))
     store = RunStore(tmp_path)
     assert store.find("abc") is None
     store.remove_partial()

@@ -227,7 +227,7 @@ def test_a_run_that_dies_is_a_row_and_the_sweep_goes_on(tmp_path):
         7: "out_of_memory",
         **dict.fromkeys((8, 16), "complete"),
     }
-    assert runs[4].error == "the worker process ended with exit code -9"
+    assert runs[4].error == "the worker process was killed by signal 9 (SIGKILL)"
     assert runs[5].error == "the worker process ended with exit code 3"
     assert runs[6].error == "RuntimeError: no such luck"
     assert runs[7].error.startswith("out of memory: more memory was asked for (too much); the pool")

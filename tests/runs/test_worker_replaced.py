@@ -23,8 +23,9 @@ class _Worker:
 
     made: ClassVar[list[_Worker]] = []
 
-    def __init__(self) -> None:
+    def __init__(self, environment: dict[str, str], *, checks_device: bool) -> None:
         self.connection, self._child = Pipe()
+        self.environment = environment
         self.job: Job | None = None
         self.done: list[int] = []
         self.is_stopped = False

@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     query_start_loc: (S + 1,). seq_lens: (S,), start plus tokens of this step. block_table:
     (G, S, pages), just wide enough for `seq_lens`.
     sample_rows: indices into T of the tokens whose logits are wanted. max_query_len: longest
-    chunk.
+    chunk. rows: (S,), of each sequence its row of the block tables.
     """
 
     input_ids: Int64
@@ -35,6 +35,7 @@ class Batch(NamedTuple):
     block_table: Int32
     sample_rows: Int64
     max_query_len: int
+    rows: Int64
 
 
 class RowBatch(NamedTuple):
@@ -58,6 +59,11 @@ class TableChange(NamedTuple):
     end: int
 
 
+def empty_tables(max_seqs: int, max_len: int, page_size: int, num_groups: int) -> Int32:
+    """Block tables, (groups, sequences, pages), of which no entry is set."""
+    return np.full((num_groups, max_seqs, -(-max_len // page_size)), -1, dtype=np.int32)
+
+
 class BatchBuilder:
     """Keeps each sequence's block tables, one a group of layers, in a row of its own and builds
     batches from plans. The lowest free row is given out first, so that rows in use lie close
@@ -70,8 +76,7 @@ class BatchBuilder:
     def __init__(self, max_seqs: int, max_len: int, page_size: int, num_groups: int = 1) -> None:
         self.page_size = page_size
         self.max_seqs = max_seqs
-        size = (num_groups, max_seqs, -(-max_len // page_size))
-        self.table: Int32 = np.full(size, -1, dtype=np.int32)
+        self.table: Int32 = empty_tables(max_seqs, max_len, page_size, num_groups)
         self._row_of: dict[int, int] = {}
         self._free_rows = list(range(max_seqs))
         self.changes: list[TableChange] | None = None
@@ -152,7 +157,14 @@ class BatchBuilder:
             block_table=self.table[:, rows, :width],
             sample_rows=np.array(sample_rows, dtype=np.int64),
             max_query_len=int(lens.max()),
+            rows=rows,
         )
+
+    def take_changes(self) -> tuple[list[TableChange], Int32]:
+        """`changes` since the last time, and the entries that they name, one after the other."""
+        changes, self.changes = self.changes or [], []
+        entries = [self.table[group, row, first:end] for group, row, first, end in changes]
+        return changes, np.concatenate(entries) if entries else np.zeros(0, dtype=np.int32)
 
     def _new_row(self, seq_id: int) -> int:
         if not self._free_rows:

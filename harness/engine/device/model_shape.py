@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.resources
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -105,6 +105,27 @@ class ModelShape:
             LayerGroup(window, tuple(layers[first : first + size]))
             for window, layers in layers_of.items()
             for first in range(0, len(layers), size)
+        )
+
+    def splits_over(self, num_ranks: int) -> bool:
+        """Every rank has as many heads, and whole KV heads: its part of them, or a copy of one."""
+        fewer, more = sorted((num_ranks, self.num_kv_heads))
+        return self.num_q_heads % num_ranks == 0 and more % fewer == 0
+
+    def of_rank(self, num_ranks: int) -> ModelShape:
+        """The same with the heads that each of `num_ranks` has. ValueError where they cannot be
+        split so."""
+        if not self.splits_over(num_ranks):
+            possible = [n for n in range(1, self.num_q_heads + 1) if self.splits_over(n)]
+            raise ValueError(
+                f"engine.tensor_parallel={num_ranks} does not split the {self.num_q_heads} heads "
+                f"({self.num_kv_heads} of keys and values) evenly: choose one of "
+                f"{', '.join(map(str, possible))}"
+            )
+        return replace(
+            self,
+            num_q_heads=self.num_q_heads // num_ranks,
+            num_kv_heads=max(1, self.num_kv_heads // num_ranks),
         )
 
     @property

@@ -11,6 +11,8 @@ import transformers
 from harness.engine.device.attention import ATTENTION_NAME, AttentionRefusedError, AttentionStep
 from harness.engine.device.lean.build import LeanModel, build
 from harness.engine.device.model_shape import ModelConfig, ModelShape
+from harness.engine.device.parallel.ranks import ALONE, Ranks
+from harness.engine.device.parallel.sharding import shard
 
 
 class UnsupportedModelError(ValueError):
@@ -22,6 +24,7 @@ class LoadedModel:
     """A decoder in evaluation mode whose attention goes through `harness.engine.device.attention`.
 
     tokenizer: a transformers tokenizer where the checkpoint has one, else None.
+    shape: of the whole model. ranks: what it is split over; `model` then has this rank's slice.
     lean: the lean forward pass, which shares the model's weights, or None where the model
         is not of a build that has one.
     """
@@ -30,25 +33,48 @@ class LoadedModel:
     tokenizer: Any | None
     shape: ModelShape
     lean: LeanModel | None
+    ranks: Ranks = ALONE
+
+    @property
+    def rank_shape(self) -> ModelShape:
+        """`shape` with the heads that this rank has."""
+        return self.shape.of_rank(self.ranks.size)
 
 
-def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> LoadedModel:
-    """Build `config` on `device`.
+def load_model(
+    config: ModelConfig, device: torch.device | str = "cpu", ranks: Ranks = ALONE
+) -> LoadedModel:
+    """Build `config` on `device`, or a rank's slice of it; then all of `ranks` call this at once.
 
     Random weights depend on `weight_seed`, the shape and the device type only; the caller's
     random state is left as it was. Raises UnsupportedModelError where a probe forward does
-    not call our attention exactly once a layer.
+    not call our attention exactly once a layer, or the model cannot be split so.
     """
     device = torch.device(device)
     tokenizer = None
     if config.path is not None:
-        model, tokenizer = _from_checkpoint(config, device)
+        model, tokenizer = _from_checkpoint(config)
     else:
         model = _from_seed(config, device)
     model.eval().requires_grad_(False)
     shape = _shape_of(model, model.config, model.dtype.itemsize)
-    _bind_attention(model, shape)
-    return LoadedModel(model=model, tokenizer=tokenizer, shape=shape, lean=build(model))
+    if ranks.size > 1:
+        try:
+            of_rank = shape.of_rank(ranks.size)
+            shard(model, shape, ranks)
+        except ValueError as error:
+            raise UnsupportedModelError(str(error)) from error
+    else:
+        of_rank = shape
+    model = model.to(device)
+    _bind_attention(model, of_rank)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        shape=shape,
+        lean=build(model, ranks=ranks),
+        ranks=ranks,
+    )
 
 
 def shape_from_transformers(config: ModelConfig) -> ModelShape:
@@ -136,7 +162,8 @@ def _checkpoint_dtype(config: ModelConfig, hf_config: Any) -> torch.dtype:
     return stored if isinstance(stored, torch.dtype) else torch.float32
 
 
-def _from_checkpoint(config: ModelConfig, device: torch.device) -> tuple[Any, Any | None]:
+def _from_checkpoint(config: ModelConfig) -> tuple[Any, Any | None]:
+    """On the host: of a model that is split, a device need not hold the whole."""
     hf_config = _checkpoint_config(config)
     transformers.utils.logging.disable_progress_bar()  # its lock outlives a worker, with a warning
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -146,7 +173,7 @@ def _from_checkpoint(config: ModelConfig, device: torch.device) -> tuple[Any, An
         tokenizer = transformers.AutoTokenizer.from_pretrained(config.path)
     except (OSError, ValueError, KeyError):  # weights alone are enough for token-id workloads
         tokenizer = None
-    return model.to(device), tokenizer
+    return model, tokenizer
 
 
 def _bind_attention(model: Any, shape: ModelShape) -> None:

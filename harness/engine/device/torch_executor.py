@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from harness.engine.device.batch import BatchBuilder
+from harness.engine.device.batch import Batch, BatchBuilder
 from harness.engine.device.capture import Capture, free_workspaces, graph_sizes
 from harness.engine.device.choose import Chosen, choose, draws_one_each
 from harness.engine.device.compiled import CompiledModel
 from harness.engine.device.decode_graphs import DecodeGraphs
 from harness.engine.device.draft_runner import DraftRunner, Drafts
-from harness.engine.device.kv_pool import HostKV, KVPool
-from harness.engine.device.model_runner import ModelRunner
 from harness.engine.device.model_shape import LayerGroup
 from harness.engine.device.models import LoadedModel
+from harness.engine.device.parallel.commands import (
+    BuildPool,
+    Command,
+    ReleasePool,
+    Reserve,
+)
+from harness.engine.device.parallel.followers import Followers
+from harness.engine.device.parallel.step_message import StepMessage
+from harness.engine.device.pooled_model import PooledModel, PoolSpec
 from harness.engine.device.sampler import sample_rows
 from harness.engine.device.staging import Array, Field, StagedOutputs
 from harness.engine.executor import CaptureReport
 from harness.engine.plan import PENDING_TOKEN, Chunk, StepOutcome, StepPlan
-from kernels import backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,7 @@ class PendingTokens:
     fetched: Mapping[str, Array] | None = None
     events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
     chosen: Chosen | None = None
+    broadcast_bytes: int = 0
 
 
 class TorchExecutor:
@@ -50,9 +58,10 @@ class TorchExecutor:
     model of speculative decoding, given as many slots for each of its tokens. groups: layers
     that have block tables and pages of their own; all layers together by default. capture: records
     decode steps of up to `most_captured` rows (all, where None) beforehand; samples: with random
-    draws. compiled: takes the place of the forward pass. Raises ValueError where the kernels
-    cannot run these shapes, CaptureRefusedError and NotCompiledError where the model cannot be
-    captured or compiled.
+    draws. compiled: takes the place of the forward pass. followers: the other ranks of a model that
+    is split, which is neither captured nor compiled. Raises ValueError where the kernels cannot run
+    these shapes, CaptureRefusedError and NotCompiledError where the model cannot be captured or
+    compiled, RankLostError where one of the ranks is gone.
 
     captured: what capturing took.
     """
@@ -77,30 +86,33 @@ class TorchExecutor:
         most_captured: int | None = None,
         samples: bool = False,
         compiled: CompiledModel | None = None,
+        followers: Followers | None = None,
     ) -> None:
         self.model = loaded.model
         self.device = torch.device(self.model.device)
-        self.kernels = backend.load(self.device.type, kernels)
-        dtype = self.model.dtype if kv_dtype == "auto" else getattr(torch, kv_dtype)
-        self.kernels.check(
+        spec = PoolSpec(
+            num_pages=num_pages,
             page_size=page_size,
-            num_q_heads=loaded.shape.num_q_heads,
-            num_kv_heads=loaded.shape.num_kv_heads,
-            head_dim=loaded.shape.head_dim,
-            dtype=dtype,
-        )
-        self.pool = KVPool(
-            loaded.shape,
-            num_pages,
-            page_size,
-            dtype=dtype,
-            device=self.device,
+            max_seqs=max_seqs,
+            max_len=max_len,
+            attention=attention,
+            kernels=kernels,
+            kv_dtype=kv_dtype,
+            host_pages=host_pages,
+            fused=fused,
             poison=poison,
-            groups=groups,
+            groups=tuple(groups),
         )
+        self._followers = followers
+        with self._together():
+            self._tell(BuildPool(spec))
+            self.pooled = PooledModel(loaded, spec, compiled)
+        self.kernels, self.runner = self.pooled.kernels, self.pooled.runner
+        self.pool, self.host_pool = self.pooled.pool, self.pooled.host_pool
         num_groups = len(self.pool.groups)
-        self.host_pool = HostKV(self.pool, host_pages)
         self.batches = BatchBuilder(max_seqs, max_len, page_size, num_groups)
+        if followers is not None:
+            self.batches.changes = []
         self.drafter: DraftRunner | None = None
         if draft is not None:
             self.drafter = DraftRunner(
@@ -109,13 +121,10 @@ class TorchExecutor:
                 page_size=page_size,
                 max_seqs=max_seqs,
                 max_len=max_len,
-                dtype=dtype,
+                dtype=self.pooled.dtype,
                 kernels=self.kernels,
                 fused=fused,
             )
-        self.runner = ModelRunner(
-            loaded, self.pool, self.kernels, attention=attention, fused=fused, compiled=compiled
-        )
         if compiled is not None:
             with torch.inference_mode():
                 self.runner.compile()
@@ -151,15 +160,17 @@ class TorchExecutor:
     def reserve(self, max_tokens: int, max_samples: int) -> None:
         """Take the activations' buffers for steps of at most so many tokens and sampled rows, so
         that nothing grows later on; the draft model's too."""
-        drafting = None if self.drafter is None else self.drafter.lean
-        for lean in (self.runner.lean, drafting):
-            if lean is not None:
-                lean.reserve(max_tokens, max_samples)
+        with self._together():
+            self._tell(Reserve(max_tokens, max_samples))
+            self.pooled.reserve(max_tokens, max_samples)
+        if self.drafter is not None and self.drafter.lean is not None:
+            self.drafter.lean.reserve(max_tokens, max_samples)
 
     @property
     def works_apart(self) -> bool:
-        """The device goes on while the host does something else."""
-        return self.device.type == "cuda"
+        """The device goes on while the host does something else. Where other ranks are to be told
+        each token, the host must know them first."""
+        return self.device.type == "cuda" and self._followers is None
 
     def execute(self, plan: StepPlan) -> StepOutcome:
         """`submit`, and wait for the result."""
@@ -177,6 +188,7 @@ class TorchExecutor:
         self.batches.free(plan.freed_seq_ids)
         self.batches.update(plan.table_updates)
         entries: Sequence[int] = ()
+        broadcast_bytes = 0
         chosen = batch = None
         graphs = self._graphs if self._graphs is not None and self._graphs.takes(plan) else None
         if graphs is not None:
@@ -193,21 +205,32 @@ class TorchExecutor:
                 drafts = self.drafter.propose(plan.draft)
                 chunks = tuple(drafts.fill(chunk) for chunk in chunks)
             drawn = self._outputs.device["tokens"] if some_pending else None
-            logits = self.runner.forward(batch or self.batches.build(chunks), drawn)
-            if draws_one_each(chunks):
-                entries = self._sample(logits, [chunk for chunk in chunks if chunk.draws])
-            else:
-                chosen = choose(logits, chunks, drafts.probs)
+            batch = batch or self.batches.build(chunks)
+            with self._together():
+                broadcast_bytes = self._tell_step(plan, batch)
+                logits = self.runner.forward(batch, drawn)
+                if draws_one_each(chunks):
+                    entries = self._sample(logits, [chunk for chunk in chunks if chunk.draws])
+                else:
+                    chosen = choose(logits, chunks, drafts.probs)
+        elif _moves_pages(plan):
+            broadcast_bytes = self._tell_step(plan, None)
         asking = [chunk.seq_id for chunk in chunks if chunk.draws]
         self._drawn_at = dict(zip(asking, entries, strict=False))
         fetched = self._outputs.fetch() if entries else None
         end = self._event()
         events = None if begin is None or end is None else (begin, end)
-        return PendingTokens(start_s, time.perf_counter(), entries, fetched, events, chosen)
+        return PendingTokens(
+            start_s, time.perf_counter(), entries, fetched, events, chosen, broadcast_bytes
+        )
 
     def result(self, pending: PendingTokens) -> StepOutcome:
         """Wait until the device is done with a step; what it chose. duration_s: since the step
         was submitted."""
+        with self._together():
+            return self._outcome(pending)
+
+    def _outcome(self, pending: PendingTokens) -> StepOutcome:
         device_s = waited_s = pending.submitted_s - pending.start_s  # a CPU is its own device
         if pending.events is not None:
             begin, end = pending.events
@@ -229,17 +252,30 @@ class TorchExecutor:
             chosen.num_accepted,
             device_s,
             waited_s,
+            pending.broadcast_bytes,
         )
 
     def _prepare_memory(self, plan: StepPlan) -> None:
         """Tables on the device, and pages where the step expects them."""
         if self._graphs is not None:
             self._graphs.update_tables()
-        if plan.saves:
-            self.host_pool.save(self.pool, plan.saves)
-        self.pool.copy(plan.copies, self.kernels)
-        if plan.restores:
-            self.host_pool.restore(self.pool, plan.restores)
+        self.pooled.move_pages(plan.saves, plan.copies, plan.restores)
+
+    def _together(self) -> AbstractContextManager[None]:
+        """What all ranks do, or none."""
+        return nullcontext() if self._followers is None else self._followers.ended_on_error()
+
+    def _tell(self, command: Command) -> None:
+        if self._followers is not None:
+            self._followers.tell(command)
+
+    def _tell_step(self, plan: StepPlan, batch: Batch | None) -> int:
+        """Have the other ranks do the same; bytes that each is sent."""
+        if self._followers is None:
+            return 0
+        changes, entries = self.batches.take_changes()
+        moves = (plan.saves, plan.copies, plan.restores)
+        return self._followers.step(StepMessage(batch, changes, entries, *moves))
 
     def _sample(self, logits: Tensor, asking: Sequence[Chunk]) -> range:
         """A draw each of `asking`, into the first entries of the outputs."""
@@ -273,7 +309,13 @@ class TorchExecutor:
     def close(self) -> None:
         """Give the pool and the model's memory back."""
         self._graphs = None
-        del self.runner, self.drafter, self.pool, self.host_pool, self.model
+        if self._followers is not None and self._followers.is_open:
+            self._followers.tell(ReleasePool())
+        del self.pooled, self.runner, self.drafter, self.pool, self.host_pool, self.model
         if self.device.type == "cuda":
             free_workspaces()
             torch.cuda.empty_cache()
+
+
+def _moves_pages(plan: StepPlan) -> bool:
+    return bool(plan.saves or plan.copies or plan.restores)

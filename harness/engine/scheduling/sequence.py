@@ -212,6 +212,12 @@ class SequenceGroup:
         """Tokens computed more than once."""
         return sum(sequence.recomputed_tokens for sequence in self.sequences)
 
+    def let_go(self) -> None:
+        """It has ended and is on record: its sequences forget it, so that all of it is freed at
+        once, and not when the garbage collector finds that they only hold each other."""
+        for sequence in self.sequences:
+            del sequence.group
+
     def resume(self, now_s: float) -> None:
         """It has a new token: if a preemption had stopped it, that is over. now_s: NaN where the
         token is yet to come, until `resumed`."""

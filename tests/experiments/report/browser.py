@@ -15,6 +15,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -65,6 +66,10 @@ class Browser:
         """The first element."""
         return self.driver.find_element(By.CSS_SELECTOR, css)
 
+    def says(self, css: str) -> str:
+        """The first element's text, once it is shown."""
+        return str(WebDriverWait(self.driver, 10).until(lambda _: self.find(css).text))
+
     def find_all(self, css: str) -> list[WebElement]:
         """All elements."""
         return self.driver.find_elements(By.CSS_SELECTOR, css)
@@ -76,6 +81,9 @@ class Browser:
     def point(self, element: WebElement, x_share: float = 0.5, *, click: bool = False) -> None:
         """Move the pointer onto an element, a share of its width from the left."""
         self.js("arguments[0].scrollIntoView({block: 'center'})", element)
+        self.driver.execute_async_script(  # what scrolling brings about comes before the pointer
+            "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
+        )
         offset = round((x_share - 0.5) * element.size["width"])
         chain = ActionChains(self.driver).move_to_element_with_offset(element, offset, 0)
         (chain.click() if click else chain).perform()

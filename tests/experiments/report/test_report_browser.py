@@ -98,7 +98,7 @@ def test_the_map_of_the_pool_changes_with_the_slider(browser: Browser, page: Pat
         slider.send_keys(Keys.ARROW_RIGHT * 9)
     assert len(pictures) == len(labels) == 3
     browser.point(canvas)
-    assert browser.find("#tip").text.startswith("slot ")
+    assert browser.says("#tip").startswith("slot ")
 
 
 def column(browser: Browser, table: str, index: int) -> list[str]:
@@ -207,7 +207,7 @@ def test_a_segment_tells_its_share_under_the_pointer(browser: Browser, page: Pat
     browser.open(page)
     segment = browser.find("#s1-waste .bar span")
     browser.point(segment)
-    said = browser.find("#tip").text
+    said = browser.says("#tip")
     assert said == segment.get_attribute("data-tip") and said.endswith(" %")
 
 

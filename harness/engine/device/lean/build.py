@@ -14,6 +14,7 @@ from harness.engine.device.lean import operations
 from harness.engine.device.lean.angles import Angles
 from harness.engine.device.lean.decoder import LeanDecoder, Weights
 from harness.engine.device.lean.layers import merge, merge_layer, norm
+from harness.engine.device.parallel.ranks import ALONE, Ranks
 
 _LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
@@ -63,14 +64,17 @@ class LeanModel:
             with torch.no_grad():
                 own = _own_forward(self._model)
                 lean = _lean_forward(LeanDecoder(self._weights, wanted), self._model)
-            self._verified[wanted.name] = _is_same(lean, own)
+            self._verified[wanted.name] = self._weights.ranks.agree(_is_same(lean, own))
         return self._verified[wanted.name]
 
 
 def build(
-    model: Any, load: Callable[[str], operations.Operations] = operations.load
+    model: Any,
+    load: Callable[[str], operations.Operations] = operations.load,
+    ranks: Ranks = ALONE,
 ) -> LeanModel | None:
-    """The lean forward pass of `model`, or None where it is not of the right build.
+    """The lean forward pass of `model`, or None where it is not of the right build. `model` may be
+    split over `ranks`, which then all call this at once.
 
     Merges projection weights in place: the model's own modules then hold views of them. On a
     CPU in fp32 the products read packed copies, so later changes to a weight are not seen.
@@ -93,6 +97,8 @@ def build(
             head=merge(model.lm_head),
             num_q_heads=num_q_heads,
             head_dim=head_dim,
+            vocab_size=model.config.get_text_config().vocab_size,
+            ranks=ranks,
         )
     lean = LeanModel(model, weights, load)
     return None if lean.decoder() is None else lean

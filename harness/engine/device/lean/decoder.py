@@ -13,11 +13,16 @@ from harness.engine.device.lean.angles import Angles
 from harness.engine.device.lean.buffers import Buffers
 from harness.engine.device.lean.layers import Layer, Linear, Norm
 from harness.engine.device.lean.operations import Operations
+from harness.engine.device.parallel.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a lean forward pass computes with. embedding: (vocabulary, width)."""
+    """What a lean forward pass computes with. embedding: (vocabulary, width).
+
+    Of a model that is split over `ranks`, all but the norms are this rank's slices, and num_q_heads
+    are those it has.
+    """
 
     embedding: Tensor
     angles: Angles
@@ -26,6 +31,8 @@ class Weights:
     head: Linear
     num_q_heads: int
     head_dim: int
+    vocab_size: int
+    ranks: Ranks
 
     @property
     def num_kv_heads(self) -> int:
@@ -37,7 +44,7 @@ class LeanDecoder:
 
     On a GPU with Triton operations a layer takes 8 launches beside attention, and a step six more
     (eight where cosines and sines are scaled); nothing waits for the device and nothing is
-    allocated after `reserve`.
+    allocated after `reserve`, but for what ranks exchange.
     """
 
     def __init__(self, weights: Weights, operations: Operations) -> None:
@@ -52,7 +59,7 @@ class LeanDecoder:
         own, operations, buffers = self._weights, self.operations, self.buffers
         num_tokens, width = len(input_ids), own.embedding.shape[1]
         hidden = buffers.take("hidden", num_tokens, width)
-        torch.index_select(own.embedding, 0, input_ids, out=hidden)
+        own.ranks.embed(own.embedding, input_ids, hidden)
         cos_sin = own.angles.cos_sin(positions, hidden, buffers)
         added: Tensor | None = None
         for index, layer in enumerate(own.layers):
@@ -60,9 +67,10 @@ class LeanDecoder:
             added = self._attention(index, layer, normed, cos_sin, step)
             normed = operations.add_norm(hidden, added, layer.mlp_norm, buffers)
             gate_up = self._project("gate_up", normed, layer.gate_up)
-            added = self._project("added", operations.silu_mul(gate_up, buffers), layer.down)
+            product = self._project("added", operations.silu_mul(gate_up, buffers), layer.down)
+            added = own.ranks.sum(product)
         last = operations.add_norm(hidden, added, own.final_norm, buffers, sample_rows)
-        return self._project("logits", last, own.head)
+        return own.ranks.join_vocabulary(self._project("logits", last, own.head), own.vocab_size)
 
     def reserve(self, max_tokens: int, max_samples: int) -> None:
         """Take all buffers for the largest step now: a later call of at most so many tokens and
@@ -101,7 +109,7 @@ class LeanDecoder:
             softcap=layer.softcap,
             out=buffers.take("attended", *flat).view(heads),
         )
-        return self._project("added", attended.reshape(flat), layer.output)
+        return own.ranks.sum(self._project("added", attended.reshape(flat), layer.output))
 
     def _project(self, name: str, x: Tensor, linear: Linear) -> Tensor:
         if linear.packed is not None:

@@ -1,0 +1,1 @@
+"""The routers that come with kvarena, a module each."""

@@ -1,0 +1,159 @@
+"""The generator of requests that begin with one of many system prompts, some far more popular."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.engine.request import Request, Workload
+from harness.workloads.arrivals import arrival_times
+from harness.workloads.config import WorkloadConfig
+from harness.workloads.context import Context, Place, RequestBuilder
+from harness.workloads.describe import arrivals_in_words, bounds_in_words, branches_in_words
+from harness.workloads.lazy_requests import LazyRequests
+from harness.workloads.lengths import Pairs, describe, sample_fitting, sampler
+from harness.workloads.limits import Limits, scale_length, scale_lengths
+from harness.workloads.streams import Bools, Ints, Stream, TokenSource, rng
+
+NAME = "system_prompts"
+
+_BLOCK = 1024
+"""Requests whose own tokens are drawn at one time: a stream for each would take longer than
+serving a short request."""
+
+_BLOCKS_KEPT = 8
+
+
+class SystemPrompts(NamedTuple):
+    """`workload.options` of this generator. number: system prompts, of `workload.shared_len` tokens
+    each. zipf: the k-th most popular one is asked for in proportion to k to the minus this power;
+    0 for all alike."""
+
+    number: int = 1000
+    zipf: float = 1.0
+
+
+def generate(config: WorkloadConfig, context: Context) -> Workload:
+    """Requests with the config's own lengths and arrivals, each after a system prompt that is drawn
+    by its popularity. They are made as they are asked for; a larger `num_requests` starts with a
+    smaller one's.
+
+    Skewed popularity by Zipf's law is what serving traces show of shared prefixes; the exponent is
+    an assumption to be varied.
+    """
+    many = _options(config.options)
+    if config.num_requests is None or config.max_len is None or config.shared_len < 1:
+        raise ValueError(
+            f"workload.num_requests={config.num_requests}, workload.max_len={config.max_len}, "
+            f"workload.shared_len={config.shared_len}: system_prompts needs all three, each at "
+            "least 1"
+        )
+    count, scale = config.num_requests, config.scale
+    fits = partial(_fits, config.max_len - config.shared_len)
+    pairs = sample_fitting(sampler(config), rng(context.seed, Stream.LENGTHS), count, fits)
+    arrivals = arrival_times(config, count, context.seed)
+    limits = Limits.of(config, scale_length(config.max_len, scale), scale)
+    builder = RequestBuilder(config, context, limits)
+    head_len = scale_length(config.shared_len, scale)
+    ranks = _ranks(many, context.seed, count)
+    own_lens = scale_lengths(pairs.prompts, scale)
+    wanted_lens = scale_lengths(pairs.outputs, scale)
+    own_tokens = _Blocks(context.tokens, Stream.TOKENS, own_lens)
+    out_tokens = _Blocks(context.tokens, Stream.OUTPUT, wanted_lens)
+    heads = _heads(context.tokens, head_len)
+    is_forced = config.output == "forced_ids" and config.num_sequences == 1
+
+    def make(index: int) -> Request:
+        rank = int(ranks[index])
+        output = out_tokens.of(index) if is_forced else range(int(wanted_lens[index]))
+        place = Place(float(arrivals[index]), shared_prefix_id=rank, shared_prefix_len=head_len)
+        return builder.make(index, (*heads(rank), *own_tokens.of(index)), output, place)
+
+    prompt_lens = np.minimum(own_lens + head_len, limits.max_len - 1)
+    requests = LazyRequests(
+        make,
+        arrivals,
+        prompt_lens,
+        limits.each_max_tokens(prompt_lens),
+        None if config.output == "free" else limits.cut_outputs(prompt_lens, wanted_lens),
+        config.num_sequences,
+    )
+    parts = (
+        describe(config),
+        f"{many.number:,} system prompts of {head_len} tokens, Zipf {many.zipf:g} (synthetic)",
+        bounds_in_words(config, config.max_len, scale),
+        branches_in_words(config),
+        arrivals_in_words(config),
+    )
+    return Workload(
+        config.name,
+        requests,
+        "; ".join(part for part in parts if part),
+        config.concurrency if config.arrivals == "closed_loop" else None,
+    )
+
+
+class _Blocks:
+    """The tokens of each request of one stream, drawn for many requests at a time."""
+
+    def __init__(self, source: TokenSource, stream: Stream, lengths: Ints) -> None:
+        self._source = source
+        self._stream = stream
+        self._lengths = lengths
+        self._block = lru_cache(maxsize=_BLOCKS_KEPT)(self._draw)
+
+    def of(self, index: int) -> list[int]:
+        """Those of request `index`."""
+        block, place = divmod(index, _BLOCK)
+        return self._block(block)[place]
+
+    def _draw(self, block: int) -> list[list[int]]:
+        lengths = self._lengths[block * _BLOCK : (block + 1) * _BLOCK]
+        ids = self._source.draw(self._stream, block, int(lengths.sum())).tolist()
+        ends = np.cumsum(lengths).tolist()
+        return [ids[end - n : end] for end, n in zip(ends, lengths.tolist(), strict=True)]
+
+
+def _heads(source: TokenSource, length: int) -> Callable[[int], tuple[int, ...]]:
+    """The system prompts, each drawn when it is asked for first, and kept."""
+    kept: dict[int, tuple[int, ...]] = {}
+
+    def head(rank: int) -> tuple[int, ...]:
+        if rank not in kept:
+            kept[rank] = tuple(source.draw(Stream.SHARED_PREFIX, rank, length).tolist())
+        return kept[rank]
+
+    return head
+
+
+def _ranks(many: SystemPrompts, seed: int, count: int) -> Ints:
+    """Which system prompt each request has: 0 is the most popular."""
+    cumulated = np.cumsum(np.arange(1, many.number + 1, dtype=np.float64) ** -many.zipf)
+    variates = rng(seed, Stream.POPULARITY).random(count)
+    ranks: Ints = np.searchsorted(cumulated, variates * cumulated[-1], side="right")
+    return ranks
+
+
+def _fits(max_len: int, pairs: Pairs) -> Bools:
+    mask: Bools = pairs.prompts + pairs.outputs < max_len
+    return mask
+
+
+def _options(options: Mapping[str, object]) -> SystemPrompts:
+    """The options as numbers; ValueError for an unknown one or one out of range."""
+    unknown = sorted(set(options) - set(SystemPrompts._fields))
+    if unknown:
+        raise ValueError(
+            f"workload.options.{unknown[0]}: choose from {', '.join(SystemPrompts._fields)}"
+        )
+
+    def number(key: str, lowest: float) -> float:
+        value = options.get(key, SystemPrompts._field_defaults[key])
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < lowest:
+            raise ValueError(f"workload.options.{key}={value!r}: must be at least {lowest:g}")
+        return value
+
+    return SystemPrompts(int(number("number", 1)), float(number("zipf", 0)))
