@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from harness.runs.code_hash import CodeHashes
 from harness.runs.host_devices import HostDevices
 from harness.runs.job_queue import JobQueue
 from harness.runs.jobs import Job, make_job
+from harness.runs.store import StoredRun
 from harness.runs.sweep import Drain
 
 
@@ -56,7 +55,9 @@ class Mine(Paged):
         noted = Path(os.environ["CUDA_VISIBLE_DEVICES"] + ".seen")
         if "TELL" in os.environ and not noted.exists():
             noted.touch()
+            deadline = time.monotonic() + 120
             while len(list(Path().glob("*.seen"))) < 2:
+                assert time.monotonic() < deadline, "the other run is not under way"
                 time.sleep(0.01)
         return super().allocate(*arguments, **keywords)
 """
@@ -76,23 +77,16 @@ def test_two_jobs_at_once_see_a_gpu_each(tmp_path: Path, monkeypatch: pytest.Mon
         device=DeviceConfig(kind="cpu"),
     )
     config = replace(config, workload=replace(config.workload, num_requests=2))
-    environment = capture_environment("none", 1)
-    outcomes = []
-
-    def do(seed: int) -> None:
-        job = make_job(replace(config, seed=seed), "", tmp_path, "cuda (a GPU)", CodeHashes())
-        with Claims() as claims:
-            queue = JobQueue(claims)
-            queue.add([job])
-            devices = HostDevices(lambda: ("0", "1", "2"), tmp_path / "locks")
-            told = lambda job, run: outcomes.append(run.status)  # noqa: E731
-            Drain(queue, 1, devices, environment, told).run()
-
-    threads = [threading.Thread(target=do, args=(seed,), daemon=True) for seed in (0, 1)]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + 120
-    for thread in threads:
-        thread.join(timeout=deadline - time.monotonic())
-    assert outcomes == ["complete", "complete"]
+    code = CodeHashes()
+    jobs = [
+        make_job(replace(config, seed=seed), "", tmp_path, "cuda (a GPU)", code) for seed in (0, 1)
+    ]
+    runs: list[StoredRun | None] = []
+    with Claims() as claims:
+        queue = JobQueue(claims)
+        queue.add(jobs)
+        devices = HostDevices(lambda: ("0", "1", "2"), tmp_path / "locks")
+        told = lambda job, run: runs.append(run)  # noqa: E731
+        Drain(queue, 2, devices, capture_environment("none", 1), told).run()
+    assert [(run.status, run.error) for run in runs if run] == [("complete", "")] * 2
     assert sorted(path.name for path in Path().glob("*.seen")) == ["0.seen", "1.seen"]
