@@ -14,7 +14,7 @@ from harness.engine.device.attention import ATTENTION_NAME, AttentionStep
 from harness.engine.device.lean.build import build
 from harness.engine.device.model_shape import ModelShape
 from harness.engine.device.models import _shape_of
-from harness.engine.device.parallel.sharding import NotSplitError, shard
+from harness.engine.device.parallel.sharding import NotSplitError, Splitter
 
 _LLAMA = {
     "vocab_size": 131,  # not a multiple of anything
@@ -94,7 +94,7 @@ def test_logits_are_those_of_the_whole(family: str, size: int) -> None:
     slices = [copy.deepcopy(whole) for _ in range(size)]
 
     def work(ranks: ThreadRanks) -> torch.Tensor:
-        shard(slices[ranks.rank], _shape(whole), ranks)
+        Splitter(slices[ranks.rank], _shape(whole), ranks).split_all()
         return _logits(slices[ranks.rank])
 
     for logits in on_all_ranks(size, work):
@@ -110,7 +110,7 @@ def test_the_lean_forward_pass_is_split_as_well(family: str) -> None:
     slices = [copy.deepcopy(whole) for _ in range(2)]
 
     def work(ranks: ThreadRanks) -> bool:
-        shard(slices[ranks.rank], _shape(whole), ranks)
+        Splitter(slices[ranks.rank], _shape(whole), ranks).split_all()
         return build(slices[ranks.rank], ranks=ranks) is not None
 
     assert on_all_ranks(2, work) == [True, True]
@@ -119,7 +119,7 @@ def test_the_lean_forward_pass_is_split_as_well(family: str) -> None:
 def test_fewer_kv_heads_than_ranks_are_copied() -> None:
     whole = _whole("llama")
     slices = [copy.deepcopy(whole) for _ in range(4)]
-    on_all_ranks(4, lambda ranks: shard(slices[ranks.rank], _shape(whole), ranks))
+    on_all_ranks(4, lambda ranks: Splitter(slices[ranks.rank], _shape(whole), ranks).split_all())
     keys = [model.model.layers[0].self_attn.k_proj.weight for model in slices]
     heads = whole.model.layers[0].self_attn.k_proj.weight.split(8)
     for rank, weight in enumerate(keys):
@@ -129,7 +129,7 @@ def test_fewer_kv_heads_than_ranks_are_copied() -> None:
 def test_a_tied_output_layer_shares_its_slice() -> None:
     whole = _whole("llama_tied")
     slices = [copy.deepcopy(whole) for _ in range(2)]
-    on_all_ranks(2, lambda ranks: shard(slices[ranks.rank], _shape(whole), ranks))
+    on_all_ranks(2, lambda ranks: Splitter(slices[ranks.rank], _shape(whole), ranks).split_all())
     for model in slices:
         assert model.lm_head.weight is model.model.embed_tokens.weight
         assert model.lm_head.weight.shape == (66, 64)
@@ -141,7 +141,7 @@ def test_an_architecture_without_a_plan_is_refused() -> None:
     )
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(NotSplitError, match="GPT2LMHeadModel has no plan"):
-        on_all_ranks(2, lambda ranks: shard(model, _shape(model), ranks))
+        on_all_ranks(2, lambda ranks: Splitter(model, _shape(model), ranks).split_all())
 
 
 @pytest.mark.parametrize(("family", "style"), [("olmo2", "gather"), ("mixtral", "experts")])
@@ -150,7 +150,7 @@ def test_a_plan_that_is_not_understood_is_refused(family: str, style: str) -> No
     config = transformers.AutoConfig.for_model(family, **sizes)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(NotSplitError, match=style):
-        on_all_ranks(2, lambda ranks: shard(model, _shape(model), ranks))
+        on_all_ranks(2, lambda ranks: Splitter(model, _shape(model), ranks).split_all())
 
 
 def test_columns_that_do_not_divide_are_refused() -> None:
@@ -166,7 +166,7 @@ def test_columns_that_do_not_divide_are_refused() -> None:
     )
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(NotSplitError, match="97 columns, which 3 ranks"):
-        on_all_ranks(3, lambda ranks: shard(model, _shape(model), ranks))
+        on_all_ranks(3, lambda ranks: Splitter(model, _shape(model), ranks).split_all())
 
 
 def test_heads_of_a_rank() -> None:

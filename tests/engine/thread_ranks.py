@@ -20,15 +20,17 @@ class _Meeting:
 
 
 class ThreadRanks:
-    """One of `size` threads; computes by definition what `RankGroup` leaves to torch."""
+    """One of `size` threads; computes by definition what `RankGroup` leaves to torch. Without a
+    meeting it is there to be counted alone."""
 
-    def __init__(self, rank: int, size: int, meeting: _Meeting) -> None:
+    def __init__(self, rank: int, size: int, meeting: _Meeting | None) -> None:
         self.rank = rank
         self.size = size
         self._meeting = meeting
 
     def _exchange(self, mine: Tensor) -> list[Tensor]:
         meeting = self._meeting
+        assert meeting is not None
         meeting.brought[self.rank] = mine.clone()
         meeting.barrier.wait()
         everyones = list(meeting.brought)

@@ -12,7 +12,8 @@ from harness.engine.device.attention import ATTENTION_NAME, AttentionRefusedErro
 from harness.engine.device.lean.build import LeanModel, build
 from harness.engine.device.model_shape import ModelConfig, ModelShape
 from harness.engine.device.parallel.ranks import ALONE, Ranks
-from harness.engine.device.parallel.sharding import shard
+from harness.engine.device.parallel.sharding import Splitter
+from harness.engine.device.random_weights import draw_weights, empty_decoder
 
 
 class UnsupportedModelError(ValueError):
@@ -55,18 +56,18 @@ def load_model(
     if config.path is not None:
         model, tokenizer = _from_checkpoint(config)
     else:
-        model = _from_seed(config, device)
-    model.eval().requires_grad_(False)
+        model = empty_decoder(_random_config(config), getattr(torch, config.dtype))
     shape = _shape_of(model, model.config, model.dtype.itemsize)
-    if ranks.size > 1:
-        try:
-            of_rank = shape.of_rank(ranks.size)
-            shard(model, shape, ranks)
-        except ValueError as error:
-            raise UnsupportedModelError(str(error)) from error
-    else:
-        of_rank = shape
-    model = model.to(device)
+    try:
+        of_rank = shape.of_rank(ranks.size)
+        splitter = Splitter(model, shape, ranks) if ranks.size > 1 else None
+        if config.path is None:
+            draw_weights(model, config.weight_seed, device, splitter or _keep_whole)
+        elif splitter is not None:
+            splitter.split_all()
+    except ValueError as error:
+        raise UnsupportedModelError(str(error)) from error
+    model = model.eval().requires_grad_(False).to(device)
     _bind_attention(model, of_rank)
     return LoadedModel(
         model=model,
@@ -77,6 +78,10 @@ def load_model(
     )
 
 
+def _keep_whole(name: str, module: torch.nn.Module) -> None:
+    """What one rank alone does with a module."""
+
+
 def shape_from_transformers(config: ModelConfig) -> ModelShape:
     """`model_shape` for whatever has no formula: a model without memory behind its weights."""
     if config.path is not None:
@@ -85,10 +90,7 @@ def shape_from_transformers(config: ModelConfig) -> ModelShape:
     else:
         hf_config = _random_config(config)
         dtype = getattr(torch, config.dtype)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(hf_config, dtype=dtype)
-    model.tie_weights()
-    return _shape_of(model, hf_config, dtype.itemsize)
+    return _shape_of(empty_decoder(hf_config, dtype), hf_config, dtype.itemsize)
 
 
 def _shape_of(model: Any, hf_config: Any, dtype_bytes: int) -> ModelShape:
@@ -137,16 +139,6 @@ def _random_config(config: ModelConfig) -> Any:
         if hasattr(text, name):
             setattr(text, name, config.initializer_range)
     return hf_config
-
-
-def _from_seed(config: ModelConfig, device: torch.device) -> Any:
-    hf_config = _random_config(config)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), device:
-        torch.manual_seed(config.weight_seed)
-        return transformers.AutoModelForCausalLM.from_config(
-            hf_config, dtype=getattr(torch, config.dtype)
-        )
 
 
 def _checkpoint_config(config: ModelConfig) -> Any:

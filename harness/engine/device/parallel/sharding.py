@@ -37,28 +37,39 @@ class NotSplitError(ValueError):
     """The model cannot be split over so many ranks, or over any."""
 
 
-def shard(model: Any, shape: ModelShape, ranks: Ranks) -> None:
-    """Leave this rank's slice of `model`'s weights in its modules, and have them do what belongs to
-    all together. The whole model is to be of `shape`, which splits over `ranks`. Raises
-    NotSplitError where the architecture has no plan, or one that is not understood here.
+class Splitter:
+    """Leaves `ranks`' slice of weights in modules, and has them do what belongs to all together.
+
+    The whole model is to be of `shape`, which splits over `ranks`. Raises NotSplitError where the
+    architecture has no plan, or one that is not understood here.
     """
-    slices: dict[int, nn.Parameter] = {}  # of a tensor that two modules share there is one slice
-    styles = _styles(model)
-    for name, module in model.named_modules():
-        style = styles.get(name)
-        if style is None or style in _WHOLE:
-            continue
+
+    def __init__(self, model: Any, shape: ModelShape, ranks: Ranks) -> None:
+        self._model = model
+        self._shape = shape
+        self._ranks = ranks
+        self._styles = _styles(model)
+
+    def __call__(self, name: str, module: Any) -> None:
+        """Split one module of the model, which has its own weights. Those that modules share are
+        to be tied again when all are split. Raises NotSplitError where they do not divide."""
+        style = self._styles.get(name)
         if style == "embedding_rowwise":
-            _split_embedding(module, ranks, slices)
+            _split_embedding(module, self._ranks)
         elif style == "colwise":
-            _split_outputs(name, module, shape, ranks, slices)
+            _split_outputs(name, module, self._shape, self._ranks)
         elif style == "rowwise":
-            _split_inputs(name, module, ranks, slices)
-        else:
-            _split_output_layer(module, ranks, slices)
-    if model.config.model_type in _OWN_PLANS:
-        for layer in model.model.decoder.layers:
-            layer.self_attn.num_heads //= ranks.size
+            _split_inputs(name, module, self._ranks)
+        elif style == "colwise_gather_output":
+            _split_output_layer(module, self._ranks)
+        if self._model.config.model_type in _OWN_PLANS and hasattr(module, "num_heads"):
+            module.num_heads //= self._ranks.size
+
+    def split_all(self) -> None:
+        """Split a model that has all of its weights."""
+        for name, module in self._model.named_modules():
+            self(name, module)
+        self._model.tie_weights(recompute_mapping=False)
 
 
 def _styles(model: Any) -> dict[str, str]:
@@ -86,8 +97,8 @@ def _styles(model: Any) -> dict[str, str]:
     }
 
 
-def _split_embedding(module: Any, ranks: Ranks, slices: dict[int, nn.Parameter]) -> None:
-    _cut(module, "weight", slices, lambda whole: _vocabulary_slice(whole, ranks))
+def _split_embedding(module: Any, ranks: Ranks) -> None:
+    _cut(module, "weight", lambda whole: _vocabulary_slice(whole, ranks))
     num_rows = len(module.weight)
     module.num_embeddings, module.padding_idx = num_rows, None
     own_forward = module.forward
@@ -99,9 +110,7 @@ def _split_embedding(module: Any, ranks: Ranks, slices: dict[int, nn.Parameter])
     module.forward = forward  # not a subclass: some architectures scale their embedding in one
 
 
-def _split_outputs(
-    name: str, module: Any, shape: ModelShape, ranks: Ranks, slices: dict[int, nn.Parameter]
-) -> None:
+def _split_outputs(name: str, module: Any, shape: ModelShape, ranks: Ranks) -> None:
     """A part of the outputs; of keys and values whole heads, which ranks share where there are
     fewer heads than ranks."""
     num_parts, part = ranks.size, ranks.rank
@@ -110,24 +119,24 @@ def _split_outputs(
         part = ranks.rank * num_parts // ranks.size
     _check_even(name, module.out_features, num_parts)
     for parameter in ("weight", "bias"):
-        _cut(module, parameter, slices, lambda whole: whole.chunk(num_parts)[part])
+        _cut(module, parameter, lambda whole: whole.chunk(num_parts)[part])
     module.out_features = len(module.weight)
 
 
-def _split_inputs(name: str, module: Any, ranks: Ranks, slices: dict[int, nn.Parameter]) -> None:
+def _split_inputs(name: str, module: Any, ranks: Ranks) -> None:
     """A part of the inputs; the products are added up, the bias once."""
     _check_even(name, module.in_features, ranks.size)
-    _cut(module, "weight", slices, lambda whole: whole.chunk(ranks.size, dim=1)[ranks.rank])
+    _cut(module, "weight", lambda whole: whole.chunk(ranks.size, dim=1)[ranks.rank])
     if ranks.rank > 0:
-        _cut(module, "bias", slices, torch.zeros_like)
+        _cut(module, "bias", torch.zeros_like)
     module.in_features = module.weight.shape[1]
     module.register_forward_hook(lambda _, arguments, partial: ranks.sum(partial))
 
 
-def _split_output_layer(module: Any, ranks: Ranks, slices: dict[int, nn.Parameter]) -> None:
+def _split_output_layer(module: Any, ranks: Ranks) -> None:
     vocab_size = module.out_features
     for parameter in ("weight", "bias"):
-        _cut(module, parameter, slices, lambda whole: _vocabulary_slice(whole, ranks))
+        _cut(module, parameter, lambda whole: _vocabulary_slice(whole, ranks))
     module.out_features = len(module.weight)
     module.register_forward_hook(
         lambda _, arguments, logits: ranks.join_vocabulary(logits, vocab_size)
@@ -142,18 +151,13 @@ def _vocabulary_slice(whole: Tensor, ranks: Ranks) -> Tensor:
     return torch.cat((part, padding))
 
 
-def _cut(
-    module: Any, name: str, slices: dict[int, nn.Parameter], cut: Callable[[Tensor], Tensor]
-) -> None:
+def _cut(module: Any, name: str, cut: Callable[[Tensor], Tensor]) -> None:
     """Put a slice in a parameter's place, if there is one, in memory of its own, so that the whole
     can go."""
     whole = getattr(module, name, None)
-    if whole is None:
-        return
-    if id(whole) not in slices:
+    if whole is not None:
         part = cut(whole.data).clone(memory_format=torch.contiguous_format)
-        slices[id(whole)] = nn.Parameter(part, requires_grad=False)
-    setattr(module, name, slices[id(whole)])
+        setattr(module, name, nn.Parameter(part, requires_grad=False))
 
 
 def _check_even(name: str, count: int, num_parts: int) -> None:
