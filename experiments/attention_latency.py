@@ -16,7 +16,7 @@ import pandas as pd
 from experiments.figure_layout import PanelSize, arrange, subplots
 from experiments.figure_style import DEFAULT, FigureStyle, note_size
 from experiments.line_panels import published
-from experiments.plotting import STRATEGY_COLOURS, save_pictures
+from experiments.plotting import STRATEGY_COLOURS, save_pictures, write_points
 from harness.measure.environment import Environment, capture_environment
 from harness.measure.statistics import Interval, t_interval
 
@@ -110,7 +110,7 @@ def draw(
         arrange(figure, style, title=title, handles=grid[0][0].get_legend_handles_labels()[0])
         paths = save_pictures(figure, name, folder)
     csv = folder / f"{name}.csv"
-    medians.reset_index().to_csv(csv, index=False)
+    write_points(medians.reset_index(), csv)
     return [*paths, csv]
 
 

@@ -71,13 +71,18 @@ def save(
 ) -> list[Path]:
     """NAME.pdf, NAME.png, NAME.svg, NAME.csv (the plotted points), NAME.json (their provenance).
 
-    The same data give the same bytes.
+    The same data give the same bytes, on other machines too.
     """
     paths = save_pictures(figure, name, folder)
     csv, origin = folder / f"{name}.csv", folder / f"{name}.json"
-    points.to_csv(csv, index=False)
+    write_points(points, csv)
     origin.write_text(json.dumps(provenance(jobs), indent=1) + "\n")
     return [*paths, csv, origin]
+
+
+def write_points(points: pd.DataFrame, path: Path) -> None:
+    """As CSV, numbers to twelve digits: in those beyond, processors differ in their sums."""
+    points.to_csv(path, index=False, float_format="%.12g")
 
 
 def save_pictures(figure: Figure, name: str, folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from experiments.kv_arithmetic import (
 from experiments.kv_check import PAGE_SIZE, formulas_beside_runs
 from experiments.line_panels import PALETTE, power_ticks
 from experiments.paired import in_words
-from experiments.plotting import EXPECTED_COLOURS, STRATEGY_COLOURS, jobs_of, save
+from experiments.plotting import EXPECTED_COLOURS, STRATEGY_COLOURS, jobs_of, save, write_points
 from harness.engine.cost.gpu import GPUS
 from harness.measure.statistics import Interval
 from harness.runs.jobs import Job
@@ -54,7 +54,7 @@ def draw(
     models = _models()
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "motivation_models.csv"
-    models.to_csv(table, index=False)
+    write_points(models, table)
     with style.context():
         figure, ((left, middle, right),) = subplots(
             style, 1, 3, PanelSize(4.0, 3.5), narrowest=2.6, width_ratios=(1.25, 1, 1)

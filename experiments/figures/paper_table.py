@@ -13,6 +13,7 @@ from rich.console import RenderableType
 import experiments.figures
 from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.paper.quantities import Quantity, as_frame, to_markdown, to_terminal
+from experiments.plotting import write_points
 from harness.runs.jobs import Job
 
 
@@ -28,7 +29,7 @@ def draw(
     target.mkdir(parents=True, exist_ok=True)
     markdown, csv = target / "paper_table.md", target / "paper_table.csv"
     markdown.write_text(to_markdown(found))
-    as_frame(found).to_csv(csv, index=False)
+    write_points(as_frame(found), csv)
     return [markdown, csv]
 
 

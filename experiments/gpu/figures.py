@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from experiments.figure_style import DEFAULT
 from experiments.gpu.rows import Row, refuse_dry
 from experiments.line_panels import published
+from experiments.plotting import write_points
 
 LOOKS = {
     ("paged", 16): ("ours, pages of 16", "#0072B2", "o", "-"),
@@ -133,5 +134,5 @@ def _save(figure: Figure, points: pd.DataFrame, path: Path) -> list[Path]:
     figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
     figure.savefig(png, metadata={"Software": None})
     plt.close(figure)
-    points.dropna(axis="columns", how="all").to_csv(csv, index=False)
+    write_points(points.dropna(axis="columns", how="all"), csv)
     return [pdf, png, csv]
