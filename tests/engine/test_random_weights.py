@@ -12,8 +12,9 @@ from thread_ranks import ThreadRanks
 
 from harness.engine.device.model_shape import ModelShape
 from harness.engine.device.models import _shape_of
+from harness.engine.device.module_weights import empty_decoder
 from harness.engine.device.parallel.sharding import Splitter
-from harness.engine.device.random_weights import NoWeightsError, draw_weights, empty_decoder
+from harness.engine.device.random_weights import NoWeightsError, draw_weights
 
 CPU = torch.device("cpu")
 

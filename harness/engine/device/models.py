@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
 
 from harness.engine.device.attention import ATTENTION_NAME, AttentionRefusedError, AttentionStep
+from harness.engine.device.checkpoint_weights import WeightFiles, read_weights
 from harness.engine.device.lean.build import LeanModel, build
 from harness.engine.device.model_shape import ModelConfig, ModelShape
+from harness.engine.device.module_weights import OnMade, empty_decoder
 from harness.engine.device.parallel.ranks import ALONE, Ranks
 from harness.engine.device.parallel.sharding import Splitter
-from harness.engine.device.random_weights import draw_weights, empty_decoder
+from harness.engine.device.random_weights import draw_weights
 
 
 class UnsupportedModelError(ValueError):
@@ -52,17 +56,13 @@ def load_model(
     not call our attention exactly once a layer, or the model cannot be split so.
     """
     device = torch.device(device)
-    tokenizer = None
-    if config.path is not None:
-        model, tokenizer = _from_checkpoint(config)
-    else:
-        model = empty_decoder(_random_config(config), getattr(torch, config.dtype))
+    model, give_weights = _begin(config, device, ranks)
     shape = _shape_of(model, model.config, model.dtype.itemsize)
     try:
         of_rank = shape.of_rank(ranks.size)
         splitter = Splitter(model, shape, ranks) if ranks.size > 1 else None
-        if config.path is None:
-            draw_weights(model, config.weight_seed, device, splitter or _keep_whole)
+        if give_weights is not None:
+            give_weights(splitter or _keep_whole)
         elif splitter is not None:
             splitter.split_all()
     except ValueError as error:
@@ -71,11 +71,33 @@ def load_model(
     _bind_attention(model, of_rank)
     return LoadedModel(
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(config),
         shape=shape,
         lean=build(model, ranks=ranks),
         ranks=ranks,
     )
+
+
+def _begin(
+    config: ModelConfig, device: torch.device, ranks: Ranks
+) -> tuple[Any, Callable[[OnMade], None] | None]:
+    """A model, and what gives it weights on `device`, where it does not have them on the host."""
+    if config.path is None:
+        model = empty_decoder(_random_config(config), getattr(torch, config.dtype))
+        return model, partial(draw_weights, model, config.weight_seed, device)
+    hf_config = _checkpoint_config(config)
+    dtype = _checkpoint_dtype(config, hf_config)
+    if ranks.size > 1:  # each rank would hold the whole at once, on one host
+        model = empty_decoder(hf_config, dtype)
+        files = WeightFiles.of(model, config.path)
+        if files is not None:
+            model.generation_config = _generation_config(config.path, model)
+            return model, partial(read_weights, model, files, device)
+    transformers.utils.logging.disable_progress_bar()  # its lock outlives a worker, with a warning
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        config.path, config=hf_config, dtype=dtype
+    )
+    return model, None
 
 
 def _keep_whole(name: str, module: torch.nn.Module) -> None:
@@ -154,18 +176,21 @@ def _checkpoint_dtype(config: ModelConfig, hf_config: Any) -> torch.dtype:
     return stored if isinstance(stored, torch.dtype) else torch.float32
 
 
-def _from_checkpoint(config: ModelConfig) -> tuple[Any, Any | None]:
-    """On the host: of a model that is split, a device need not hold the whole."""
-    hf_config = _checkpoint_config(config)
-    transformers.utils.logging.disable_progress_bar()  # its lock outlives a worker, with a warning
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        config.path, config=hf_config, dtype=_checkpoint_dtype(config, hf_config)
-    )
+def _generation_config(path: str, model: Any) -> Any:
+    """With the end-of-sequence tokens that a checkpoint names, if it says anything."""
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(config.path)
+        return transformers.GenerationConfig.from_pretrained(path)
+    except OSError:
+        return model.generation_config
+
+
+def _tokenizer(config: ModelConfig) -> Any | None:
+    if config.path is None:
+        return None
+    try:
+        return transformers.AutoTokenizer.from_pretrained(config.path)
     except (OSError, ValueError, KeyError):  # weights alone are enough for token-id workloads
-        tokenizer = None
-    return model, tokenizer
+        return None
 
 
 def _bind_attention(model: Any, shape: ModelShape) -> None:
