@@ -113,18 +113,7 @@ class TorchExecutor:
         self.batches = BatchBuilder(max_seqs, max_len, page_size, num_groups)
         if followers is not None:
             self.batches.changes = []
-        self.drafter: DraftRunner | None = None
-        if draft is not None:
-            self.drafter = DraftRunner(
-                draft,
-                num_pages=num_pages // num_groups,
-                page_size=page_size,
-                max_seqs=max_seqs,
-                max_len=max_len,
-                dtype=self.pooled.dtype,
-                kernels=self.kernels,
-                fused=fused,
-            )
+        self.drafter = None if draft is None else self._draft_runner(draft, spec)
         if compiled is not None:
             with torch.inference_mode():
                 self.runner.compile()
@@ -136,15 +125,28 @@ class TorchExecutor:
             self.device,
         )
         self._drawn_at: dict[int, int] = {}
-        self.captured = CaptureReport()
-        self._graphs: DecodeGraphs | None = None
-        if capture is not None:
-            sizes = graph_sizes(min(max_seqs, most_captured or max_seqs))
-            with torch.inference_mode():
-                self._graphs = DecodeGraphs(
-                    self.runner, self.batches, self._outputs, capture, sizes, samples=samples
-                )
-            self.captured = self._graphs.report
+        self._graphs = None if capture is None else self._record(capture, most_captured, samples)
+        self.captured = CaptureReport() if self._graphs is None else self._graphs.report
+
+    def _draft_runner(self, draft: LoadedModel, spec: PoolSpec) -> DraftRunner:
+        return DraftRunner(
+            draft,
+            num_pages=spec.num_pages // len(self.pool.groups),
+            page_size=spec.page_size,
+            max_seqs=spec.max_seqs,
+            max_len=spec.max_len,
+            dtype=self.pooled.dtype,
+            kernels=self.kernels,
+            fused=spec.fused,
+        )
+
+    @torch.inference_mode()
+    def _record(self, capture: Capture, most_rows: int | None, samples: bool) -> DecodeGraphs:
+        max_seqs = self.batches.max_seqs
+        sizes = graph_sizes(min(max_seqs, most_rows or max_seqs))
+        return DecodeGraphs(
+            self.runner, self.batches, self._outputs, capture, sizes, samples=samples
+        )
 
     @property
     def fused(self) -> bool:
