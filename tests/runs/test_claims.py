@@ -158,7 +158,7 @@ def test_a_half_written_run_stays_while_another_machine_has_it_claimed(tmp_path,
 
 def test_the_same_host_name_is_not_the_same_machine(tmp_path, monkeypatch):
     """Containers and clones share names: a process number of theirs says nothing here."""
-    monkeypatch.setattr("harness.runs.store.platform.node", lambda: "node")
+    monkeypatch.setattr("harness.runs.half_written.platform.node", lambda: "node")
     partial = tmp_path / f".{RUN}.rows.node.{2**22 + 1}.partial"
     partial.mkdir()
     claim_elsewhere(tmp_path, monkeypatch, silent_s=0)
