@@ -62,3 +62,28 @@ def test_two_commands_may_write_the_table_of_a_folder_at_once(
     write_rows(rows, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["summary.csv", "summary.parquet"]
     assert list(pd.read_csv(tmp_path / "summary.csv")["run_id"]) == ["a", "b"]
+
+
+KILLER = """
+import os
+from allocators.paged import Paged
+
+
+class Killer(Paged):
+    name = "killer"
+    num_left = 20
+
+    def append(self, seq_id, num_tokens=1):
+        Killer.num_left -= 1
+        if Killer.num_left < 0:
+            os._exit(7)
+        return super().append(seq_id, num_tokens)
+"""
+
+
+def test_nothing_is_left_of_a_run_that_killed_its_process(command, tmp_path: Path) -> None:
+    (tmp_path / "killer.py").write_text(KILLER)
+    answer = command("allocator=./killer.py:Killer", "results_dir=results")
+    assert answer.status == 1
+    assert "exit code 7" in answer.out
+    assert not list(Path("results/single").glob(".*"))
