@@ -40,6 +40,7 @@ class CodeHashes:
         self.code = functools.cache(code_hash)
         self.allocator = functools.cache(allocator_hash)
         self.router = functools.cache(router_hash)
+        self.own_sources = functools.cache(own_sources)
         self.data = functools.cache(data_hash)
 
 
@@ -76,8 +77,34 @@ def router_files(router: str) -> set[Path]:
     return _with_imports(file_of(router).resolve())
 
 
+def own_sources(allocator: str, router: str) -> dict[str, bytes]:
+    """The code of an allocator and of a router of one's own, by `allocator/FILE` and `router/FILE`:
+    the named file, and what it imports from beside it, as they lie there. Nothing of what comes
+    with kvarena."""
+    named = {"allocator": Path(inspect.getfile(discovery.load(allocator))).resolve()}
+    if is_router_file(router):
+        named["router"] = file_of(router).resolve()
+    return {
+        f"{folder}/{name}": file.read_bytes()
+        for folder, first in named.items()
+        if _package() not in first.parents
+        for name, file in _own_files(first)
+    }
+
+
+def _own_files(first: Path) -> Iterator[tuple[str, Path]]:
+    for file in sorted(_with_imports(first)):
+        if _package() not in file.parents:
+            yield str(file.relative_to(first.parent)), file
+
+
+def _package() -> Path:
+    """The allocators that come with kvarena."""
+    return Path(inspect.getfile(allocators)).resolve().parent
+
+
 def _with_imports(first: Path) -> set[Path]:
-    package = Path(inspect.getfile(allocators)).resolve().parent
+    package = _package()
     pending = [first]
     files: set[Path] = set()
     while pending:
@@ -107,7 +134,7 @@ def _imported_files(file: Path, package: Path, beside: Path) -> Iterator[Path]:
         for path in (root.joinpath(*parts), root.joinpath(*parts[:-1])):
             for candidate in (path.with_suffix(".py"), path / "__init__.py"):
                 if path != root and candidate.is_file():
-                    yield candidate.resolve()
+                    yield candidate
 
 
 def _imported_names(tree: ast.AST) -> Iterator[str]:

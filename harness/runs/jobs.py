@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from allocators import discovery
@@ -17,7 +18,7 @@ class Job:
     """part: the part of the experiment that the run belongs to ("waste", "times", ...).
     allocator_code: hash of the strategy as it was planned; router_code: of a router of one's own.
     search: that it is a probe of. device: that it is addressed with, by its name, or "simulated";
-    unknown of a run that was only read.
+    unknown of a run that was only read. sources: as `own_sources` has them, when it was planned.
     """
 
     config: RunConfig
@@ -29,6 +30,7 @@ class Job:
     search: Search | None = None
     device: str = ""
     router_code: str = ""
+    sources: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def is_timed(self) -> bool:
@@ -60,6 +62,7 @@ def make_job(config: RunConfig, part: str, root: Path, device_name: str, hashes:
         hashes.allocator(name),
         device=device,
         router_code=router_code,
+        sources=hashes.own_sources(name, config.cluster.router),
     )
 
 

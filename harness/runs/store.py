@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,8 @@ class NotStoredError(OSError):
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything a run leaves. summary: one mapping of metric to value for each repetition.
-    steps, requests: rows, or the file that holds them, which the store takes to itself."""
+    steps, requests: rows, or the file that holds them, which the store takes to itself. sources:
+    of an allocator or a router of one's own, by path within the run's folder."""
 
     run_id: str
     label: str
@@ -52,6 +53,7 @@ class RunRecord:
     memory_map: pd.DataFrame | None = None
     step_work: pd.DataFrame | None = None
     outcome_log: pd.DataFrame | None = None
+    sources: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,11 @@ class RunStore:
                 "wall_s": record.wall_s,
             },
         )
-        for path in folder.iterdir():
+        for name, source in record.sources.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(source)
+        for path in folder.rglob("*"):
             _sync(path)
 
 

@@ -123,14 +123,14 @@ def test_a_router_of_ones_own_with_its_option(command: Any, own_router: Path) ->
         assert shown[offset] == ((requests["session_id"] + offset) % 3).tolist()
 
 
-@pytest.mark.parametrize("edited", ["mine.py", "helper.py"])
+@pytest.mark.parametrize("edited", ["mine.py", "best_replica.py"])
 def test_a_router_that_is_edited_under_way_leaves_no_numbers_under_its_old_address(
     edited: str, own_router: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(own_router.parent)
     monkeypatch.syspath_prepend(own_router.parent)
-    Path("helper.py").write_text("BEST = 0\n")
-    own_router.write_text(f"from helper import BEST\n{OWN_ROUTER}")
+    Path("best_replica.py").write_text("BEST = 0\n")
+    own_router.write_text(f"from best_replica import BEST\n{OWN_ROUTER}")
     with hydra_session():
         config = Composer().run(("model=tiny", "executor=simulated", "cluster.router=./mine.py"))
 
