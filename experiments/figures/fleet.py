@@ -35,8 +35,10 @@ OTHER_ROUTERS = (Look(PALETTE[5], "X"), Look(PALETTE[3], "P"), Look(PALETTE[7], 
 OTHER_GUARDS = (Look(PALETTE[1], "D", "--"), Look(PALETTE[3], "P", ":"), Look(PALETTE[5], "X"))
 NO_CACHE = Look(PALETTE[6], "v", ":")
 
-NAMED = ("cluster.replicas", "cluster.load", "cluster.router", "cluster.balance_abs_threshold")
-"""Keys that lines are drawn over or named by. A load is told by its requests."""
+NAMED = ("cluster.replicas", "cluster.router", "cluster.balance_abs_threshold")
+"""Keys that lines are drawn over or named by."""
+
+LOADS = {"per_replica": " at the same rate a replica", "total": " at the same rate of the fleet"}
 
 
 class Shown(NamedTuple):
@@ -83,7 +85,7 @@ def draw(
             axes.set_xlabel("replicas")
         from_zero(list(grid))
         workload = ", ".join(dict.fromkeys(points["workload"]))
-        title = f"{workload} at the same rate a replica (simulated): {memory_note(rows)}"
+        title = f"{workload}{_load(rows, jobs)} (simulated): {memory_note(rows)}"
         arrange(figure, style, title=title, handles=line_handles(looks))
         return save(figure, "fleet", folder, points, jobs_of(rows, jobs))
 
@@ -121,6 +123,13 @@ def _by_line(rows: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
     )
     rows = _with_single_replicas(rows.assign(line=_lines(rows)))
     return rows.assign(goodput_each=rows["goodput_requests_per_s"] / rows["replicas"])
+
+
+def _load(rows: pd.DataFrame, jobs: Sequence[Job]) -> str:
+    """What fleets of several sizes have in common; nothing where they differ in it."""
+    fleets = [job.config.cluster for job in jobs_of(rows, jobs)]
+    loads = {cluster.load for cluster in fleets if cluster.replicas > 1}
+    return LOADS[loads.pop()] if len(loads) == 1 else ""
 
 
 def _is_of_router(key: str) -> bool:

@@ -85,3 +85,16 @@ def test_what_else_is_swept_is_a_line_of_its_own(run_tiny: Runner, tmp_path: Pat
     same = study.rows[study.rows["pool_tokens"] == 1024].set_index(["router", "replicas"])
     goodput = same.loc[("least_loaded", 3), "goodput_requests_per_s"] / 3
     assert of_line.loc[3, "goodput_each"] == pytest.approx(goodput)
+
+
+def test_the_title_says_what_load_the_fleets_have(run_tiny: Runner) -> None:
+    said = []
+    for load in ("per_replica", "total", "total,per_replica"):
+        study = run_tiny(
+            "cluster.replicas=2,3", f"cluster.load={load}", "repetitions=1",
+            "workload.num_requests=6", "workload.arrivals=poisson",
+        )  # fmt: skip
+        said.append(fleet._load(study.rows, study.jobs))
+        lines = set(fleet._by_line(study.rows, study.jobs)["line"])
+    assert said == [" at the same rate a replica", " at the same rate of the fleet", ""]
+    assert lines == {"round_robin, load total", "round_robin, load per_replica"}
