@@ -18,9 +18,11 @@ from experiments.line_panels import (
     draw_lines,
     from_zero,
     line_handles,
+    looks_of,
     memory_note,
     power_ticks,
 )
+from experiments.other_settings import other_settings
 from experiments.plotting import jobs_of, means, save
 from harness.runs.jobs import Job
 
@@ -32,6 +34,11 @@ ROUTER_LOOKS: Mapping[str, Look] = {
 OTHER_ROUTERS = (Look(PALETTE[5], "X"), Look(PALETTE[3], "P"), Look(PALETTE[7], "*"))
 OTHER_GUARDS = (Look(PALETTE[1], "D", "--"), Look(PALETTE[3], "P", ":"), Look(PALETTE[5], "X"))
 NO_CACHE = Look(PALETTE[6], "v", ":")
+
+NAMED = ("cluster.replicas", "cluster.router", "cluster.balance_abs_threshold")
+"""Keys that lines are drawn over or named by."""
+
+LOADS = {"per_replica": " at the same rate a replica", "total": " at the same rate of the fleet"}
 
 
 class Shown(NamedTuple):
@@ -65,7 +72,7 @@ def draw(
     rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
 ) -> list[Path]:
     """`fleet`, where there are fleets of several sizes."""
-    rows = _by_line(rows)
+    rows = _by_line(rows, jobs)
     if rows.empty or rows["replicas"].nunique() < 2:
         return []
     points = means(rows, ["workload", "line", "replicas"], [panel.metric for panel in PANELS])
@@ -78,14 +85,14 @@ def draw(
             axes.set_xlabel("replicas")
         from_zero(list(grid))
         workload = ", ".join(dict.fromkeys(points["workload"]))
-        title = f"{workload} at the same rate a replica (simulated): {memory_note(rows)}"
+        title = f"{workload}{_load(rows, jobs)} (simulated): {memory_note(rows)}"
         arrange(figure, style, title=title, handles=line_handles(looks))
         return save(figure, "fleet", folder, points, jobs_of(rows, jobs))
 
 
 def answer(rows: pd.DataFrame, jobs: Sequence[Job]) -> Table | None:
     """A row a router and size of the fleet; None without fleets."""
-    rows = _by_line(rows)
+    rows = _by_line(rows, jobs)
     if rows.empty:
         return None
     table = Table(
@@ -104,18 +111,34 @@ def answer(rows: pd.DataFrame, jobs: Sequence[Job]) -> Table | None:
     return table
 
 
-def _by_line(rows: pd.DataFrame) -> pd.DataFrame:
+def _by_line(rows: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
     """Complete runs of fleets, by line; goodput of a replica. Empty where there are none."""
     rows = rows[rows["status"] == "complete"]
     if "replicas" not in rows or rows["replicas"].isna().all():
         return rows.iloc[:0]
-    rows = rows.assign(replicas=rows["replicas"].fillna(1).astype(int))
+    rows = rows.assign(
+        replicas=rows["replicas"].fillna(1).astype(int),
+        rest=other_settings(rows, jobs, lambda key: not key.startswith("cluster.")),
+        of_router=other_settings(rows, jobs, _is_of_router),
+    )
     rows = _with_single_replicas(rows.assign(line=_lines(rows)))
     return rows.assign(goodput_each=rows["goodput_requests_per_s"] / rows["replicas"])
 
 
+def _load(rows: pd.DataFrame, jobs: Sequence[Job]) -> str:
+    """What fleets of several sizes have in common; nothing where they differ in it."""
+    fleets = [job.config.cluster for job in jobs_of(rows, jobs)]
+    loads = {cluster.load for cluster in fleets if cluster.replicas > 1}
+    return LOADS[loads.pop()] if len(loads) == 1 else ""
+
+
+def _is_of_router(key: str) -> bool:
+    return key.startswith("cluster.") and key not in NAMED
+
+
 def _lines(rows: pd.DataFrame) -> list[str]:
-    """Router, with its guard where runs differ in it, and the strategy where it has no cache."""
+    """Router, with its guard where runs differ in it, the strategy where it has no cache, and
+    whatever else runs differ in."""
     by_prefix = rows["router"] == "prefix_aware"
     shows_guard = rows.loc[by_prefix, "balance_abs_threshold"].nunique() > 1
     several = rows["strategy"].nunique() > 1
@@ -126,7 +149,7 @@ def _lines(rows: pd.DataFrame) -> list[str]:
             name += f", guard {row['balance_abs_threshold']:g}"
         if several and row["strategy"] != "paged_prefix":
             name = f"{row['strategy']}, {name}"
-        names.append(name)
+        names.append(", ".join(each for each in (name, row["of_router"], row["rest"]) if each))
     return names
 
 
@@ -134,8 +157,8 @@ def _with_single_replicas(rows: pd.DataFrame) -> pd.DataFrame:
     """Every line begins at one replica, for which there is nothing to route: the same runs."""
     single, fleets = rows[rows["replicas"] == 1], rows[rows["replicas"] > 1]
     parts = [fleets]
-    for (line, strategy), of_line in fleets.groupby(["line", "strategy"], sort=False):
-        same = single[single["strategy"] == strategy]
+    for (line, strategy, rest), of_line in fleets.groupby(["line", "strategy", "rest"], sort=False):
+        same = single[(single["strategy"] == strategy) & (single["rest"] == rest)]
         parts.append(same.assign(line=line, router=of_line["router"].iloc[0]))
     return pd.concat(parts, ignore_index=True)
 
@@ -150,4 +173,5 @@ def _looks(rows: pd.DataFrame) -> dict[str, Look]:
                 looks[line] = NO_CACHE
             else:
                 looks[line] = OTHER_GUARDS[(place - 1) % 3] if place else known[str(router)]
-    return looks
+    is_clear = len(set(looks.values())) == len(looks)
+    return looks if is_clear else dict(looks_of(list(looks)))

@@ -10,6 +10,7 @@ import pandas as pd
 from experiments.figure_layout import PanelSize, arrange, subplots
 from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.line_panels import Panel, draw_lines, from_zero, line_handles, looks_of
+from experiments.other_settings import other_settings
 from experiments.plotting import jobs_of, means, save
 from harness.runs.jobs import Job
 
@@ -30,12 +31,18 @@ def draw(
     rows = rows.assign(ranks=rows["run_id"].map(ranks))
     if rows["ranks"].nunique() < 2:
         return []
-    points = means(rows, ("ranks", "strategy"), [panel.metric for panel in PANELS])
-    looks = looks_of(list(points["strategy"]))
+    rest = other_settings(rows, jobs, lambda key: key != "engine.tensor_parallel")
+    lines = [
+        f"{strategy}, {said}" if said else strategy
+        for strategy, said in zip(rows["strategy"], rest, strict=True)
+    ]
+    rows = rows.assign(line=lines)
+    points = means(rows, ("ranks", "line"), [panel.metric for panel in PANELS])
+    looks = looks_of(list(points["line"]))
     with style.context():
         figure, grid = subplots(style, 1, len(PANELS), PanelSize(2.6, 2.4), sharex=True)
         for axes, panel in zip(grid[0], PANELS, strict=True):
-            draw_lines(axes, points, "ranks", "strategy", panel, looks)
+            draw_lines(axes, points, "ranks", "line", panel, looks)
             axes.set_xticks(sorted(set(points["ranks"])))
             axes.set_xlabel("ranks")
         from_zero(list(grid[0]))

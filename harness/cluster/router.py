@@ -70,8 +70,8 @@ class Router(ABC):
 
     A subclass with a `name` in a module of `harness.cluster.routers` is found by it, any other as
     `cluster.router=FILE.py:CLASS`. Further parameters of its constructor are options: they have
-    defaults, and are read from the key `cluster.NAME` where there is one of that name, from
-    `cluster.options.NAME` otherwise.
+    defaults, and are read from the key `cluster.NAME` where there is one of that name (whose
+    default then holds, not the parameter's), from `cluster.options.NAME` otherwise.
     """
 
     name: ClassVar[str]

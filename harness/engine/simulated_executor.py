@@ -8,6 +8,9 @@ from harness.engine.cost.model import ConstantCost, CostModel
 from harness.engine.plan import Chunk, StepOutcome, StepPlan
 from harness.engine.scheduling.beam_search import Candidates
 
+_SEQUENCE_BITS = 40
+"""More sequences than any engine numbers."""
+
 
 class SimulatedExecutor:
     """Answers every plan after the virtual time that `cost` says; a number is a constant cost.
@@ -16,15 +19,21 @@ class SimulatedExecutor:
     that samples differ as real ones do: a simulated run needs forced ids or forced lengths to
     stand for a real one. Beams are given log-probabilities of the same kind, independent of one
     another: how real beams descend depends on the model. Drafts of a draft model stand with
-    probability `acceptance`; speculation needs forced ids.
+    probability `acceptance`; speculation needs forced ids. replica: of a fleet, which of them this
+    is, so that what happens to one of its sequences is no copy of what happens in another.
     """
 
     def __init__(
-        self, cost: CostModel | float, vocab_size: int = 2**31, acceptance: float = 0.0
+        self,
+        cost: CostModel | float,
+        vocab_size: int = 2**31,
+        acceptance: float = 0.0,
+        replica: int = 0,
     ) -> None:
         self._cost = ConstantCost(cost) if isinstance(cost, float | int) else cost
         self._vocab_size = vocab_size
         self._acceptance = acceptance
+        self._first_id = replica << _SEQUENCE_BITS
 
     def execute(self, plan: StepPlan) -> StepOutcome:
         vocab = self._vocab_size
@@ -37,7 +46,7 @@ class SimulatedExecutor:
                 accepted.append(self._accept(chunk))
                 token_ids += true_ids[: accepted[-1] + 1]
             elif num_candidates:
-                candidates.append(_candidates(chunk, vocab))
+                candidates.append(_candidates(self._noise(chunk), chunk.num_candidates, vocab))
             else:
                 for draw in draws:
                     token_ids.append(_hash(draw.seed, position) % vocab)
@@ -49,12 +58,15 @@ class SimulatedExecutor:
         drafts = chunk.token_ids[-chunk.num_drafts :]
         for index, (draft, true_id) in enumerate(zip(drafts, chunk.true_ids, strict=False)):
             if draft < 0:
-                noise = _hash(chunk.seq_id, chunk.output_position + index) / 2.0**64
-                if noise >= self._acceptance:
+                if self._noise(chunk, index) / 2.0**64 >= self._acceptance:
                     return index
             elif draft != true_id:
                 return index
         return chunk.num_drafts
+
+    def _noise(self, chunk: Chunk, index: int = 0) -> int:
+        """64 bits of a sequence and a position of its output."""
+        return _hash(self._first_id + chunk.seq_id, chunk.output_position + index)
 
     @property
     def extrapolated_share(self) -> float:
@@ -65,12 +77,10 @@ class SimulatedExecutor:
         return None
 
 
-def _candidates(chunk: Chunk, vocab_size: int) -> Candidates:
+def _candidates(state: int, count: int, vocab_size: int) -> Candidates:
     """Geometric log-probabilities with a random head start: all beams' best are alike, some
     better."""
-    state = _hash(chunk.seq_id, chunk.output_position)
     start = -(state % 1000) / 1000
-    count = chunk.num_candidates
     first = state % vocab_size
     token_ids = [(first + rank) % vocab_size for rank in range(count)]
     return Candidates(token_ids, [start - 0.5 * (rank + 1) for rank in range(count)])

@@ -65,12 +65,14 @@ class ChosenLauncher:
 def chosen_name(arguments: Sequence[str]) -> str:
     """The launcher that the arguments of `is_of_launcher` name."""
     names = [a.split("=", 1)[1] for a in arguments if a.startswith(f"{_GROUP}=")]
-    if not names and arguments:
+    name = names[-1] if names else BASIC
+    keys = [a for a in arguments if not a.startswith(f"{_GROUP}=")]
+    if name == BASIC and keys:
+        chosen = f"{_GROUP}={BASIC} has none" if names else "none is chosen"
         raise ConfigError(
-            f"{arguments[0]}: is a launcher's, and none is chosen: add "
-            f"{_GROUP}={' or '.join(EXTRAS)}"
+            f"{keys[0]}: is a launcher's key, and {chosen}: add {_GROUP}={' or '.join(EXTRAS)}"
         )
-    return names[-1] if names else BASIC
+    return name
 
 
 def choose_launcher(arguments: Sequence[str], folder: Path) -> ChosenLauncher | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.config import DeviceConfig
-from harness.launching.chosen import choose_launcher
+from harness.launching.chosen import BASIC, choose_launcher, chosen_name
 from harness.launching.kinds import kind_of
 from harness.launching.rounds import launch_jobs
 from harness.launching.survey import survey_devices
@@ -93,5 +93,4 @@ class _Launched:
 def make_runner(arguments: Sequence[str], folder: Path) -> Runner:
     """arguments: of the launcher, as in `Command.launcher`. folder: the experiment's. Within
     `harness.compose.hydra_session`. Raises ConfigError for a launcher or key that is not there."""
-    is_here = choose_launcher(arguments, folder) is None
-    return _Here() if is_here else _Launched(arguments, folder)
+    return _Here() if chosen_name(arguments) == BASIC else _Launched(arguments, folder)

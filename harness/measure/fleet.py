@@ -39,7 +39,7 @@ def replica_rows(steps: Columns, requests: pd.DataFrame, num_replicas: int) -> p
     """A row a replica: what it was sent, what it did, and how long it was at it.
 
     Tokens and cached tokens are of finished requests, computed ones of all steps, recomputed ones
-    among them. busy_s: time in steps; batched_requests, utilisation (slots): means over it.
+    among them. busy_s: time in steps; batched_requests, token_slots: means over it.
     """
     served = requests["replica"].to_numpy(dtype=np.int64)
     is_done = (requests["status"] == "finished").to_numpy()

@@ -54,8 +54,8 @@ class RunRecorder:
     The ledger tells reserved slots from over-reserved ones by a sequence's final length, so a
     deferred one is worked out by `close`, from the logged events. keeps_tokens: with each request
     the executor's own choices and their margins. replica: of a fleet, which of them this is.
-    num_ended: requests that are answered or refused so far; num_output_tokens: of the answered
-    ones.
+    num_steps, num_ended: steps that are done and requests that are answered or refused so far;
+    num_output_tokens: of the answered ones.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RunRecorder:
         self._replica = replica
         self.num_ended = 0
         self.num_output_tokens = 0
-        self._num_steps = 0
+        self.num_steps = 0
         self._log: list[tuple[StepRecord, _MemoryEvents]] | None = [] if deferred else None
         self._memory_map = memory_map
         self._draft_ledger = draft_ledger
@@ -106,7 +106,7 @@ class RunRecorder:
             wrong = step.rejected
             computed = [(seq_id, count - wrong.get(seq_id, 0)) for seq_id, count in computed]
         record = StepRecord(
-            step=self._num_steps,
+            step=self.num_steps,
             start_s=times.start_s,
             duration_s=times.end_s - times.start_s,
             num_prefill_tokens=num_tokens - num_decode,
@@ -125,7 +125,7 @@ class RunRecorder:
             refusal=step.refusal.kind if step.refusal else "",
             replica=self._replica,
         )
-        self._num_steps += 1
+        self.num_steps += 1
         events = _MemoryEvents(
             plan.freed_seq_ids,
             step.admitted,

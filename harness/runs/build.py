@@ -15,7 +15,6 @@ from harness.engine.executor import Executor
 from harness.engine.outcome_log import OutcomeLog
 from harness.engine.request import Workload
 from harness.engine.scheduling.scheduler import Scheduler
-from harness.engine.simulated_executor import SimulatedExecutor
 from harness.measure.decisions import Decisions
 from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
@@ -23,7 +22,7 @@ from harness.measure.record_files import RecordSink
 from harness.measure.recorder import RunRecorder
 from harness.runs.one_engine import assemble, make_memory, make_recorder
 from harness.runs.pool_size import BesidePool, estimated_beside_pool
-from harness.runs.step_cost import cost_model
+from harness.runs.step_cost import simulated_executor
 from harness.runs.surroundings import Device, real_surroundings, replayed_surroundings
 
 
@@ -99,11 +98,7 @@ class SimulatedDevice:
     def executor(
         self, config: RunConfig, num_pages: int, max_len: int, groups: Sequence[LayerGroup] = ()
     ) -> Executor:
-        return SimulatedExecutor(
-            cost_model(config, self.shape, groups),
-            self.shape.vocab_size,
-            config.engine.speculation.acceptance,
-        )
+        return simulated_executor(config, self.shape, groups)
 
 
 def prepare(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import allocators
 from allocators import discovery
+from harness.cluster.discovery import file_of
+from harness.cluster.discovery import is_file as is_router_file
 
 _RUN_CODE = (
     "harness.cluster",
@@ -37,6 +39,8 @@ class CodeHashes:
     def __init__(self) -> None:
         self.code = functools.cache(code_hash)
         self.allocator = functools.cache(allocator_hash)
+        self.router = functools.cache(router_hash)
+        self.own_sources = functools.cache(own_sources)
         self.data = functools.cache(data_hash)
 
 
@@ -55,12 +59,52 @@ def allocator_hash(allocator_name: str) -> str:
     return _digest(allocator_files(allocator_name))
 
 
+def router_hash(router: str) -> str:
+    """Digest of the code of a router of one's own; empty for those that come with kvarena, which
+    are of the code of every run."""
+    return _digest(router_files(router)) if is_router_file(router) else ""
+
+
 def allocator_files(name: str) -> set[Path]:
     """Source files that a strategy is made of: the one that defines its class, and all that it
     imports, step by step, of the allocators' package or from beside a user's own file.
     """
-    first = Path(inspect.getfile(discovery.load(name))).resolve()
-    package = Path(inspect.getfile(allocators)).resolve().parent
+    return _with_imports(Path(inspect.getfile(discovery.load(name))).resolve())
+
+
+def router_files(router: str) -> set[Path]:
+    """Source files that a router of one's own is made of, likewise."""
+    return _with_imports(file_of(router).resolve())
+
+
+def own_sources(allocator: str, router: str) -> dict[str, bytes]:
+    """The code of an allocator and of a router of one's own, by `allocator/FILE` and `router/FILE`:
+    the named file, and what it imports from beside it, as they lie there. Nothing of what comes
+    with kvarena."""
+    named = {"allocator": Path(inspect.getfile(discovery.load(allocator))).resolve()}
+    if is_router_file(router):
+        named["router"] = file_of(router).resolve()
+    return {
+        f"{folder}/{name}": file.read_bytes()
+        for folder, first in named.items()
+        if _package() not in first.parents
+        for name, file in _own_files(first)
+    }
+
+
+def _own_files(first: Path) -> Iterator[tuple[str, Path]]:
+    for file in sorted(_with_imports(first)):
+        if _package() not in file.parents:
+            yield str(file.relative_to(first.parent)), file
+
+
+def _package() -> Path:
+    """The allocators that come with kvarena."""
+    return Path(inspect.getfile(allocators)).resolve().parent
+
+
+def _with_imports(first: Path) -> set[Path]:
+    package = _package()
     pending = [first]
     files: set[Path] = set()
     while pending:
@@ -84,11 +128,13 @@ def _imported_files(file: Path, package: Path, beside: Path) -> Iterator[Path]:
     """Files that `file` imports of the allocators' `package` or from the folder `beside`."""
     for name in _imported_names(ast.parse(file.read_bytes())):
         parts = name.split(".")
+        if parts[0] == "harness":  # of the code of every run, wherever the file lies
+            continue
         root = package.parent if parts[0] == package.name else beside
         for path in (root.joinpath(*parts), root.joinpath(*parts[:-1])):
             for candidate in (path.with_suffix(".py"), path / "__init__.py"):
                 if path != root and candidate.is_file():
-                    yield candidate.resolve()
+                    yield candidate
 
 
 def _imported_names(tree: ast.AST) -> Iterator[str]:

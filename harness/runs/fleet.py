@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from harness.cluster.router import Replicas, Router
 from harness.config import ConfigError, RunConfig
 from harness.engine.arrivals import RequestSource
 from harness.engine.clock import VirtualClock
-from harness.engine.executor import Executor
 from harness.engine.request import Workload
+from harness.engine.simulated_executor import SimulatedExecutor
 from harness.measure.record_files import RecordSink
 from harness.runs.one_engine import Core, Memory, assemble, make_memory, make_recorder
+from harness.runs.step_cost import simulated_executor
 from harness.runs.surroundings import Device
 
 _MOST_LOOKED_AT = 32
@@ -33,7 +33,7 @@ class PreparedFleet:
     fleet: Fleet
     cores: Sequence[Core]
     memories: Sequence[Memory]
-    executors: Sequence[Executor]
+    executors: Sequence[SimulatedExecutor]
 
     @property
     def num_layer_groups(self) -> int:
@@ -41,9 +41,12 @@ class PreparedFleet:
 
     @property
     def extrapolated_share(self) -> float:
-        """Mean over replicas."""
-        shares = [getattr(each, "extrapolated_share", math.nan) for each in self.executors]
-        return sum(shares) / len(shares)
+        """Of the steps of all replicas."""
+        beyond = sum(
+            core.recorder.num_steps * executor.extrapolated_share
+            for core, executor in zip(self.cores, self.executors, strict=True)
+        )
+        return beyond / max(1, sum(core.recorder.num_steps for core in self.cores))
 
     def run(self) -> None:
         """Serve the workload to its end, and close the books. Nothing that a fleet leaves behind on
@@ -82,16 +85,12 @@ def prepare_fleet(
     """`cluster.replicas` fresh engines behind a fresh router, for one repetition, whose records go
     to `sink` as they come. num_pages: of all layers, for each replica. Each has an allocator, a
     pool, a ledger and a cost model of its own, as `harness.runs.build.prepare` makes them."""
-    deferred, longest = False, 1
-    for outline in workload.outlines():
-        deferred |= outline.true_output_len is None
-        longest = max(longest, outline.max_len)
+    deferred = any(outline.true_output_len is None for outline in workload.outlines())
     cores, memories, executors = [], [], []
     for replica in range(config.cluster.replicas):
         memory = make_memory(config, num_pages, device.shape)
         recorder = make_recorder(config, memory, sink, deferred=deferred, replica=replica)
-        max_len = min(longest, num_pages * config.kv.page_size)
-        executor = device.executor(config, memory.pool.num_pages, max_len, memory.groups)
+        executor = simulated_executor(config, device.shape, memory.groups, replica)
         cores.append(assemble(config, device, memory, recorder, VirtualClock(), executor, seed))
         memories.append(memory)
         executors.append(executor)

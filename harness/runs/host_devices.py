@@ -105,6 +105,7 @@ class HostDevices:
             descriptor = os.open(path, os.O_RDONLY)  # another user's may not be opened for more
         except FileNotFoundError:
             descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+            os.fchmod(descriptor, 0o644)  # whatever this user's umask keeps from others
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from allocators import discovery
-from harness.cluster.discovery import file_of
-from harness.cluster.discovery import is_file as is_router_file
 from harness.config import ALLOCATOR_KEYS, AllocatorConfig, ConfigError, RunConfig, to_mapping
 from harness.runs.bisection import Search
-from harness.runs.code_hash import CodeHashes, allocator_hash
+from harness.runs.code_hash import CodeHashes, allocator_hash, router_hash
 from harness.runs.store import make_run_id
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """part: the part of the experiment that the run belongs to ("waste", "times", ...).
-    allocator_code: hash of the strategy as it was planned. search: that it is a probe of. device:
-    that it is addressed with, by its name, or "simulated"; unknown of a run that was only read.
+    allocator_code: hash of the strategy as it was planned; router_code: of a router of one's own.
+    search: that it is a probe of. device: that it is addressed with, by its name, or "simulated";
+    unknown of a run that was only read. sources: as `own_sources` has them, when it was planned.
     """
 
     config: RunConfig
@@ -29,6 +29,8 @@ class Job:
     allocator_code: str
     search: Search | None = None
     device: str = ""
+    router_code: str = ""
+    sources: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def is_timed(self) -> bool:
@@ -42,8 +44,8 @@ def make_job(config: RunConfig, part: str, root: Path, device_name: str, hashes:
     name = config.allocator.name
     code = hashes.code(name, not is_simulated) + hashes.data(config.workload.path)
     code += hashes.data(config.executor.calibration)
-    if is_router_file(config.cluster.router):
-        code += hashes.data(str(file_of(config.cluster.router)))
+    router_code = hashes.router(config.cluster.router)
+    code += router_code
     if config.model.path is not None and Path(config.model.path).is_dir():
         code += hashes.data(config.model.path)
     draft = config.engine.speculation.draft
@@ -51,18 +53,33 @@ def make_job(config: RunConfig, part: str, root: Path, device_name: str, hashes:
         code += hashes.data(draft)
     device = "simulated" if is_simulated else device_name
     run_id = make_run_id(to_mapping(config), code, device)
-    return Job(config, run_id, run_label(config), part, root, hashes.allocator(name), device=device)
+    return Job(
+        config,
+        run_id,
+        run_label(config),
+        part,
+        root,
+        hashes.allocator(name),
+        device=device,
+        router_code=router_code,
+        sources=hashes.own_sources(name, config.cluster.router),
+    )
 
 
 def check_unchanged(job: Job) -> None:
-    """Raise ConfigError if the strategy's code is no longer what `job` was planned with: its
-    numbers would be stored under the old code's address.
+    """Raise ConfigError if the strategy's or the router's code is no longer what `job` was planned
+    with: its numbers would be stored under the old code's address.
     """
-    if allocator_hash(job.config.allocator.name) != job.allocator_code:
-        raise ConfigError(
-            f"allocator={job.config.allocator.name} was edited while the sweep ran: "
-            "repeat the command, and its runs are done with the new code"
-        )
+    allocator, router = job.config.allocator.name, job.config.cluster.router
+    for key, now, planned in (
+        (f"allocator={allocator}", allocator_hash(allocator), job.allocator_code),
+        (f"cluster.router={router}", router_hash(router), job.router_code),
+    ):
+        if now != planned:
+            raise ConfigError(
+                f"{key} was edited while the sweep ran: repeat the command, and its runs are done "
+                "with the new code"
+            )
 
 
 def strategy_label(config: AllocatorConfig) -> str:

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import psutil
 
 _SAME_START_S = 2.0
-"""A process whose start differs by more has only inherited the number: the system's clock, which
-starts are reckoned from, may be set meanwhile."""
+"""A process whose start differs by more has only inherited the number."""
 
 
 class ProcessName(NamedTuple):
-    """A process among those of all machines. machine: of `this_machine`. started_s: Unix time."""
+    """A process among those of all machines. machine: of `this_machine`. started_s: see
+    `_started_s`."""
 
     machine: str
     pid: int
@@ -38,7 +38,7 @@ class ProcessName(NamedTuple):
         not."""
         try:
             process = psutil.Process(self.pid)
-            is_same = abs(process.create_time() - self.started_s) < _SAME_START_S
+            is_same = abs(_started_s(process) - self.started_s) < _SAME_START_S
             return bool(is_same and process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
@@ -47,7 +47,14 @@ class ProcessName(NamedTuple):
 def this_process() -> ProcessName:
     """The one that asks."""
     process = psutil.Process()
-    return ProcessName(this_machine(), process.pid, process.create_time())
+    return ProcessName(this_machine(), process.pid, _started_s(process))
+
+
+def _started_s(process: psutil.Process) -> float:
+    """When a process was started: on Linux in seconds since the machine was, which is what the
+    kernel keeps, so that a clock that is set meanwhile ends nobody; elsewhere as Unix time."""
+    booted_s = psutil.boot_time()  # first: older versions keep it for the next line
+    return float(process.create_time() - (booted_s if sys.platform == "linux" else 0.0))
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.config import AllocatorConfig, to_mapping
+from harness.runs.half_written import partial_path
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun
 
@@ -34,7 +35,7 @@ def write_rows(rows: pd.DataFrame, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "summary.csv", folder / "summary.parquet"]
     for path in paths:
-        partial = path.with_name(f".{path.name}.partial")
+        partial = partial_path(path)
         if path.suffix == ".csv":
             rows.to_csv(partial, index=False)
         else:

@@ -1,4 +1,4 @@
-"""The cost model that a simulated run's config asks for."""
+"""The executor of simulated runs, with the cost model that a config asks for."""
 
 from __future__ import annotations
 
@@ -12,16 +12,32 @@ from harness.engine.cost.model import ConstantCost, CostModel, WorkCost
 from harness.engine.cost.roofline import Efficiency, Overheads, Roofline
 from harness.engine.cost.step_work import WorkCounter
 from harness.engine.device.model_shape import LayerGroup, ModelShape, model_shape
+from harness.engine.simulated_executor import SimulatedExecutor
 from harness.runs.pool_size import draft_model, kv_bytes_per_token
 
 
-def cost_model(config: RunConfig, shape: ModelShape, groups: Sequence[LayerGroup]) -> CostModel:
-    """What a step of `config` takes. groups: the layers that have pages of their own."""
+def simulated_executor(
+    config: RunConfig, shape: ModelShape, groups: Sequence[LayerGroup], replica: int = 0
+) -> SimulatedExecutor:
+    """A fresh one. groups: the layers that have pages of their own. replica: of a fleet, which of
+    them it is for: their noise is independent, that of the first as without a fleet."""
+    return SimulatedExecutor(
+        _cost_model(config, shape, groups, replica),
+        shape.vocab_size,
+        config.engine.speculation.acceptance,
+        replica,
+    )
+
+
+def _cost_model(
+    config: RunConfig, shape: ModelShape, groups: Sequence[LayerGroup], replica: int
+) -> CostModel:
+    """What a step of `config` takes."""
     if config.executor.cost == "constant":
         return ConstantCost(config.executor.step_ms / 1e3)
     counter = work_counter(config, groups)
     if config.executor.cost == "calibrated":
-        return CalibratedCost(load_calibration(config), counter, config.kv.page_size)
+        return CalibratedCost(load_calibration(config), counter, config.kv.page_size, replica)
     draft = draft_shape(config)
     return WorkCost(
         counter,

@@ -8,31 +8,23 @@ import hashlib
 import json
 import math
 import os
-import platform
-import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import psutil
 
 from harness.measure.environment import Environment
-from harness.runs.claims import holder_of, is_claimed, remove_abandoned
+from harness.runs.claims import remove_abandoned
+from harness.runs.half_written import partial_path, remove_half_written
 
 RunStatus = Literal["complete", "failed", "out_of_memory"]
 
 _FRAMES = ("steps", "requests", "replicas", "memory_map", "step_work", "outcome_log")
 _NEEDED = ("steps", "requests")
-
-_ABANDONED_AFTER_S = 3600.0
-"""What another machine has half-written is left alone for so long after it was last touched, and
-as long as its run is claimed."""
-
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -44,7 +36,8 @@ class NotStoredError(OSError):
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything a run leaves. summary: one mapping of metric to value for each repetition.
-    steps, requests: rows, or the file that holds them, which the store takes to itself."""
+    steps, requests: rows, or the file that holds them, which the store takes to itself. sources:
+    of an allocator or a router of one's own, by path within the run's folder."""
 
     run_id: str
     label: str
@@ -60,6 +53,7 @@ class RunRecord:
     memory_map: pd.DataFrame | None = None
     step_work: pd.DataFrame | None = None
     outcome_log: pd.DataFrame | None = None
+    sources: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +142,7 @@ class RunStore:
         be written.
         """
         target = self.root / record.run_id
-        partial = self.root / _partial_name(record.run_id)
+        partial = partial_path(target)
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -164,7 +158,7 @@ class RunStore:
     def scratch(self, run_id: str) -> Iterator[Path]:
         """A folder for what a run writes while it goes on; gone afterwards. Raises
         NotStoredError where none can be made, or the disk is full."""
-        folder = self.root / _partial_name(f"{run_id}.rows")
+        folder = partial_path(self.root / f"{run_id}.rows")
         shutil.rmtree(folder, ignore_errors=True)
         try:
             folder.mkdir(parents=True)
@@ -199,24 +193,8 @@ class RunStore:
     def remove_partial(self) -> None:
         """Delete what writers that are gone left half-written, and their claims; living ones, here
         or on other machines, are let be."""
-        for folder in self.root.glob(".*.partial"):
-            if self._is_abandoned(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        remove_half_written(self.root)
         remove_abandoned(self.root)
-
-    def _is_abandoned(self, folder: Path) -> bool:
-        run_id = folder.name[1:].split(".")[0]
-        here = re.fullmatch(rf".*\.{re.escape(platform.node())}\.(\d+)\.partial", folder.name)
-        holder = holder_of(self.root, run_id)
-        if here and (holder is None or holder.process.is_of_this_machine):
-            return not _is_alive(int(here[1]))
-        if is_claimed(self.root, run_id):
-            return False
-        try:
-            touched_s = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-        except FileNotFoundError:
-            return False
-        return time.time() - touched_s > _ABANDONED_AFTER_S
 
     def _move(self, partial: Path, target: Path) -> None:
         for _ in range(3):
@@ -224,7 +202,7 @@ class RunStore:
             if earlier is not None and earlier.status == "complete":
                 return
             if target.exists():
-                aside = self.root / _partial_name(f"{target.name}.old")
+                aside = partial_path(target.with_name(f"{target.name}.old"))
                 target.rename(aside)
                 shutil.rmtree(aside, ignore_errors=True)
             try:
@@ -254,20 +232,12 @@ class RunStore:
                 "wall_s": record.wall_s,
             },
         )
-        for path in folder.iterdir():
+        for name, source in record.sources.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(source)
+        for path in folder.rglob("*"):
             _sync(path)
-
-
-def _partial_name(run_id: str) -> str:
-    return f".{run_id}.{platform.node()}.{os.getpid()}.partial"
-
-
-def _is_alive(pid: int) -> bool:
-    """A process that nobody has buried yet writes no more."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _sync(path: Path) -> None:

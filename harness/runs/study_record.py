@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from typing import Any
 
 from harness.config import ConfigError, RunConfig, from_mapping
 from harness.runs.bisection import Search
+from harness.runs.half_written import partial_path
 from harness.runs.jobs import Job
 from harness.runs.store import RunStore, StoredRun
 
@@ -58,7 +58,7 @@ def write_study(record: StudyRecord, folder: Path) -> Path:
     """`folder/studies/STUDY_ID.json`, replaced in one rename. folder: of the experiment."""
     path = folder / FOLDER / f"{record.study_id}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     partial.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
     partial.replace(path)
     return path

@@ -12,6 +12,7 @@ from harness.engine.device.parallel.launched import LAST_WORDS_S, Launch
 from harness.measure.environment import Environment
 from harness.runs.claims import Claims
 from harness.runs.estimate import usable_cores
+from harness.runs.half_written import remove_half_written
 from harness.runs.host_devices import HostDevices, Lease
 from harness.runs.job_queue import JobQueue
 from harness.runs.jobs import Job
@@ -112,8 +113,7 @@ class Drain:
         ends."""
         try:
             while True:
-                for job in self._queue.look():
-                    self._tell(job)
+                self._tell_of_others()
                 self._give_out()
                 busy = {worker.connection: worker for worker in self._workers if worker.job}
                 is_held_up = self._queue.is_waiting or self._queue.next is not None
@@ -153,6 +153,7 @@ class Drain:
         if result is None:
             wall_s = time.perf_counter() - started.begun_s
             save_failure(job, worker.how_it_ended(job), wall_s, self._environment)
+            remove_half_written(job.root)  # the rows up to there
         if result is None or not result.is_clean:  # the next run gets a new process
             worker.stop()
             self._workers.remove(worker)
@@ -162,6 +163,10 @@ class Drain:
 
     def _tell(self, job: Job) -> None:
         self._queue.add(self._on_finished(job, RunStore(job.root).find(job.run_id)) or ())
+
+    def _tell_of_others(self) -> None:
+        for job in self._queue.look():
+            self._tell(job)
 
     def _give_out(self) -> None:
         """Start jobs while there are any, and workers and devices for them."""
@@ -177,8 +182,7 @@ class Drain:
                 return
             if self._queue.take() is None:
                 lease.release()
-                for stored in self._queue.look():
-                    self._tell(stored)
+                self._tell_of_others()
                 continue
             self._start(job, lease)
 
@@ -203,7 +207,9 @@ class Drain:
     def _refuse(self, error: ConfigError) -> None:
         """A run that this host has no devices for is a failed row."""
         job = self._queue.take()
-        if job is not None:
-            save_failure(job, str(error), 0.0, self._environment)
-            self._queue.release(job)
-            self._tell(job)
+        if job is None:
+            self._tell_of_others()
+            return
+        save_failure(job, str(error), 0.0, self._environment)
+        self._queue.release(job)
+        self._tell(job)

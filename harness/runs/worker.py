@@ -6,6 +6,7 @@ and the worker checks before each that the last one left nothing behind.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import multiprocessing as mp
 import os
@@ -136,6 +137,7 @@ def save_failure(
             status=status,
             error=error,
             wall_s=wall_s,
+            sources=job.sources,
         )
     )
 
@@ -174,7 +176,7 @@ def _try_job(job: Job, devices: DeviceCache, board: LiveBoard | None) -> _Failur
             record = execute_run(
                 job.config, job.run_id, job.label, device, environment, folder, board
             )
-            store.write(record)
+            store.write(dataclasses.replace(record, sources=job.sources))
     except NotStoredError:
         raise
     except Exception as failure:  # whatever a run dies of becomes a row

@@ -141,8 +141,8 @@ def _artifact(
         artifact.add_file(str(study), f"{STUDIES}/{study.name}")
     if config.step_files:
         for run in runs:
-            for file in sorted(run.path.iterdir()):
-                artifact.add_file(str(file), f"{run.run_id}/{file.name}")
+            for file in sorted(path for path in run.path.rglob("*") if path.is_file()):
+                artifact.add_file(str(file), f"{run.run_id}/{file.relative_to(run.path)}")
     return artifact
 
 

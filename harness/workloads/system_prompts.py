@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -150,10 +151,11 @@ def _options(options: Mapping[str, object]) -> SystemPrompts:
             f"workload.options.{unknown[0]}: choose from {', '.join(SystemPrompts._fields)}"
         )
 
-    def number(key: str, lowest: float) -> float:
-        value = options.get(key, SystemPrompts._field_defaults[key])
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < lowest:
-            raise ValueError(f"workload.options.{key}={value!r}: must be at least {lowest:g}")
-        return value
-
-    return SystemPrompts(int(number("number", 1)), float(number("zipf", 0)))
+    given = SystemPrompts(**options)  # type: ignore[arg-type]
+    if type(given.number) is not int or given.number < 1:
+        raise ValueError(
+            f"workload.options.number={given.number!r}: must be a whole number, at least 1"
+        )
+    if type(given.zipf) not in (int, float) or not 0 <= given.zipf < math.inf:
+        raise ValueError(f"workload.options.zipf={given.zipf!r}: must be a number, at least 0")
+    return given

@@ -63,3 +63,38 @@ def test_single_runs_are_no_fleet(fleets: Study, tmp_path: Path) -> None:
     single = fleets.rows[fleets.rows["replicas"].isna()]
     assert fleet.draw(single, fleets.jobs, tmp_path) == []
     assert fleet.answer(single, fleets.jobs) is None
+
+
+def test_what_else_is_swept_is_a_line_of_its_own(run_tiny: Runner, tmp_path: Path) -> None:
+    study = run_tiny(
+        "experiment=fleet", "workload.num_requests=20", "repetitions=1", "allocator=paged",
+        "kv.pool_tokens=1024,4096", "cluster.router=round_robin,least_loaded",
+        "cluster.replicas=2,3",
+        own=("model", "workload.length_scale", "workload.max_len"),
+    )  # fmt: skip
+    points = check_files(fleet.draw(study.rows, study.jobs, tmp_path), "fleet")
+    assert set(points["line"]) == {
+        f"{router}, pool tokens {size}"
+        for router in ("round_robin", "least_loaded")
+        for size in (1024, 4096)
+    }
+    assert set(points["repetitions"]) == {1}
+    rows = fleet._by_line(study.rows, study.jobs)
+    assert len(set(fleet._looks(rows).values())) == 4
+    of_line = points[points["line"] == "least_loaded, pool tokens 1024"].set_index("replicas")
+    same = study.rows[study.rows["pool_tokens"] == 1024].set_index(["router", "replicas"])
+    goodput = same.loc[("least_loaded", 3), "goodput_requests_per_s"] / 3
+    assert of_line.loc[3, "goodput_each"] == pytest.approx(goodput)
+
+
+def test_the_title_says_what_load_the_fleets_have(run_tiny: Runner) -> None:
+    said = []
+    for load in ("per_replica", "total", "total,per_replica"):
+        study = run_tiny(
+            "cluster.replicas=2,3", f"cluster.load={load}", "repetitions=1",
+            "workload.num_requests=6", "workload.arrivals=poisson",
+        )  # fmt: skip
+        said.append(fleet._load(study.rows, study.jobs))
+        lines = set(fleet._by_line(study.rows, study.jobs)["line"])
+    assert said == [" at the same rate a replica", " at the same rate of the fleet", ""]
+    assert lines == {"round_robin, load total", "round_robin, load per_replica"}

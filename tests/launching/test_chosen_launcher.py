@@ -113,11 +113,12 @@ def test_without_one_this_process_does_the_runs(arguments):
     ("arguments", "said"),
     [
         (("hydra.launcher.n_jobs=2",), "none is chosen: add hydra/launcher=joblib or"),
+        (("hydra/launcher=basic", "hydra.launcher.n_jobs=2"), "hydra/launcher=basic has none"),
         (("hydra/launcher=joblob",), "did you mean joblib?"),
         (("hydra/launcher=joblib", "hydra.launcher.njobs=2"), "hydra.launcher has"),
         (("hydra/launcher=joblib", "hydra.launcher.n_jobs=many"), "many"),
     ],
-    ids=["no launcher", "launcher", "key", "value"],
+    ids=["no launcher", "basic", "launcher", "key", "value"],
 )
 def test_a_mistake_is_one_line_with_the_way_out(arguments, said):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from harness.runs import claims as module
@@ -66,6 +68,17 @@ def test_a_number_that_another_process_has_by_now_is_not_its_holder(tmp_path, mo
         patch.setattr(module, "this_process", lambda: earlier)
         assert Claims().take(tmp_path, RUN)
     assert not is_claimed(tmp_path, RUN)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others keep the time of day of a start")
+def test_a_clock_that_is_set_ends_nobody(tmp_path, monkeypatch):
+    with Claims() as claims:
+        claims.take(tmp_path, RUN)
+        later = psutil.boot_time() + 3600
+        for place in ("psutil.boot_time", "psutil._pslinux.boot_time"):
+            monkeypatch.setattr(place, lambda: later)
+        monkeypatch.setattr("psutil._pslinux.BOOT_TIME", later, raising=False)  # of older ones
+        assert is_claimed(tmp_path, RUN)
 
 
 def test_another_machine_is_believed_while_its_heart_beats(tmp_path, monkeypatch):
@@ -158,7 +171,7 @@ def test_a_half_written_run_stays_while_another_machine_has_it_claimed(tmp_path,
 
 def test_the_same_host_name_is_not_the_same_machine(tmp_path, monkeypatch):
     """Containers and clones share names: a process number of theirs says nothing here."""
-    monkeypatch.setattr("harness.runs.store.platform.node", lambda: "node")
+    monkeypatch.setattr("harness.runs.half_written.platform.node", lambda: "node")
     partial = tmp_path / f".{RUN}.rows.node.{2**22 + 1}.partial"
     partial.mkdir()
     claim_elsewhere(tmp_path, monkeypatch, silent_s=0)

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 import harness.runs.code_hash as module
-from harness.runs.code_hash import allocator_files, allocator_hash, code_hash, data_hash
+from harness.runs.code_hash import (
+    allocator_files,
+    allocator_hash,
+    code_hash,
+    data_hash,
+    router_files,
+    router_hash,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,6 +51,16 @@ def test_an_own_file_is_followed_to_its_neighbours(tmp_path, monkeypatch):
     Path("helper.py").write_text("import json, math\nSIZE = 2\n")
     assert allocator_hash("./mine.py:Mine") != before
     assert allocator_hash("paged_cow") == others
+
+
+def test_a_router_of_ones_own_is_its_file_and_neighbours_wherever_it_lies(tmp_path):
+    assert router_hash("round_robin") == ""
+    (tmp_path / "harness" / "cluster").mkdir(parents=True)  # as in a checkout
+    (tmp_path / "harness" / "cluster" / "router.py").write_text("")
+    (tmp_path / "helper.py").write_text("")
+    router = tmp_path / "mine.py"
+    router.write_text("import helper\nfrom harness.cluster.router import Router\n")
+    assert names(router_files(f"{router}:Mine")) == {"mine.py", "helper.py"}
 
 
 @pytest.fixture

@@ -9,6 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.compose import Composer, hydra_session
+from harness.config import ConfigError
+from harness.runs.code_hash import CodeHashes
+from harness.runs.jobs import Job, check_unchanged, make_job
 from harness.runs.store import RunStore
 
 SESSIONS = ("workload=chat", "workload.length_scale=0.05", "workload.num_requests=60")
@@ -117,6 +121,29 @@ def test_a_router_of_ones_own_with_its_option(command: Any, own_router: Path) ->
         requests = only_run(Path(f"by_{offset}/single")).frame("requests")
         shown[offset] = requests["replica"].tolist()
         assert shown[offset] == ((requests["session_id"] + offset) % 3).tolist()
+
+
+@pytest.mark.parametrize("edited", ["mine.py", "best_replica.py"])
+def test_a_router_that_is_edited_under_way_leaves_no_numbers_under_its_old_address(
+    edited: str, own_router: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_router.parent)
+    monkeypatch.syspath_prepend(own_router.parent)
+    Path("best_replica.py").write_text("BEST = 0\n")
+    own_router.write_text(f"from best_replica import BEST\n{OWN_ROUTER}")
+    with hydra_session():
+        config = Composer().run(("model=tiny", "executor=simulated", "cluster.router=./mine.py"))
+
+    def planned() -> Job:
+        return make_job(config, "", Path("results"), "simulated", CodeHashes())
+
+    job = planned()
+    check_unchanged(job)
+    path = Path(edited)
+    path.write_text(f"{path.read_text()}# another\n")
+    with pytest.raises(ConfigError, match=r"cluster\.router=\./mine\.py was edited while"):
+        check_unchanged(job)
+    assert planned().run_id != job.run_id
 
 
 def test_an_edited_router_is_another_run(command: Any, own_router: Path) -> None:

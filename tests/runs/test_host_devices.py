@@ -84,6 +84,16 @@ def test_the_cpu_is_one_runs_at_a_time_and_simulated_runs_need_nothing(tmp_path)
     assert on_host(tmp_path).lease(job("cpu (2 threads)")) is not None
 
 
+def test_other_users_can_open_the_locks_whatever_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        on_host(tmp_path / "locks").lease(job("cpu"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "locks").stat().st_mode) == 0o1777
+    assert stat.S_IMODE((tmp_path / "locks" / "cpu.lock").stat().st_mode) == 0o644
+
+
 def _hold(folder: Path, connection) -> None:
     lease = on_host(folder).lease(job("cpu"))
     connection.send(lease is not None)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import multiprocessing as mp
 import os
-import platform
 import resource
 from pathlib import Path
 
@@ -157,19 +155,3 @@ def test_two_writers_of_one_run_use_different_folders(tmp_path, monkeypatch):
     assert len(set(seen)) == 2
     assert RunStore(tmp_path).find("abc").status == "complete"
     assert [path.name for path in tmp_path.iterdir()] == ["abc"]
-
-
-def test_only_abandoned_leftovers_are_removed(tmp_path):
-    gone = tmp_path / f".abc.{platform.node()}.{2**22 + 1}.partial"
-    living = tmp_path / f".abc.{platform.node()}.{os.getppid()}.partial"
-    elsewhere = tmp_path / ".abc.another-machine.17.partial"
-    old = tmp_path / ".abc.another-machine.18.partial"
-    for folder in (gone, living, elsewhere, old):
-        folder.mkdir()
-        (folder / "status.json").write_text(json.dumps({"status": "complete"}))
-    for path in (old / "status.json", old):
-        os.utime(path, (0, 0))
-    store = RunStore(tmp_path)
-    assert store.find("abc") is None
-    store.remove_partial()
-    assert sorted(tmp_path.iterdir()) == sorted([living, elsewhere])

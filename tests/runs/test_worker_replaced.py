@@ -8,14 +8,17 @@ from typing import Any, ClassVar
 
 import pytest
 
-from harness.config import RunConfig
+from harness.config import ConfigError, RunConfig
 from harness.engine.device.model_shape import model_preset
 from harness.engine.executor import CaptureRefusedError
 from harness.measure.environment import capture_environment
 from harness.runs import sweep
+from harness.runs.claims import Claims
 from harness.runs.code_hash import CodeHashes
+from harness.runs.host_devices import HostDevices, Lease
+from harness.runs.job_queue import JobQueue
 from harness.runs.jobs import Job, make_job
-from harness.runs.worker import DeviceCache, JobResult, do_job
+from harness.runs.worker import DeviceCache, JobResult, do_job, save_failure
 
 
 class _Worker:
@@ -64,6 +67,31 @@ def test_the_next_run_gets_a_new_process(tmp_path: Path, monkeypatch: pytest.Mon
     assert finished == [0, 2, 1, 4]
     assert [worker.done for worker in _Worker.made] == [[0, 2, 1], [4]]
     assert all(worker.is_stopped for worker in _Worker.made)
+
+
+def test_a_run_that_this_host_has_no_devices_for_may_be_done_elsewhere_meanwhile(
+    tmp_path: Path,
+) -> None:
+    class _TooFew(HostDevices):
+        def lease(self, job: Job) -> Lease | None:
+            raise ConfigError("needs 2 GPUs")
+
+    environment = capture_environment("none", 1)
+    config = RunConfig(model=model_preset("tiny"))
+    job = make_job(config, "", tmp_path, "cpu", CodeHashes())
+    told: list[str] = []
+    with Claims() as claims:
+        queue = JobQueue(claims)
+        queue.add([job])
+        save_failure(job, "of the other host", 1.0, environment)
+        sweep.Drain(
+            queue,
+            1,
+            _TooFew(folder=tmp_path / "locks"),
+            environment,
+            lambda _, run: told.append("" if run is None else run.error),
+        ).run()
+    assert told == ["of the other host"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -65,6 +66,9 @@ def test_outlines_are_those_of_the_requests(output: str) -> None:
     [
         ({"options": {"numbers": 3}}, "workload.options.numbers"),
         ({"options": {"number": 0}}, "workload.options.number=0"),
+        ({"options": {"number": 2.5}}, "workload.options.number=2.5"),
+        ({"options": {"number": True}}, "workload.options.number=True"),
+        ({"options": {"zipf": math.nan}}, "workload.options.zipf=nan"),
         ({"options": {"zipf": -1.0}}, "workload.options.zipf=-1.0"),
         ({"shared_len": 0}, "workload.shared_len=0"),
         ({"num_requests": None}, "workload.num_requests=None"),

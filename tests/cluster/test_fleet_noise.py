@@ -1,0 +1,88 @@
+"""What is drawn at random in simulation is drawn for each replica apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.compose import Composer, hydra_session
+from harness.config import RunConfig, to_mapping
+from harness.engine.cost.calibrated import FEATURES, Calibration
+from harness.engine.device.model_shape import model_preset
+from harness.engine.plan import UNKNOWN_DRAFT, Chunk, StepPlan
+from harness.engine.request import SamplingParams
+from harness.measure.record_files import KeptRecords
+from harness.runs.fleet import PreparedFleet, prepare_fleet
+from harness.runs.one_run import make_workload, simulated_device
+from harness.runs.step_cost import simulated_executor
+
+DECODE = StepPlan((Chunk(0, 5, [0], (SamplingParams(),)),))
+VERIFY = StepPlan(
+    tuple(
+        Chunk(i, 5, [0, *5 * [UNKNOWN_DRAFT]], num_drafts=5, true_ids=range(6)) for i in range(50)
+    )
+)
+BEAMS = StepPlan(tuple(Chunk(i, 5, [0], num_candidates=4) for i in range(5)))
+
+
+def calibrated(path: Path, highest: float, *words: str) -> RunConfig:
+    """Three replicas, whose steps vary by 1 %."""
+    Calibration(
+        seconds=dict.fromkeys(FEATURES, 1e-4),
+        highest=dict.fromkeys(FEATURES, highest),
+        decode_noise=[0.99, 1.0, 1.01],
+        prompt_noise=[0.99, 1.0, 1.01],
+        model=to_mapping(model_preset("tiny")),
+        kv_dtype="auto",
+        page_sizes=[16],
+        allocators=["paged"],
+        workloads=["fixed"],
+        num_runs=1,
+        num_steps=1000,
+        fit_error=0.01,
+        environment={},
+    ).save(path / "fit.json")
+    with hydra_session():
+        return Composer().run(
+            ("model=tiny", "executor=simulated", "executor.cost=calibrated", "cluster.replicas=3",
+             f"executor.calibration={path}/fit.json", "workload.num_requests=12",
+             "engine.speculation.acceptance=0.5", *words)
+        )  # fmt: skip
+
+
+def prepared(config: RunConfig) -> PreparedFleet:
+    device = simulated_device(config)
+    workload = make_workload(config, device, 0)
+    return prepare_fleet(config, workload, 200, device, 0, KeptRecords())
+
+
+def test_replicas_do_not_draw_the_same_and_the_first_draws_as_if_alone(tmp_path: Path) -> None:
+    config = calibrated(tmp_path, 1e9)
+    run = prepared(config)
+    alone = simulated_executor(config, simulated_device(config).shape, run.memories[0].groups)
+    drawn = [
+        (
+            [each.execute(DECODE).duration_s for _ in range(50)],
+            each.execute(VERIFY).num_accepted,
+            each.execute(BEAMS).candidates,
+        )
+        for each in (alone, *run.executors)
+    ]
+    assert drawn[0] == drawn[1]
+    for ours, theirs in ((1, 2), (2, 3), (1, 3)):
+        assert all(a != b for a, b in zip(drawn[ours], drawn[theirs], strict=True))
+
+
+def test_what_lies_beyond_a_fit_is_a_share_of_all_replicas_steps(tmp_path: Path) -> None:
+    (tmp_path / "first.py").write_text(
+        "from harness.cluster.router import Router\n"
+        "class First(Router):\n"
+        "    def route(self, request, now_s):\n"
+        "        return 0\n"
+    )
+    for highest, share in ((0.0, 1.0), (1e9, 0.0)):
+        config = calibrated(tmp_path, highest, f"cluster.router={tmp_path}/first.py:First")
+        run = prepared(config)
+        run.run()
+        assert run.extrapolated_share == pytest.approx(share)
