@@ -37,7 +37,9 @@ def _cost_model(
         return ConstantCost(config.executor.step_ms / 1e3)
     counter = work_counter(config, groups)
     if config.executor.cost == "calibrated":
-        return CalibratedCost(load_calibration(config), counter, config.kv.page_size, replica)
+        return CalibratedCost(
+            load_calibration(config), counter, config.kv.page_size, config.seed, replica
+        )
     draft = draft_shape(config)
     return WorkCost(
         counter,

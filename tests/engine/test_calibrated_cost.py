@@ -71,13 +71,13 @@ def test_a_step_is_the_sum_of_what_it_does() -> None:
     assert cost.step_s(prompt) == pytest.approx(wanted)
 
 
-def test_noise_is_drawn_as_it_was_measured_and_alike_each_time() -> None:
+def test_noise_is_drawn_as_it_was_measured_and_alike_for_the_same_seed() -> None:
     levels = [0.5, 1.0, 1.5, 5.0]
     runs = []
-    for _ in range(2):
-        cost = CalibratedCost(calibration(levels), COUNTER, 4)
+    for seed in (0, 0, 1):
+        cost = CalibratedCost(calibration(levels), COUNTER, 4, seed)
         runs.append([cost.step_s(plan(1)) for _ in range(4000)])
-    assert runs[0] == runs[1]
+    assert runs[0] == runs[1] != runs[2]
     alone = CalibratedCost(calibration(), COUNTER, 4).step_s(plan(1))
     drawn = [round(seconds / alone, 6) for seconds in runs[0]]
     for level in levels:

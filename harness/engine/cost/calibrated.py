@@ -124,10 +124,15 @@ def _limit(name: str, highest: float) -> float:
 
 class CalibratedCost:
     """Steps take what a calibration says of their work, times noise that is drawn as it was
-    measured, by a seed of its own: of a fleet, the number of the replica."""
+    measured: the same numbers for the same seed and, of a fleet, the same replica."""
 
     def __init__(
-        self, calibration: Calibration, counter: WorkCounter, page_size: int, seed: int = 0
+        self,
+        calibration: Calibration,
+        counter: WorkCounter,
+        page_size: int,
+        seed: int = 0,
+        replica: int = 0,
     ) -> None:
         self._counter = counter
         self._page_size = page_size
@@ -135,7 +140,7 @@ class CalibratedCost:
         self._highest = [_limit(name, calibration.highest[name]) for name in FEATURES]
         self._decode_noise = list(calibration.decode_noise)
         self._prompt_noise = list(calibration.prompt_noise)
-        self._random = random.Random(seed)
+        self._random = random.Random(f"{seed} {replica}")
         self._num_steps = 0
         self._num_beyond = 0
 
