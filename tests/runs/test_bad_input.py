@@ -87,6 +87,14 @@ def test_a_page_size_that_the_kernels_do_not_take_is_told_before_the_run(command
         (["model.path=./no/such"], ["model.path=./no/such", "no such folder", "OWNER/NAME"]),
         (["model.config.num_hidden_layers=0"], ["num_layers=0", "at least 1"]),
         (["model.config.hidden_size=wide"], ["model.config describes no llama"]),
+        (
+            ["engine.tensor_parallel=2", "device=cuda", "engine.cuda_graph=false"],
+            ["engine.cuda_graph=false has no effect", "engine.tensor_parallel=1"],
+        ),
+        (
+            ["engine.tensor_parallel=2", "device=cuda", "engine.overlap=false"],
+            ["engine.overlap=false has no effect", "engine.tensor_parallel=1"],
+        ),
         (["kv.memory_fraction=0.5"], ["kv.memory_fraction=0.5", "device.imagined_memory_gib"]),
         (["attention=contiguous"], ["attention=contiguous", "allocator=contiguous"]),
     ],
@@ -278,6 +286,15 @@ def test_an_own_allocator_goes_into_an_experiment(command, own_allocator):
     ("key", "way_out"),
     [
         ("engine.swap_tokens=100", "engine.preemption=swap"),
+        ("workload.rate=5", "workload.arrivals=poisson"),
+        ("workload.burstiness=0.5", "workload.arrivals=gamma"),
+        ("workload.concurrency=3", "workload.arrivals=closed_loop"),
+        ("workload.prompt_len=7", "workload.lengths=fixed"),
+        ("workload.output_max=700", "workload.lengths=uniform"),
+        ("workload.prompt_cv=2.0", "workload.lengths=lognormal"),
+        ("workload.shared_len=9", "workload.sharing=system_prompt"),
+        ("workload.turns=2", "workload.sharing=chat"),
+        ("workload.top_k=5", "workload.temperature=1"),
         ("workload.length_penalty=2.0", "workload.beam_width=4"),
         ("workload.early_stopping=never", "workload.beam_width=4"),
         ("allocator.expected_spread=0.5", "allocator.expected=predicted"),
@@ -290,6 +307,15 @@ def test_an_own_allocator_goes_into_an_experiment(command, own_allocator):
 def test_a_key_without_effect_is_refused_with_what_gives_it_one(command, key, way_out):
     assert_ended_at_once(command(key, "dry_run=true"), key, "has no effect", f"add {way_out}")
     assert command(key, way_out, "dry_run=true").status == 0
+
+
+def test_a_traces_key_without_a_trace_is_refused(command, tmp_path):
+    (tmp_path / "lengths.csv").write_text(LENGTHS)
+    trace = ("workload.path=lengths.csv", "workload.format=lengths_csv")
+    for key in trace:
+        assert_ended_at_once(command(key, "dry_run=true"), key, "add workload=trace")
+    rest = ("workload.arrivals=all_at_once", "dry_run=true")
+    assert command("workload=trace", *trace, *rest).status == 0
 
 
 def test_a_key_is_not_refused_where_some_run_reads_it_or_it_changes_nothing(command):
