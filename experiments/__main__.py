@@ -37,9 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 def _overview() -> str:
     lines = ["usage: python -m experiments COMMAND ...", ""]
     lines += [f"  {name:<18} {_summary(name)}" for name in commands.available()]
-    return "\n".join(
-        [*lines, "", _EXAMPLES, "python -m experiments COMMAND --help says more of one."]
-    )
+    return "\n".join([*lines, "", _EXAMPLES])
 
 
 def _summary(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from experiments import figures
 from experiments.figure_style import FigureStyle
-from experiments.stored import StoredStudy, available, find_study
+from experiments.stored import StoredStudy, available, find_study, no_study
 from harness.config import ConfigError, unknown_name
 from harness.runs.study_record import StudyRecord, read_studies
 
@@ -51,7 +51,7 @@ def asked_for(names: Sequence[str], results_dir: Path, study: str = "") -> list[
             raise ConfigError(unknown_name(wanted, figures.available(), "figure"))
         return [Asked(study, tuple(dict.fromkeys(names)))]
     if not names and not latest:
-        raise ConfigError(f"{results_dir}/: no study is stored there: run one, or --results-dir")
+        raise ConfigError(no_study(results_dir))
     modules: dict[str, dict[str, None]] = {}
     for name in names or latest:
         for asked in _meaning(name, latest, results_dir):

@@ -74,12 +74,22 @@ def find_study(name: str, results_dir: Path) -> StoredStudy:
     parent = _folder(str(Path(path).parent), results_dir) if "/" in path else None
     if parent is not None and not id_prefix:
         return _single(parent, Path(path).name)
-    raise ConfigError(unknown_name(path, available(results_dir), f"study in {results_dir}/"))
+    is_folder = any(folder.is_dir() for folder in (results_dir / path, Path(path)))
+    found = f"{path}/ is a folder without a study: " if is_folder else ""
+    if known := available(results_dir):
+        raise ConfigError(found + unknown_name(path, known, f"study in {results_dir}/"))
+    raise ConfigError(f"{found or f'unknown study {path!r}: '}{no_study(results_dir)}")
 
 
 def available(results_dir: Path) -> tuple[str, ...]:
     """Experiments that have studies in `results_dir`."""
     return tuple(sorted(path.parent.name for path in results_dir.glob(f"*/{FOLDER}")))
+
+
+def no_study(results_dir: Path) -> str:
+    """What is wrong with a folder that `available` finds nothing in."""
+    what = "has no study" if results_dir.is_dir() else "is no folder"
+    return f"{results_dir}/ {what}: run one (python -m harness experiment=NAME), or --results-dir"
 
 
 def _folder(name: str, results_dir: Path) -> Path | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
+from harness.arguments import read_flags
 from harness.command_help import help_text
 from harness.compose import compose_study, hydra_session, parse_command
 from harness.engine.device.parallel.launched import Launch, ending_followers, follow_launch
@@ -53,16 +52,14 @@ def _run(arguments: Sequence[str]) -> int:
 def _hydra_command_line(arguments: Sequence[str]) -> int:
     """--help, and Hydra's own flags: --cfg job, --info."""
     register_schema()
-    is_override = [re.match(r"[\w+~][^ ]*=|~", argument) is not None for argument in arguments]
-    overrides = list(itertools.compress(arguments, is_override))
-    flags = list(itertools.compress(arguments, [not is_one for is_one in is_override]))
+    flags = read_flags(arguments)
     with hydra_session():
-        command = parse_command(overrides)
+        command = parse_command(flags.settings)
         compose_study(command)  # a mistake ends it here, in one line
-        if {"-h", "--help"} & set(flags):
+        if flags.asks_help:
             print(help_text(command.base_overrides()))
             return 0
-    sys.argv[1:] = [*flags, *map(admit_files, overrides)]
+    sys.argv[1:] = [*flags.words, *map(admit_files, flags.settings)]
     statuses = [0]
 
     def task(config: DictConfig) -> None:

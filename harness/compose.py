@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.arguments import read_overrides
 from harness.config import (
     ALLOCATOR_KEYS,
     ConfigError,
@@ -29,9 +30,10 @@ from harness.config import (
     from_mapping,
     unknown_name,
 )
+from harness.hydra_errors import explain
 from harness.launching.chosen import is_of_launcher
 from harness.runs.grid import Part
-from harness.schema import admit_files, register_schema
+from harness.schema import register_schema
 
 _STEERING_KEYS = SteeringConfig.__dataclass_fields__.keys() | {"sweep"}
 _TAKE_ONE_VALUE = SteeringConfig.__dataclass_fields__.keys() | {"experiment"}
@@ -81,15 +83,10 @@ def parse_command(arguments: Sequence[str]) -> Command:
     register_schema()
     launcher = tuple(argument for argument in arguments if is_of_launcher(argument))
     arguments = tuple(argument for argument in arguments if not is_of_launcher(argument))
-    admitted = [admit_files(argument) for argument in arguments]
-    try:
-        overrides = OverridesParser.create().parse_overrides(admitted)
-    except HydraException as error:
-        raise ConfigError(f"cannot read the arguments: {_first_line(error)}") from error
     fixed: dict[str, str] = {}
     swept: dict[str, Sequence[str]] = {}
     verbatim: list[str] = []
-    for override in overrides:
+    for override in read_overrides(arguments):
         key = override.get_key_element()
         if not re.match(r"[A-Za-z_]", key):
             verbatim.append(override.input_line or "")
@@ -204,44 +201,9 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
         config = compose("config", overrides=list(overrides))
         values = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, overrides)) from error
+        raise ConfigError(explain(error, overrides)) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
-
-
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Hydra's many-line error as one line with the nearest names."""
-    text = str(error)
-    if found := re.search(r"Could not override '([^']+)'", text):
-        key = found.group(1)
-        return unknown_name(key, _known_keys(overrides), "key")
-    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        group, choice = found.groups()
-        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
-        return f"{group}: " + unknown_name(choice, options, "value")
-    return _first_line(error)
-
-
-def _known_keys(overrides: Sequence[str]) -> list[str]:
-    """Every dotted key that the config has, its groups' choices being what they are."""
-    groups = [o for o in overrides if "." not in o.split("=", 1)[0] and not o.startswith("+")]
-    keys: list[str] = []
-
-    def walk(values: Mapping[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            keys.append(prefix + str(key))
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-
-    for chosen in (groups, []):
-        try:
-            config = OmegaConf.to_container(compose("config", overrides=chosen))
-        except (HydraException, OmegaConfBaseException):
-            continue
-        assert isinstance(config, dict)
-        walk({str(key): value for key, value in config.items()}, "")
-        break
-    return keys
 
 
 def _swept_values(override: Override) -> list[str]:
@@ -256,7 +218,3 @@ def _swept_values(override: Override) -> list[str]:
 def _value_text(override: Override) -> str:
     line = override.input_line or ""
     return line.split("=", 1)[1] if "=" in line else ""
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

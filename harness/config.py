@@ -89,7 +89,8 @@ class EngineConfig:
     cuda_graph: on a GPU, decode steps are captured beforehand and replayed. overlap: on a GPU, the
     next step is decided while the device works on this one, wherever its outcome cannot matter
     (docs/engine.md). compile: the model's own forward goes through torch.compile, in place of the
-    lean one. The first two have no effect on a CPU, none of the three in simulation.
+    lean one. The first two have no effect on a CPU or a split model, none of the three in
+    simulation.
     """
 
     schedule: Schedule = "mixed_chunked"
@@ -263,6 +264,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check_at_least_one("repetitions", self.repetitions)
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed}: must be 0 or more")
         if self.executor.kind == "simulated" and self.workload.output == "free":
             raise ConfigError(
                 "executor=simulated cannot know where a free output ends: use "
@@ -341,6 +344,10 @@ class SteeringConfig:
     dry_run: bool = False
     results_dir: str = "results"
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        if not self.results_dir:
+            raise ConfigError("results_dir='': names no folder; give one, `.` for this one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,8 +445,15 @@ def to_mapping(config: object) -> dict[str, Any]:
 def unknown_name(name: str, known: typing.Iterable[str], what: str) -> str:
     """A one-line message with the nearest known names, and all of them where they are few."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    shown = f"choose one of {', '.join(names[:_MANY_NAMES])}"
+    if not names:
+        return f"unknown {what} {name!r}: there is none"
+    are_shown = len(names) < _MANY_NAMES
+    # a distant name is a hint among many; beside all of them it would only mislead (gpu, cpu)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.7 if are_shown else 0.5)
+    longer = [each for each in names if len(name) > _SHORT_NAME and name in each]
+    near = list(dict.fromkeys([*close, *longer]))[:3]
+    more = "" if are_shown else f", ... ({len(names)} in all)"
+    shown = f"choose one of {', '.join(names[:_MANY_NAMES])}{more}"
     if near:
         question = f"did you mean {' or '.join(near)}?"
         shown = f"{question} Or {shown}" if len(near) < len(names) < _MANY_NAMES / 2 else question
@@ -447,7 +461,18 @@ def unknown_name(name: str, known: typing.Iterable[str], what: str) -> str:
 
 
 _MANY_NAMES = 20
+_SHORT_NAME = 2
 
+
+_LARGEST_INT = 2**62
+"""So that sums of a few stay within an int64, which records and tables have."""
+
+_SCALARS: Mapping[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+}
 
 _CONTAINERS: Mapping[type, str] = {
     Mapping: "a group of keys",
@@ -460,7 +485,8 @@ def convert(hint: Any, value: Any, key: str) -> Any:
     """`value` as type `hint` where that loses nothing. Raises ConfigError, naming `key`."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{key}={value!r}: expected a group of keys")
+            keys = ", ".join(f"{key}.{name}" for name in typing.get_type_hints(hint))
+            raise ConfigError(f"{key}={value!r}: is a group of keys, give one of {keys}")
         return from_mapping(typing.cast(type, hint), value, f"{key}.")
     origin = typing.get_origin(hint)
     if origin is Literal:
@@ -476,8 +502,13 @@ def convert(hint: Any, value: Any, key: str) -> Any:
     if hint in (int, float, str, bool):
         return _convert_scalar(hint, value, key)
     wanted = origin or hint
-    if isinstance(wanted, type) and not isinstance(value, wanted):
+    if isinstance(wanted, type) and hint is not Any and not isinstance(value, wanted):
         raise ConfigError(f"{key}={value!r}: expected {_CONTAINERS.get(wanted, wanted.__name__)}")
+    inner = typing.get_args(hint)
+    if isinstance(value, Mapping) and inner:
+        return {name: convert(inner[1], each, f"{key}.{name}") for name, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str) and inner:
+        return [convert(inner[0], each, f"{key}[{index}]") for index, each in enumerate(value)]
     return value
 
 
@@ -485,7 +516,14 @@ def _convert_scalar(kind: type, value: Any, key: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
+    if isinstance(value, float) and not math.isfinite(value):  # neither counts nor goes into JSON
+        raise ConfigError(f"{key}={value}: expected {_SCALARS[kind]} that is finite")
+    if isinstance(value, int) and abs(value) > _LARGEST_INT:
+        raise ConfigError(f"{key}={value}: must be at most 2**62, counts are of 64 bits")
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{key}={value!r}: expected {kind.__name__}")
+    swept = ""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        swept = f"; to sweep several: {key}={','.join(map(str, value))}"
+    raise ConfigError(f"{key}={value!r}: expected {_SCALARS[kind]}{swept}")

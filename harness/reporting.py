@@ -27,8 +27,8 @@ def reporting(task: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        way_out = ": free space, then repeat the command; stored runs are kept" if is_full else ""
+        kept = ": free space, then repeat the command; stored runs are kept"
+        way_out = kept if is_full(error) else ""
         print(f"error: {error}{way_out}", file=sys.stderr)
         return 1
     except Interrupted as interruption:
@@ -37,3 +37,8 @@ def reporting(task: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from what is stored", file=sys.stderr)
         return EXIT_STATUS
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk is what it is about."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.stored import NAMES, available, find_study
+from experiments.stored import NAMES, available, find_study, no_study
 from harness.config import ConfigError
 from harness.runs.study_record import read_studies
 
@@ -55,10 +55,7 @@ def _list(results_dir: Path) -> int:
     """A line a study, the latest command of each experiment first."""
     names = available(results_dir)
     if not names:
-        raise ConfigError(
-            f"{results_dir}/ has no study: run one (python -m harness experiment=NAME), or give "
-            "--results-dir"
-        )
+        raise ConfigError(no_study(results_dir))
     for name in names:
         for index, study in enumerate(read_studies(results_dir / name)):
             shown = name if index == 0 else f"{name}@{study.study_id[:6]}"

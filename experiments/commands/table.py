@@ -20,7 +20,7 @@ import pandas as pd
 from experiments.latex import to_latex
 from experiments.provenance import provenance
 from experiments.redraw import latest_studies
-from experiments.stored import NAMES, StoredStudy, find_study
+from experiments.stored import NAMES, StoredStudy, find_study, no_study
 from experiments.table_columns import COLUMNS, Column
 from experiments.table_output import shown_columns, to_csv_rows, to_markdown
 from experiments.tables import Table, derived, make_tables
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     kind = options.format or SUFFIXES.get(getattr(options.output, "suffix", ""), "markdown")
     names = options.studies or tuple(latest_studies(options.results_dir))
     if not names:
-        raise ConfigError(f"{options.results_dir}/: no study is stored there: run one")
+        raise ConfigError(no_study(options.results_dir))
     studies = {name: find_study(name, options.results_dir) for name in names}
     tables = {name: tables_of(study, options) for name, study in studies.items()}
     text = _as_text(kind, studies, tables)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from harness.cluster.config import ROUTER_KEYS
 from harness.cluster.discovery import takes
 from harness.config import ConfigError, RunConfig
+from harness.workloads.config import WorkloadConfig
 
 
 class Need(NamedTuple):
@@ -45,7 +46,10 @@ _SWAP = Need(lambda c: c.engine.preemption == "swap", "engine.preemption=swap")
 _TORCH = Need(lambda c: c.executor.kind == "torch", "executor=torch")
 
 _GPU = Need(
-    lambda c: c.executor.kind == "torch" and c.device.kind != "cpu", "executor=torch device=cuda"
+    lambda c: (
+        c.executor.kind == "torch" and c.device.kind != "cpu" and c.engine.tensor_parallel == 1
+    ),
+    "executor=torch device=cuda engine.tensor_parallel=1",
 )
 
 _PARALLEL = Need(
@@ -56,6 +60,33 @@ _PARALLEL = Need(
 _FLEET = Need(lambda c: c.cluster.replicas > 1, "cluster.replicas=2, or more")
 
 
+def _requests(holds: Callable[[WorkloadConfig], bool], way_out: str) -> Need:
+    """A key of some workloads; what a generator beside these two reads is its own affair."""
+    return Need(
+        lambda c: c.workload.generator not in ("synthetic", "trace") or holds(c.workload), way_out
+    )
+
+
+_RATE = _requests(
+    lambda w: w.arrivals in ("constant", "poisson", "gamma"), "workload.arrivals=poisson"
+)
+_TRACE = _requests(lambda w: w.generator == "trace", "workload=trace")
+_SHARED = _requests(
+    lambda w: w.generator == "synthetic" and w.sharing != "none", "workload.sharing=system_prompt"
+)
+_CHAT = _requests(
+    lambda w: w.generator == "synthetic" and w.sharing == "chat", "workload.sharing=chat"
+)
+_DRAWN = Need(lambda c: c.workload.temperature > 0, "workload.temperature=1")
+
+
+def _lengths(name: str) -> Need:
+    """A key of one distribution of lengths."""
+    return _requests(
+        lambda w: w.generator == "synthetic" and w.lengths == name, f"workload.lengths={name}"
+    )
+
+
 def _routed(option: str) -> Need:
     """An option that not every router has."""
     return Need(
@@ -63,6 +94,8 @@ def _routed(option: str) -> Need:
         f"{_FLEET.way_out} cluster.router=prefix_aware, or another that takes it",
     )
 
+
+_BOTH = ("prompt", "output")
 
 NEEDS: Mapping[str, Need] = {
     "executor.step_ms": _CONSTANT,
@@ -90,6 +123,18 @@ NEEDS: Mapping[str, Need] = {
     "engine.speculation.acceptance": _CHANCE,
     "allocator.expected_bias": _PREDICTED,
     "allocator.expected_spread": _PREDICTED,
+    "workload.rate": _RATE,
+    "workload.burstiness": _requests(lambda w: w.arrivals == "gamma", "workload.arrivals=gamma"),
+    "workload.concurrency": _requests(
+        lambda w: w.arrivals == "closed_loop", "workload.arrivals=closed_loop"
+    ),
+    **{f"workload.{key}": _TRACE for key in ("path", "format", "start_s", "speed_up")},
+    **{f"workload.{key}": _lengths("fixed") for key in ("prompt_len", "output_len")},
+    **{f"workload.{of}_{end}": _lengths("uniform") for of in _BOTH for end in ("min", "max")},
+    **{f"workload.{of}_{key}": _lengths("lognormal") for of in _BOTH for key in ("mean", "cv")},
+    **{f"workload.{key}": _SHARED for key in ("shared_len", "shared_fraction")},
+    "workload.turns": _CHAT,
+    **{f"workload.{key}": _DRAWN for key in ("top_k", "top_p")},
     "workload.length_penalty": _BEAMS,
     "workload.early_stopping": _BEAMS,
 }
@@ -107,7 +152,11 @@ def check_effects(typed: Collection[str], configs: Sequence[RunConfig]) -> None:
         default = value_of(RunConfig())
         given = {value_of(config) for config in configs} - {default}
         if given and not any(need.holds(config) for config in configs):
-            values = ",".join(map(str, sorted(given)))
+            values = ",".join(sorted(map(_as_typed, given)))
             raise ConfigError(
                 f"{key}={values} has no effect here: add {need.way_out}, or leave it out"
             )
+
+
+def _as_typed(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from rich.console import Console
 
+from allocators import discovery
 from harness.compose import Command, Composer, Study
 from harness.config import ConfigError, DeviceConfig, RunConfig, unknown_name
 from harness.runs.code_hash import CodeHashes
@@ -203,7 +204,19 @@ def _check_allocator_keys(study: Study, command: Command) -> None:
         known |= keys
     for key in (*command.fixed, *command.swept):
         if key.startswith("allocator.") and key not in known:
-            raise ConfigError(unknown_name(key, known, "key"))
+            raise ConfigError(_unknown_allocator_key(key, known, sorted(chosen)))
+
+
+def _unknown_allocator_key(key: str, known: Iterable[str], chosen: Sequence[str]) -> str:
+    """known: keys of the `chosen` allocators."""
+    others = [name for name in discovery.available() if key in (allocator_keys(name) or ())]
+    if not others:
+        return unknown_name(key, known, "key")
+    names = ", ".join(allocator_spec(name) for name in chosen)
+    return (
+        f"{key}: is an option of allocator={' or '.join(others)}, not of {names}: choose that, or "
+        "leave it out"
+    )
 
 
 def _takes(allocator: str, key: str) -> bool:

@@ -6,6 +6,7 @@ the command: such a run fails alone and becomes a row.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from allocators.page_pool import PagePool
@@ -23,6 +24,8 @@ from harness.runs.one_engine import build_allocator
 from harness.runs.pool_size import draft_model, longest_request_len, needs_device_memory
 from harness.runs.step_cost import load_calibration
 from harness.workloads.generate import generate
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class Preflight:
@@ -81,11 +84,20 @@ class Preflight:
         """what: the key and value that chose the model, where it is not the model's own."""
         key = repr(model)
         if key not in self._shapes:
+            own = f"model.path={model.path}" if model.path else f"model={model.name}"
+            if model.path and not (_HUB_ID.fullmatch(model.path) or Path(model.path).exists()):
+                raise ConfigError(
+                    f"{what or own} cannot be used: no such folder, and no hub id: give a "
+                    "checkpoint's DIR, or OWNER/NAME"
+                )
             try:
                 self._shapes[key] = model_shape(model)
             except Exception as error:  # transformers, hub and file errors are of many kinds
-                own = f"model.path={model.path}" if model.path else f"model={model.name}"
                 text = " ".join(str(error).split())
+                if isinstance(error, KeyError | TypeError):
+                    text = (
+                        f"model.config describes no {model.family}: {type(error).__name__} {text}"
+                    )
                 raise ConfigError(f"{what or own} cannot be used: {text}") from error
         return self._shapes[key]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from harness.compose import Command, Study, compose_study
 from harness.config import ConfigError
 from harness.launching.runner import make_runner
 from harness.measure.environment import capture_environment
+from harness.reporting import is_full
 from harness.runs.display import SweepDisplay, duration
 from harness.runs.estimate import estimate_wall_s
 from harness.runs.interrupted import go_on, resumable, what_is_left
@@ -44,6 +46,7 @@ def run_study(command: Command, console: Console) -> int:
         return 0
     if runner.words and pending:
         console.print(runner.words, highlight=False, markup=False)
+    _check_writable(study)
     RunStore(folder).remove_partial()
     _record(study, command, plan, folder)
     tracker = make_tracker(study.tracking, folder)
@@ -76,6 +79,22 @@ def run_study(command: Command, console: Console) -> int:
             tracker.close()
     record = _record(study, command, plan, folder)
     return _conclude(record, plan.jobs, tracker, folder, console)
+
+
+def _check_writable(study: Study) -> None:
+    """Raise ConfigError where no results can be put, before any is made."""
+    folder = study.results_dir / study.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise ConfigError(
+            f"results_dir={study.results_dir}: {folder}/ cannot be written to ({error.strerror}): "
+            "give another folder"
+        ) from error
 
 
 def _record(study: Study, command: Command, plan: Plan, folder: Path) -> StudyRecord:

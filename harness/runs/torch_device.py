@@ -22,6 +22,7 @@ from harness.engine.device.torch_executor import TorchExecutor
 from harness.engine.executor import Executor
 from harness.runs.device_memory import CudaMemory, DeviceMemory
 from harness.runs.memory_profile import largest_step, most_samples, most_tokens, pages_of
+from harness.runs.planned_environment import CPU_NAME
 from harness.runs.pool_size import BesidePool, draft_model, estimated_beside_pool, host_pages
 from harness.runs.surroundings import MOST_BYTES_LEFT
 from harness.runs.warm_up import WARM_UP_LEN, warm_up_forward, warm_up_moves
@@ -79,7 +80,7 @@ def describe_device(config: DeviceConfig) -> str:
     kind = resolve_device(config)
     if kind == "cuda":
         return f"cuda ({torch.cuda.get_device_name(0)})"
-    return f"cpu ({config.threads or torch.get_num_threads()} threads)"
+    return CPU_NAME.format(threads=config.threads or torch.get_num_threads())
 
 
 class TorchDevice:

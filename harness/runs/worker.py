@@ -30,6 +30,7 @@ from harness.runs.jobs import Job, check_unchanged
 from harness.runs.live import LiveBoard
 from harness.runs.one_run import environment_of, execute_run
 from harness.runs.out_of_memory import OutOfMemoryError, is_out_of_memory
+from harness.runs.planned_environment import planned_environment
 from harness.runs.processes import die_with_parent, with_environment, without_ctrl_c
 from harness.runs.store import NotStoredError, RunRecord, RunStatus, RunStore
 
@@ -127,13 +128,14 @@ def save_failure(
     environment: Environment,
     status: RunStatus = "failed",
 ) -> None:
-    """Store a run that did not work, so that it is a row and not a hole."""
+    """Store a run that did not work, so that it is a row and not a hole. environment: of this
+    machine; the device is the one that `job` was planned for."""
     RunStore(job.root).write(
         RunRecord(
             run_id=job.run_id,
             label=job.label,
             config=to_mapping(job.config),
-            environment=environment,
+            environment=planned_environment(job, environment),
             status=status,
             error=error,
             wall_s=wall_s,

@@ -69,6 +69,11 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
 
 def _reader(config: WorkloadConfig) -> tuple[Reader, Path]:
     known = readers()
+    if config.format is None:
+        raise ValueError(
+            f"workload={config.name} needs a trace: add workload.path=FILE_OR_FOLDER and "
+            f"workload.format={'|'.join(sorted(known))}"
+        )
     if config.format not in known:
         raise unknown("workload.format", config.format, known)
     if config.path is None:

@@ -96,7 +96,7 @@ def test_one_run_has_no_figures_of_its_own(results: Path, compared: Study) -> No
 
 
 def test_nothing_stored_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no study is stored there"):
+    with pytest.raises(ConfigError, match="has no study"):
         asked_for([], tmp_path)
 
 

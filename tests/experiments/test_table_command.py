@@ -160,7 +160,7 @@ def test_wrong_names_get_the_nearest(results: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=says):
             table.main([*wrong, "--results-dir", str(results)])
-    with pytest.raises(ConfigError, match="no study is stored"):
+    with pytest.raises(ConfigError, match="has no study"):
         table.main(["--results-dir", str(tmp_path)])
 
 

@@ -83,14 +83,25 @@ def test_a_page_size_that_the_kernels_do_not_take_is_told_before_the_run(command
         (["attention.backend=tritn"], ["attention.backend=tritn", "triton"]),
         (["kv.page_size=-1"], ["kv.page_size=-1", "at least 1"]),
         (["model=hub"], ["model=hub needs a checkpoint: add model.path"]),
-        (["model=hub", "model.path=/no/such"], ["model.path=/no/such cannot be used"]),
+        (["model=hub", "model.path=/no/such"], ["model.path=/no/such", "no such folder"]),
+        (["model.path=./no/such"], ["model.path=./no/such", "no such folder", "OWNER/NAME"]),
+        (["model.config.num_hidden_layers=0"], ["num_layers=0", "at least 1"]),
+        (["model.config.hidden_size=wide"], ["model.config describes no llama"]),
+        (
+            ["engine.tensor_parallel=2", "device=cuda", "engine.cuda_graph=false"],
+            ["engine.cuda_graph=false has no effect", "engine.tensor_parallel=1"],
+        ),
+        (
+            ["engine.tensor_parallel=2", "device=cuda", "engine.overlap=false"],
+            ["engine.overlap=false has no effect", "engine.tensor_parallel=1"],
+        ),
         (["kv.memory_fraction=0.5"], ["kv.memory_fraction=0.5", "device.imagined_memory_gib"]),
         (["attention=contiguous"], ["attention=contiguous", "allocator=contiguous"]),
     ],
 )
 def test_what_cannot_work_is_told_before_any_run(command, arguments, said):
-    answer = command("executor=torch", "device=cpu", *arguments)
-    assert_ended_at_once(answer, *said)
+    device = [] if "device=cuda" in arguments else ["device=cpu"]
+    assert_ended_at_once(command("executor=torch", *device, *arguments), *said)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +110,8 @@ def test_what_cannot_work_is_told_before_any_run(command, arguments, said):
         ("smal", "did you mean small"),
         ("hub", "A checkpoint is given as ./DIR or OWNER/NAME"),
         ("nonesuch", "A checkpoint is given as ./DIR or OWNER/NAME"),
-        ("./nonesuch", "cannot be used"),
+        ("./nonesuch", "cannot be used: no such folder"),
+        ("nobody/nonesuch", "cannot be used"),
     ],
 )
 def test_a_draft_model_that_is_not_there_is_told_by_its_key(command, draft, said, monkeypatch):
@@ -111,7 +123,7 @@ def test_a_draft_model_that_is_not_there_is_told_by_its_key(command, draft, said
     answer = command(method, f"engine.speculation.draft={draft}")
     assert_ended_at_once(answer, f"engine.speculation.draft={draft}", said)
     assert "model.path" not in answer.err
-    assert ("the hub was asked" in answer.err) == draft.startswith(".")
+    assert ("the hub was asked" in answer.err) == (draft == "nobody/nonesuch")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -174,6 +186,7 @@ def test_a_malformed_trace_line_is_named_with_file_and_number(command, tmp_path,
         (["workload.format=azure", "workload.path=nowhere.csv"], "no such file"),
         (["workload.format=azur", "workload.path=trace.csv"], "did you mean azure"),
         (["workload.format=azure"], "needs workload.path"),
+        ([], "workload=trace needs a trace: add workload.path=FILE_OR_FOLDER and workload.format="),
     ],
 )
 def test_a_trace_that_cannot_be_read_is_told_before_any_run(command, tmp_path, arguments, said):
@@ -223,7 +236,7 @@ def test_options_of_an_own_allocator_are_typed_and_swept(command, tmp_path):
         "    def __init__(self, pool, depth: int = 1):\n        super().__init__(pool)\n"
     )
     own = "allocator=./mine.py:Mine"
-    assert_ended_at_once(command(own, "allocator.depth=deep"), "allocator.depth='deep'", "int")
+    assert_ended_at_once(command(own, "allocator.depth=deep"), "allocator.depth='deep'", "whole")
     assert_ended_at_once(command(own, "allocator.dept=2"), "did you mean allocator.depth")
     answer = command(own, "allocator.depth=1,2")
     assert answer.status == 0
@@ -273,6 +286,15 @@ def test_an_own_allocator_goes_into_an_experiment(command, own_allocator):
     ("key", "way_out"),
     [
         ("engine.swap_tokens=100", "engine.preemption=swap"),
+        ("workload.rate=5", "workload.arrivals=poisson"),
+        ("workload.burstiness=0.5", "workload.arrivals=gamma"),
+        ("workload.concurrency=3", "workload.arrivals=closed_loop"),
+        ("workload.prompt_len=7", "workload.lengths=fixed"),
+        ("workload.output_max=700", "workload.lengths=uniform"),
+        ("workload.prompt_cv=2.0", "workload.lengths=lognormal"),
+        ("workload.shared_len=9", "workload.sharing=system_prompt"),
+        ("workload.turns=2", "workload.sharing=chat"),
+        ("workload.top_k=5", "workload.temperature=1"),
         ("workload.length_penalty=2.0", "workload.beam_width=4"),
         ("workload.early_stopping=never", "workload.beam_width=4"),
         ("allocator.expected_spread=0.5", "allocator.expected=predicted"),
@@ -285,6 +307,15 @@ def test_an_own_allocator_goes_into_an_experiment(command, own_allocator):
 def test_a_key_without_effect_is_refused_with_what_gives_it_one(command, key, way_out):
     assert_ended_at_once(command(key, "dry_run=true"), key, "has no effect", f"add {way_out}")
     assert command(key, way_out, "dry_run=true").status == 0
+
+
+def test_a_traces_key_without_a_trace_is_refused(command, tmp_path):
+    (tmp_path / "lengths.csv").write_text(LENGTHS)
+    trace = ("workload.path=lengths.csv", "workload.format=lengths_csv")
+    for key in trace:
+        assert_ended_at_once(command(key, "dry_run=true"), key, "add workload=trace")
+    rest = ("workload.arrivals=all_at_once", "dry_run=true")
+    assert command("workload=trace", *trace, *rest).status == 0
 
 
 def test_a_key_is_not_refused_where_some_run_reads_it_or_it_changes_nothing(command):

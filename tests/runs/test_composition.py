@@ -124,24 +124,24 @@ def test_an_unknown_key_gets_the_nearest_names(key, experiment):
         ("workload.arrivals=poison", "did you mean poisson"),
         ("preset=ful", "did you mean full"),
         ("tracking.kind=wndb", "did you mean wandb"),
-        ("kv.page_size=abc", "expected int"),
+        ("kv.page_size=abc", "expected a whole number"),
         ("kv.page_size=0", "at least 1"),
-        ("kv.page_size=1.5", "expected int"),
-        ("kv.page_size=true", "expected int"),
+        ("kv.page_size=1.5", "expected a whole number"),
+        ("kv.page_size=true", "expected a whole number"),
         ("kv.pool_demand=-1", "above 0"),
         ("kv.memory_fraction=1.5", "(0, 1]"),
-        ("seed=first", "expected int"),
+        ("seed=first", "expected a whole number"),
         ("repetitions=0", "at least 1"),
-        ("dry_run=maybe", "expected bool"),
-        ("kv=3", "expected a group of keys"),
+        ("dry_run=maybe", "expected true or false"),
+        ("kv=3", "is a group of keys, give one of kv.page_size"),
         ("model.config=3", "expected a group of keys"),
         ("executor.step_ms=-1", "above 0"),
         ("engine.watermark=1", "[0, 1)"),
         ("measure.slo_ttft_ms=0", "above 0"),
         ("device.threads=0", "at least 1"),
         ("+nonsense=3", "unknown key 'nonsense'"),
-        ("kv.page_size=[1", "cannot read the arguments"),
-        ("paged", "cannot read the arguments"),
+        ("kv.page_size=[1", "cannot read"),
+        ("paged", "cannot read 'paged'"),
         ("allocator=glob(*)", "a,b,c"),
         ("kv.memory_fraction=interval(0,1)", "a,b,c"),
     ],
@@ -160,7 +160,7 @@ def test_an_experiments_own_typing_errors_are_found():
         from harness.config import PartConfig
 
         from_mapping(PartConfig, {"axess": {}}, "sweep.presets.quick[0].")
-    with pytest.raises(ConfigError, match=r"axis kv\.page_size=3 must be a list"):
+    with pytest.raises(ConfigError, match=r"axes\.kv\.page_size=3: expected a list"):
         from_mapping(PartConfig, {"axes": {"kv.page_size": 3}})
 
 

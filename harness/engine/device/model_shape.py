@@ -83,6 +83,11 @@ class ModelShape:
     layer_windows: tuple[int | None, ...] = ()
     num_embeddings: int = 0
 
+    def __post_init__(self) -> None:
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
     @property
     def num_layer_parameters(self) -> int:
         """Weights that every token is multiplied by."""
@@ -132,6 +137,12 @@ class ModelShape:
     def weight_bytes(self) -> int:
         """Weights in the model's own dtype."""
         return self.num_parameters * self.dtype_bytes
+
+
+_AT_LEAST_ONE = (
+    "num_layers", "num_q_heads", "num_kv_heads", "head_dim", "hidden_size", "vocab_size",
+    "max_positions",
+)  # fmt: skip
 
 
 def model_presets() -> tuple[str, ...]:
