@@ -26,6 +26,7 @@ _RUN_CODE = (
     "harness.runs.gpu_memory",
     "harness.runs.one_engine",
     "harness.runs.one_run",
+    "harness.runs.own_options",
     "harness.runs.pool_size",
     "harness.runs.step_cost",
     "harness.runs.surroundings",

@@ -18,8 +18,12 @@ from harness.engine.request import Workload
 from harness.engine.simulated_executor import SimulatedExecutor
 from harness.measure.record_files import RecordSink
 from harness.runs.one_engine import Core, Memory, assemble, make_memory, make_recorder
+from harness.runs.own_options import as_annotated
 from harness.runs.step_cost import simulated_executor
 from harness.runs.surroundings import Device
+
+_ANY_POOL_TOKENS = 2**20
+"""Of a pool whose size only a run knows, for a router that is only checked."""
 
 _MOST_LOOKED_AT = 32
 """Replicas that a display looks at: going through hundreds would take time of the run."""
@@ -106,9 +110,9 @@ def prepare_fleet(
 
 def check_router(config: RunConfig) -> None:
     """Raise ConfigError for a router that there is not, or an option that it does not take."""
-    size = config.kv.page_size
-    count = config.cluster.replicas
-    build_router(config.cluster, Replicas(count, size, size, lambda _: 0, lambda _: 0))
+    pool_tokens = config.kv.pool_tokens or _ANY_POOL_TOKENS
+    count, size = config.cluster.replicas, config.kv.page_size
+    build_router(config.cluster, Replicas(count, size, pool_tokens, lambda _: 0, lambda _: 0))
 
 
 def build_router(config: ClusterConfig, replicas: Replicas) -> Router:
@@ -117,7 +121,10 @@ def build_router(config: ClusterConfig, replicas: Replicas) -> Router:
         cls = discovery.load(config.router)
         known = discovery.options(cls)
         keys = {key: getattr(config, key) for key in ROUTER_KEYS if key in known}
-        return discovery.build(cls, replicas, {**keys, **config.options})
+        options = as_annotated(cls, known, config.options, "cluster.options")
+        return discovery.build(cls, replicas, {**keys, **options})
+    except ConfigError:
+        raise
     except (ValueError, TypeError, NameError) as error:
         raise ConfigError(f"cluster.router={config.router}: {error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ from allocators import discovery
 from allocators.base import KVCacheAllocator
 from allocators.layer_groups import LayerGroups, can_share_pool
 from allocators.page_pool import PagePool
-from harness.config import ConfigError, RunConfig, convert
+from harness.config import ConfigError, RunConfig
 from harness.engine.clock import Clock
 from harness.engine.device.model_shape import LayerGroup, ModelShape
 from harness.engine.engine import Engine, Limits
@@ -22,6 +21,7 @@ from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.record_files import RecordSink
 from harness.measure.recorder import RunRecorder
+from harness.runs.own_options import as_annotated
 from harness.runs.pool_size import host_pages
 from harness.runs.surroundings import Device
 
@@ -160,13 +160,7 @@ def build_allocator(config: RunConfig, pool: PagePool) -> KVCacheAllocator:
     try:
         cls = discovery.load(given.name)
         known = discovery.options(cls)
-        hints = typing.get_type_hints(cls.__init__)
-        options = {
-            key: convert(hints[key], value, f"allocator.{key}")
-            if key in hints and key in known and value != known[key].default
-            else value
-            for key, value in given.options.items()
-        }
+        options = as_annotated(cls, known, given.options, "allocator")
         return discovery.build(cls, pool, **options)
     except ConfigError:
         raise

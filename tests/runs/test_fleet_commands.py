@@ -124,6 +124,31 @@ def test_a_router_of_ones_own_with_its_option(command: Any, own_router: Path) ->
         assert shown[offset] == ((requests["session_id"] + offset) % 3).tolist()
 
 
+def test_an_option_is_of_the_type_that_the_router_says(command: Any, own_router: Path) -> None:
+    answer = command(
+        "cluster.replicas=2", "cluster.router=./mine.py:Sticky", "+cluster.options.offset=many"
+    )
+    assert answer.status == 2, answer
+    assert "cluster.options.offset='many': expected a whole number" in answer.err
+
+
+def test_a_router_is_checked_with_the_pool_that_it_will_see(command: Any, own_router: Path) -> None:
+    """One that wants four pages for itself is not refused for a pool that nobody asked for."""
+    own_router.write_text(
+        OWN_ROUTER.replace(
+            "self.offset = offset",
+            "self.offset = offset\n"
+            "        if replicas.pool_tokens < 4 * replicas.page_size:\n"
+            "            raise ValueError(f'{replicas.pool_tokens} tokens are too few')",
+        )
+    )
+    own = (*SESSIONS, "cluster.replicas=2", "cluster.router=./mine.py:Sticky")
+    assert command(*own).status == 0
+    answer = command(*own, "kv.pool_tokens=32")
+    assert answer.status == 2, answer
+    assert "cluster.router=./mine.py:Sticky: 32 tokens are too few" in answer.err
+
+
 @pytest.mark.parametrize("edited", ["mine.py", "best_replica.py"])
 def test_a_router_that_is_edited_under_way_leaves_no_numbers_under_its_old_address(
     edited: str, own_router: Path, monkeypatch: pytest.MonkeyPatch
