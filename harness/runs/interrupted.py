@@ -51,15 +51,12 @@ def resumable(message: Callable[[], str]) -> Iterator[None]:
     """Ctrl-C or SIGTERM within it is raised as Interrupted with `message()`, once what was at work
     has been ended; where another comes before that, this process and all below it end at once.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or handler is not signal.default_int_handler:
-        yield  # ignored, or somebody else's
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    terminate = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGINT, _first)
-    if terminate is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _first)
+    taken = {each: how for each, how in _UNTOUCHED.items() if signal.getsignal(each) is how}
+    for each in taken:
+        signal.signal(each, _first)
     try:
         yield
     except _Terminated:
@@ -67,13 +64,19 @@ def resumable(message: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt:
         raise Interrupted(message()) from None
     finally:
-        signal.signal(signal.SIGINT, handler)
-        signal.signal(signal.SIGTERM, terminate)
+        for each, how in taken.items():
+            signal.signal(each, how)
+
+
+_UNTOUCHED = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+"""A signal that is handled otherwise is ignored on purpose, as Ctrl-C is by what a script has put
+in the background, or somebody else's."""
 
 
 def _first(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGINT, _second)
-    signal.signal(signal.SIGTERM, _second)
+    for each in _UNTOUCHED:
+        if signal.getsignal(each) is _first:
+            signal.signal(each, _second)
     raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 

@@ -33,7 +33,11 @@ SWEEP = (
 LIMIT_S = 120
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *arguments: str, ctrl_c: signal.Handlers = signal.SIG_DFL
+) -> subprocess.Popen[str]:
+    """ctrl_c: as the shell hands it down; ignored by what a script puts in the background, which
+    this suite may be itself."""
     return subprocess.Popen(
         [sys.executable, "-m", "harness", *arguments],
         cwd=folder,
@@ -42,8 +46,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        # a suite that itself runs in the background hands down an ignored Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, ctrl_c),
     )
 
 
@@ -79,9 +82,9 @@ def logged(folder: Path) -> Counter[str]:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def running(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     """A sweep that has stored at least two runs and has more to do."""
-    process = start(tmp_path, *SWEEP)
+    process = start(tmp_path, *SWEEP, ctrl_c=getattr(request, "param", signal.SIG_DFL))
     until(lambda: len(stored(tmp_path)) >= 2, process)
     yield process
     if process.poll() is None:
@@ -106,7 +109,16 @@ def test_after_kill_9_the_same_command_completes_and_repeats_nothing(running, tm
     assert not list((tmp_path / "results" / "single").glob(".*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "sigterm"])
+@pytest.mark.parametrize(
+    ("running", "number"),
+    [
+        (signal.SIG_DFL, signal.SIGINT),
+        (signal.SIG_DFL, signal.SIGTERM),
+        (signal.SIG_IGN, signal.SIGTERM),
+    ],
+    ids=["ctrl_c", "sigterm", "sigterm_in_the_background"],
+    indirect=["running"],
+)
 def test_a_signal_ends_it_in_good_order_and_it_says_how_to_go_on(running, tmp_path, number):
     children = psutil.Process(running.pid).children(recursive=True)
     if number == signal.SIGINT:
