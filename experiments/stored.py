@@ -76,8 +76,10 @@ def find_study(name: str, results_dir: Path) -> StoredStudy:
         return _single(parent, Path(path).name)
     is_folder = any(folder.is_dir() for folder in (results_dir / path, Path(path)))
     found = f"{path}/ is a folder without a study: " if is_folder else ""
-    if known := available(results_dir):
-        raise ConfigError(found + unknown_name(path, known, f"study in {results_dir}/"))
+    above = Path(path).parent
+    for base, unknown in ((results_dir / above, Path(path).name), (results_dir, path)):
+        if known := available(base):
+            raise ConfigError(found + unknown_name(unknown, known, f"study in {base}/"))
     raise ConfigError(f"{found or f'unknown study {path!r}: '}{no_study(results_dir)}")
 
 

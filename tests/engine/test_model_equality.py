@@ -74,6 +74,7 @@ def _config(family: str) -> ModelConfig:
         family=family,
         config=FAMILIES[family],
         initializer_range=0.4 if family in ("gpt2", "opt") else 0.2,
+        weight_seed=6,  # with others outputs of some family end in a cycle
     )
 
 
@@ -137,7 +138,7 @@ def _drive(executor: TorchExecutor, page_size: int, **options: object) -> list[l
 @pytest.mark.parametrize("page_size", [1, 4, 16])
 def test_greedy_tokens_equal_generate(family: str, page_size: int) -> None:
     expected = _generated(family)
-    assert all(len(set(output)) > NUM_OUTPUT // 3 for output in expected)
+    assert all(len(set(output)) > NUM_OUTPUT // 2 for output in expected)
     assert _drive(_executor(family, page_size), page_size) == expected
 
 

@@ -166,7 +166,7 @@ def test_columns_that_do_not_divide_are_refused() -> None:
     )
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(NotSplitError, match="97 columns, which 3 ranks"):
-        on_all_ranks(3, lambda ranks: Splitter(model, _shape(model), ranks).split_all())
+        Splitter(model, _shape(model), ThreadRanks(0, 3, meeting=None)).split_all()
 
 
 def test_heads_of_a_rank() -> None:

@@ -225,7 +225,7 @@ def test_a_measured_error_is_shown(trace: Path, tmp_path: Path) -> None:
     ("changed", "named"),
     [
         ("model=opt_13", "did you mean opt_13b"),
-        ("gpu=a100", "a100_80gb or a100_40gb"),
+        ("gpu=a100", "a100_40gb or a100_80gb"),
         ("format=azur", "did you mean azure"),
         ("trace=nowhere.csv", "trace=nowhere.csv: no such file"),
         ("slo=ttft:2000", "did you mean ttft_ms"),

@@ -178,7 +178,7 @@ def test_two_fits_each_with_two_estimates_are_compared(tmp_path: Path) -> None:
         ("both/single:kv.page_size=7", "no run has kv.page_size=7: it is 16, 4"),
         ("both/single:kv.page_sise=4", "did you mean kv.page_size"),
         ("both/single:paged", "no key=value"),
-        ("both/singel", "did you mean|choose one of"),
+        ("both/singel", "unknown study in .*/both/ 'singel': did you mean single"),
     ],
 )
 def test_a_wrong_name_is_told(results: Path, name: str, says: str) -> None:

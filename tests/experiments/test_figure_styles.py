@@ -138,7 +138,7 @@ def test_pages_have_their_columns() -> None:
     ("asked", "says"),
     [
         (("papr",), "did you mean paper"),
-        (("paper", "amc"), "did you mean acm.*or inches"),
+        (("paper", "amc"), "choose one of acm.*or inches"),
         (("paper", "neurips", 2), "a page of neurips has 1 column"),
         (("paper", "0.5"), "2 to 40 in wide"),
         (("default", "", 2), "give --width"),
