@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import commands
-from harness.config import unknown_name
+from harness.conversion import unknown_name
 from harness.reporting import reporting
 
 _EXAMPLES = """\

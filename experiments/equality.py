@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from harness.config import RunConfig, to_mapping
+from harness.config import RunConfig
+from harness.conversion import to_mapping
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore
 

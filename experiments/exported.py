@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.config import ConfigError, RunConfig, from_mapping
+from harness.config import ConfigError, RunConfig
+from harness.conversion import from_mapping
 from harness.runs.jobs import Job
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.study_record import RecordedRun, StudyRecord

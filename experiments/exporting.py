@@ -18,7 +18,8 @@ from experiments.present import present
 from experiments.provenance import environment
 from experiments.report.page import make_page
 from experiments.stored import StoredStudy
-from harness.config import ConfigError, to_mapping
+from harness.config import ConfigError
+from harness.conversion import to_mapping
 from harness.runs.study_record import write_study
 
 REPORT = "report.html"

@@ -13,7 +13,8 @@ matplotlib.use("Agg")  # figures go to files, also where a display is configured
 
 import matplotlib.pyplot as plt
 
-from harness.config import ConfigError, unknown_name
+from harness.config import ConfigError
+from harness.conversion import unknown_name
 
 BASE = Path(__file__).parent / "kvarena.mplstyle"
 

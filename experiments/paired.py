@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.plotting import means
-from harness.config import to_mapping
+from harness.conversion import to_mapping
 from harness.measure.statistics import Interval, t_interval
 from harness.runs.jobs import Job
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.exported import exported_environment, is_exported
-from harness.config import to_mapping
+from harness.conversion import to_mapping
 from harness.runs.jobs import Job
 
 

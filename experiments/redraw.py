@@ -9,7 +9,8 @@ from typing import NamedTuple
 from experiments import figures
 from experiments.figure_style import FigureStyle
 from experiments.stored import StoredStudy, available, find_study, no_study
-from harness.config import ConfigError, unknown_name
+from harness.config import ConfigError
+from harness.conversion import unknown_name
 from harness.runs.study_record import StudyRecord, read_studies
 
 FOLDER = "figures"

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from experiments.exported import exported_jobs, exported_rows, exported_run, is_exported
-from harness.config import ConfigError, unknown_name
+from harness.config import ConfigError
+from harness.conversion import unknown_name
 from harness.runs.jobs import Job
 from harness.runs.rows import collect_rows
 from harness.runs.store import RunStore, StoredRun

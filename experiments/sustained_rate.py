@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.config import to_mapping
+from harness.conversion import to_mapping
 from harness.measure.backlog import is_sustained, majority_sustains
 from harness.measure.statistics import t_interval
 from harness.runs.bisection import Bracket, Probe, Search, bracket

@@ -12,7 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from harness.config import ConfigError, unknown_name
+from harness.config import ConfigError
+from harness.conversion import unknown_name
 from harness.schema import admit_files
 
 

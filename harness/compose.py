@@ -27,9 +27,8 @@ from harness.config import (
     SteeringConfig,
     SweepConfig,
     TrackingConfig,
-    from_mapping,
-    unknown_name,
 )
+from harness.conversion import from_mapping, unknown_name
 from harness.hydra_errors import explain
 from harness.launching.chosen import is_of_launcher
 from harness.runs.grid import Part

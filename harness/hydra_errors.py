@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import unknown_name
+from harness.conversion import unknown_name
 
 _OWN_CHOICES: Mapping[str, str] = {
     "allocator": "One of your own is allocator=./FILE.py:CLASS",

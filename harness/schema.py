@@ -10,14 +10,8 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 
 from allocators import discovery
-from harness.config import (
-    ALLOCATOR_KEYS,
-    ConfigError,
-    RunConfig,
-    SteeringConfig,
-    SweepConfig,
-    to_mapping,
-)
+from harness.config import ALLOCATOR_KEYS, ConfigError, RunConfig, SteeringConfig, SweepConfig
+from harness.conversion import to_mapping
 
 
 def register_schema() -> None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.config import ConfigError, unknown_name
+from harness.config import ConfigError
+from harness.conversion import unknown_name
 from harness.engine.cost.gpu import GPUS
 from harness.engine.device.model_shape import model_presets
 from harness.workloads.traces import readers

@@ -20,7 +20,8 @@ from rich.console import Console
 from experiments.gpu import closing, device
 from experiments.gpu.running import StageStatus, run_stage
 from experiments.gpu.stages import ROOT, STAGES, Stage
-from harness.config import ConfigError, unknown_name
+from harness.config import ConfigError
+from harness.conversion import unknown_name
 from harness.runs.display import duration
 from harness.runs.interrupted import go_on, resumable, what_is_left
 

@@ -30,7 +30,8 @@ from allocators.page_pool import PagePool
 from experiments.modes.cases import FAMILIES, PAGE_SIZE
 from experiments.modes.runs import CPU, Cell, family_cells
 from experiments.modes.table import closing_line, print_cells, strategies_of, to_frame, to_markdown
-from harness.config import AllocatorConfig, RunConfig, to_mapping
+from harness.config import AllocatorConfig, RunConfig
+from harness.conversion import to_mapping
 from harness.measure.environment import capture_environment
 from harness.runs.interrupted import go_on, resumable
 from harness.runs.one_engine import build_allocator

@@ -17,7 +17,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.config import ConfigError, RunConfig, from_mapping
+from harness.config import ConfigError, RunConfig
+from harness.conversion import from_mapping
 from harness.engine.outcome_log import OutcomeLog, Replay, ReplayError
 from harness.measure.outcome_rows import from_rows
 from harness.measure.record_files import KeptRecords

@@ -24,7 +24,8 @@ from experiments.stored import NAMES, StoredStudy, find_study, no_study
 from experiments.table_columns import COLUMNS, Column
 from experiments.table_output import shown_columns, to_csv_rows, to_markdown
 from experiments.tables import Table, derived, make_tables
-from harness.config import ConfigError, unknown_name
+from harness.config import ConfigError
+from harness.conversion import unknown_name
 
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
 

@@ -10,7 +10,8 @@ from typing import Literal
 import pandas as pd
 
 from experiments.table_columns import MEMORY_BLOCK, SERVICE_BLOCK, SIMULATED_BLOCK, Column
-from harness.config import ConfigError, unknown_name
+from harness.config import ConfigError
+from harness.conversion import unknown_name
 
 Clock = Literal["time", "share"]
 """time: a length of time, or so much in a time. share: an average weighted by time, which a machine

@@ -8,7 +8,8 @@ from pathlib import Path
 from experiments.comparison.comparison import Side
 from experiments.comparison.matching import settings_of
 from experiments.stored import find_study
-from harness.config import ConfigError, unknown_name
+from harness.config import ConfigError
+from harness.conversion import unknown_name
 
 _NAMED = ("name", "kind")
 

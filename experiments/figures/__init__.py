@@ -16,7 +16,8 @@ import pandas as pd
 from rich.console import RenderableType
 
 from experiments.figure_style import DEFAULT, FigureStyle
-from harness.config import ConfigError, unknown_name
+from harness.config import ConfigError
+from harness.conversion import unknown_name
 from harness.runs.jobs import Job
 
 

@@ -22,7 +22,8 @@ from experiments.exported import run_in_full
 from experiments.figure_layout import PanelSize, arrange, subplots
 from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.plotting import CLASS_COLOURS, class_patches, save
-from harness.config import RunConfig, from_mapping
+from harness.config import RunConfig
+from harness.conversion import from_mapping
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun
 

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.provenance import environment, provenance
 from experiments.report.table_view import TableView, plain_view
 from experiments.stored import StoredStudy
-from harness.config import to_mapping
+from harness.conversion import to_mapping
 from harness.runs.jobs import Job
 
 MAX_VALUES = 6

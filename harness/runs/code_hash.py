@@ -18,6 +18,7 @@ from harness.cluster.discovery import is_file as is_router_file
 _RUN_CODE = (
     "harness.cluster",
     "harness.config",
+    "harness.conversion",
     "harness.engine",
     "harness.measure",
     "harness.workloads",

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from allocators import discovery
-from harness.config import ALLOCATOR_KEYS, AllocatorConfig, ConfigError, RunConfig, to_mapping
+from harness.config import ALLOCATOR_KEYS, AllocatorConfig, ConfigError, RunConfig
+from harness.conversion import to_mapping
 from harness.runs.bisection import Search
 from harness.runs.code_hash import CodeHashes, allocator_hash, router_hash
 from harness.runs.store import make_run_id

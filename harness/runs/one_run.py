@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.config import ConfigError, RunConfig, to_mapping
+from harness.config import ConfigError, RunConfig
+from harness.conversion import to_mapping
 from harness.engine.device.model_shape import model_shape
 from harness.engine.executor import CaptureReport
 from harness.engine.request import Workload

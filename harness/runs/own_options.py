@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from harness.config import convert
+from harness.conversion import convert
 
 
 def as_annotated(

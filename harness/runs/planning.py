@@ -12,7 +12,8 @@ from rich.console import Console
 
 from allocators import discovery
 from harness.compose import Command, Composer, Study
-from harness.config import ConfigError, DeviceConfig, RunConfig, unknown_name
+from harness.config import ConfigError, DeviceConfig, RunConfig
+from harness.conversion import unknown_name
 from harness.runs.code_hash import CodeHashes
 from harness.runs.grid import Cell, chosen_allocators, expand
 from harness.runs.jobs import Job, allocator_keys, make_job

@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 
 from allocators.page_pool import PagePool
-from harness.config import ConfigError, RunConfig, unknown_name
+from harness.config import ConfigError, RunConfig
+from harness.conversion import unknown_name
 from harness.engine.device.model_shape import (
     ModelConfig,
     ModelShape,

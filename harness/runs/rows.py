@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.config import AllocatorConfig, to_mapping
+from harness.config import AllocatorConfig
+from harness.conversion import to_mapping
 from harness.runs.half_written import partial_path
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun

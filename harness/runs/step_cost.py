@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.config import ConfigError, RunConfig, to_mapping
+from harness.config import ConfigError, RunConfig
+from harness.conversion import to_mapping
 from harness.engine.cost.calibrated import CalibratedCost, Calibration
 from harness.engine.cost.gpu import GPUS
 from harness.engine.cost.model import ConstantCost, CostModel, WorkCost

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.config import ConfigError, RunConfig, from_mapping
+from harness.config import ConfigError, RunConfig
+from harness.conversion import from_mapping
 from harness.runs.bisection import Search
 from harness.runs.half_written import partial_path
 from harness.runs.jobs import Job

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.config import RunConfig, to_mapping
+from harness.config import RunConfig
+from harness.conversion import to_mapping
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.key_effects import NEEDS
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from harness.config import to_mapping
+from harness.conversion import to_mapping
 from harness.engine.device.parallel.launched import LAST_WORDS_S, Launch
 from harness.engine.executor import CaptureRefusedError, RankLostError
 from harness.engine.process_end import how_it_ended, last_words

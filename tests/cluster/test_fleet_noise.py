@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.compose import Composer, hydra_session
-from harness.config import RunConfig, to_mapping
+from harness.config import RunConfig
+from harness.conversion import to_mapping
 from harness.engine.cost.calibrated import FEATURES, Calibration
 from harness.engine.device.model_shape import model_preset
 from harness.engine.plan import UNKNOWN_DRAFT, Chunk, StepPlan

@@ -26,7 +26,8 @@ from experiments.figures import draw_figures, motivation
 from experiments.stored import StoredStudy, find_study
 from experiments.table_output import print_table, to_csv_rows, to_markdown
 from experiments.tables import Table, make_tables
-from harness.config import ConfigError, to_mapping
+from harness.config import ConfigError
+from harness.conversion import to_mapping
 from harness.measure.environment import capture_environment
 from harness.runs.jobs import Job
 from harness.runs.rows import settings

@@ -13,7 +13,8 @@ from experiments.__main__ import main
 from experiments.calibration.error import GOALS, Pair, draw, errors, to_markdown
 from experiments.calibration.fit import _noise, busy_steps, fit
 from harness.compose import Composer, hydra_session
-from harness.config import ConfigError, RunConfig, to_mapping
+from harness.config import ConfigError, RunConfig
+from harness.conversion import to_mapping
 from harness.engine.cost.calibrated import FEATURES, Calibration
 from harness.runs.code_hash import allocator_hash
 from harness.runs.jobs import Job

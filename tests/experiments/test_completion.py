@@ -14,7 +14,8 @@ from experiments import commands
 from experiments.commands.completion import SCRIPTS, main
 from experiments.completion import candidates, choices
 from harness.compose import compose_study, hydra_session, parse_command
-from harness.config import RunConfig, to_mapping
+from harness.config import RunConfig
+from harness.conversion import to_mapping
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -12,7 +12,8 @@ import pytest
 from tiny_study import Runner
 
 from experiments.commands.dashboard import main
-from harness.config import RunConfig, to_mapping
+from harness.config import RunConfig
+from harness.conversion import to_mapping
 from harness.measure.metrics import METRIC_NAMES
 from harness.runs.rows import settings
 from harness.runs.study_record import RecordedRun, StudyRecord, write_study

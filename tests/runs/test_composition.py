@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.compose import Composer, compose_run, compose_study, hydra_session, parse_command
-from harness.config import ConfigError, RunConfig, from_mapping, to_mapping
+from harness.config import ConfigError, RunConfig
+from harness.conversion import from_mapping, to_mapping
 from harness.runs.grid import expand
 from harness.schema import admit_files
 

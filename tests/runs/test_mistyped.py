@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import ConfigError, SweepConfig, from_mapping, unknown_name
+from harness.config import ConfigError, SweepConfig
+from harness.conversion import from_mapping, unknown_name
 
 NO_SETTING = "a run is described by KEY=VALUE"
 NO_KEY = "there is no key before the `=`"

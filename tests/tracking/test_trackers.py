@@ -9,7 +9,8 @@ import pandas as pd
 from rich.console import Console
 
 from harness.compose import hydra_session, parse_command
-from harness.config import RunConfig, TrackingConfig, to_mapping
+from harness.config import RunConfig, TrackingConfig
+from harness.conversion import to_mapping
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.study import run_study
 from harness.tracking.tracker import NoTracker, make_tracker

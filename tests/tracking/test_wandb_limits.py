@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from harness.compose import hydra_session, parse_command
-from harness.config import RunConfig, TrackingConfig, to_mapping
+from harness.config import RunConfig, TrackingConfig
+from harness.conversion import to_mapping
 from harness.measure.environment import capture_environment
 from harness.runs.store import RunRecord, RunStore
 from harness.runs.study import run_study
