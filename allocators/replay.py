@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from allocators.base import KVCacheAllocator
 from allocators.tape import ContractViolationError, TapeEngine
 
-SHRINK_SECONDS = 4.0
+SHRINK_OPERATIONS = 50_000
+"""Run again at most to cut a failure down, by tens of thousands a second; counted, not timed, so
+that a busy machine tells the same story."""
+
 SHORT_STORY = 300
 """Operations; a longer story is cut by whole sequences first."""
 
@@ -72,9 +75,17 @@ def replay(build: Build, operations: Sequence[Operation]) -> Failure | None:
     return None
 
 
+@dataclass(slots=True)
+class _Budget:
+    """Operations that may still be run."""
+
+    num_left: int
+
+
 def shrink(build: Build, failure: Failure) -> Failure:
-    """Leave out sequences, then operations, while the story still ends in a violation."""
-    deadline = time.monotonic() + SHRINK_SECONDS
+    """Leave out sequences, then operations, while the story still ends in a violation and no more
+    than `SHRINK_OPERATIONS` were run for it. The same failure gives the same story."""
+    budget = _Budget(SHRINK_OPERATIONS)
     before = None
     while failure.operations != before:
         before = failure.operations
@@ -82,19 +93,20 @@ def shrink(build: Build, failure: Failure) -> Failure:
         for parts_of in orders if len(before) > SHORT_STORY else orders[::-1]:
             size = max(1, len(parts_of(failure.operations)) // 2)
             while size:
-                failure = _leave_out(build, failure, parts_of, size, deadline)
+                failure = _leave_out(build, failure, parts_of, size, budget)
                 size //= 2
     return failure
 
 
 def _leave_out(
-    build: Build, failure: Failure, parts_of: Partition, size: int, deadline: float
+    build: Build, failure: Failure, parts_of: Partition, size: int, budget: _Budget
 ) -> Failure:
     """Try to do without each `size` parts in turn."""
     start = 0
-    while start < len(parts := parts_of(failure.operations)) and time.monotonic() < deadline:
+    while start < len(parts := parts_of(failure.operations)) and budget.num_left > 0:
         dropped = set().union(*parts[start : start + size])
         rest = [op for index, op in enumerate(failure.operations) if index not in dropped]
+        budget.num_left -= len(rest)
         shorter = replay(build, rest)
         if shorter is not None and len(shorter.operations) < len(failure.operations):
             failure = shorter

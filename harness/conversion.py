@@ -47,6 +47,7 @@ def unknown_name(name: str, known: typing.Iterable[str], what: str) -> str:
     # a distant name is a hint among many; beside all of them it would only mislead (gpu, cpu)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.7 if are_shown else 0.5)
     longer = [each for each in names if len(name) > _SHORT_NAME and name in each]
+    longer.sort(key=lambda each: not each.startswith(name))
     near = list(dict.fromkeys([*longer, *close]))[:3]
     more = "" if are_shown else f", ... ({len(names)} in all)"
     shown = f"choose one of {', '.join(names[:_MANY_NAMES])}{more}"

@@ -32,6 +32,9 @@ MOST_ATTEMPTS = 2
 """Times that a run may be left half done by a job that dies: a machine's fault the first time, most
 likely the run's own the second."""
 
+_TO_SEE_IT_S = 2.0
+"""A plugin that asks a cluster for the state of its jobs may take longer, and need not see it."""
+
 
 def launch_jobs(
     jobs: Sequence[Job],
@@ -52,7 +55,7 @@ def launch_jobs(
     try:
         rounds.run()
     except BaseException:
-        kind.stop()
+        rounds.stop()
         raise
     kind.close()
 
@@ -73,6 +76,9 @@ class _Rounds:
         self._stamps: dict[str, int | None] = {}
         self._attempts: Counter[str] = Counter()
         self._num_rounds = 0
+        # not Thread.join: interrupted by Ctrl-C, it takes a thread that runs on for ended
+        self._has_launched = threading.Event()
+        self._has_launched.set()
         self._name = uuid.uuid4().hex[:8]
 
     def add(self, jobs: Sequence[Job]) -> None:
@@ -118,17 +124,24 @@ class _Rounds:
             except Exception as error:  # a job that died; plugins differ in how they say so
                 failures.append(error)
                 self._kind.settle()
+            finally:
+                self._has_launched.set()
 
         # beside this thread, which hears Ctrl-C, tells of finished runs and plans what follows
-        launching = threading.Thread(target=launch, daemon=True, name="launching")
-        launching.start()
+        self._has_launched.clear()
+        threading.Thread(target=launch, daemon=True, name="launching").start()
         try:
-            while launching.is_alive():
-                launching.join(LOOK_EVERY_S)
+            while not self._has_launched.wait(LOOK_EVERY_S):
                 self._look()
         finally:
             path.unlink(missing_ok=True)
         return failures[0] if failures else None
+
+    def stop(self) -> None:
+        """End every job, and have the plugin see it: joblib clears up after jobs that are gone, and
+        does so a second time, with a traceback, where this process ends meanwhile."""
+        self._kind.stop()
+        self._has_launched.wait(_TO_SEE_IT_S)
 
     def _batch(self, jobs: Sequence[Job]) -> Batch:
         return Batch(

@@ -108,7 +108,7 @@ def test_life_ends_when_its_time_is_over() -> None:
 
 
 def test_verdict_on_a_long_life() -> None:
-    verdict = verify_long(load(f"{BROKEN_FILE}:MixesUpSwappedPages"))
+    verdict = verify_long(load(f"{BROKEN_FILE}:MixesUpSwappedPages"), limit_s=60)
     assert verdict.failure is not None
     assert verdict.setting == "24 pages of 4, a long life"
     assert len(verdict.failure.operations) <= 12
