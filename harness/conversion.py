@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -20,7 +21,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
 
     Raises ConfigError for an unknown key (with the nearest names) or a value of a wrong type.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(typing.cast(type, cls))
     unknown = [key for key in values if key not in hints]
     if unknown:
         raise ConfigError(unknown_name(f"{prefix}{unknown[0]}", [prefix + h for h in hints], "key"))
@@ -31,6 +32,11 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+@functools.cache  # evaluates annotations: most of the time that a sweep of thousands takes to plan
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def to_mapping(config: object) -> dict[str, Any]:
@@ -82,7 +88,7 @@ def convert(hint: Any, value: Any, key: str) -> Any:
     """`value` as type `hint` where that loses nothing. Raises ConfigError, naming `key`."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            keys = ", ".join(f"{key}.{name}" for name in typing.get_type_hints(hint))
+            keys = ", ".join(f"{key}.{name}" for name in _type_hints(typing.cast(type, hint)))
             raise ConfigError(f"{key}={value!r}: is a group of keys, give one of {keys}")
         return from_mapping(typing.cast(type, hint), value, f"{key}.")
     origin = typing.get_origin(hint)

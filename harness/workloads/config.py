@@ -139,6 +139,10 @@ class WorkloadConfig:
             value = getattr(self, key)
             if not value >= 0:
                 raise ValueError(f"workload.{key}={value}: must be 0 or more")
+        if self.scale > _MAX_SCALE:
+            raise ValueError(
+                f"workload.length_scale={self.length_scale:g}: must be at most {_MAX_SCALE:g}"
+            )
         if not 0 <= self.shared_fraction <= 1:
             raise ValueError(f"workload.shared_fraction={self.shared_fraction}: must be in [0, 1]")
         if not 0 < self.top_p <= 1:
@@ -190,6 +194,9 @@ _AT_LEAST_ONE = (
     "output_mean", "max_output_len", "max_prompt_len", "samples", "beam_width", "concurrency",
     "turns", "block_len", "page_multiple",
 )  # fmt: skip
+_MAX_SCALE = 1_000.0
+"""Turns a hundred tokens into more than any model is served with."""
+
 _POSITIVE = ("length_scale", "rate", "burstiness", "speed_up")
 _NOT_NEGATIVE = (
     "prompt_cv", "output_cv", "start_s", "shared_len", "think_s", "temperature", "top_k",
