@@ -162,7 +162,7 @@ def decode_steps(
     num_pages = batch * (-(-(context + output) // sizes.page_size) + 1)
     records = KeptRecords()
     work = workload(batch, context, output, device.shape.vocab_size)
-    run = prepare(config, work, num_pages, device, 0, records)
+    run = prepare(config, work, num_pages, device, records)
     try:
         run.run()
     finally:

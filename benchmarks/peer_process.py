@@ -62,7 +62,7 @@ def engine(threads: int) -> Serve:
         tokens = sum(r.max_len for r in requests)
         num_pages = tokens // config.kv.page_size + 2 * len(requests)
         records = KeptRecords()
-        run = prepare(config, Workload("peers", requests, ""), num_pages, device, 0, records)
+        run = prepare(config, Workload("peers", requests, ""), num_pages, device, records)
         run.run()
         run.executor.close()
         return [record.chosen_ids for record in sorted(records.requests)]

@@ -11,6 +11,7 @@ restored. Exit status: 0 where all is identical, 1 where not, 2 for a wrong comm
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -54,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for summary in run.summary:
         repetition, seed = int(summary["repetition"]), int(summary["seed"])
         log, digests = from_rows(logs[logs["repetition"] == repetition])
-        found = replay(config, device, log, digests, int(summary["pool_pages"]), seed)
+        own = dataclasses.replace(config, seed=seed)
+        found = replay(own, device, log, digests, int(summary["pool_pages"]))
         if found.difference:
             print(f"seed {seed}: {found.difference}", file=sys.stderr)
             status = 1
@@ -72,11 +74,11 @@ def replay(
     log: OutcomeLog,
     digests: Sequence[str],
     num_pages: int,
-    seed: int,
 ) -> Replayed:
-    """Decide again. digests: what was decided in each step of the run whose `log` this is."""
-    workload = make_workload(config, device, seed)
-    prepared = prepare(config, workload, num_pages, device, seed, KeptRecords(), log)
+    """Decide again. config: of the repetition, with its seed. digests: what was decided in each
+    step of the run whose `log` this is."""
+    workload = make_workload(config, device)
+    prepared = prepare(config, workload, num_pages, device, KeptRecords(), log)
     assert prepared.decisions is not None and isinstance(prepared.arrivals, Replay)
     difference = ""
     try:

@@ -227,7 +227,7 @@ def _tokens(
 ) -> None:
     """Serve the workload; `expected` is filled by the first setting."""
     records = KeptRecords()
-    run = prepare(config, work, _POOL_TOKENS // _PAGE, device, 0, records)
+    run = prepare(config, work, _POOL_TOKENS // _PAGE, device, records)
     try:
         run.run()
     finally:

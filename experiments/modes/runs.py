@@ -149,7 +149,7 @@ def _prepare(
         model=config,
         device=CPU,
     )
-    return prepare(run, _workload(mode), mode.pool_tokens // PAGE_SIZE, device, 0, KeptRecords())
+    return prepare(run, _workload(mode), mode.pool_tokens // PAGE_SIZE, device, KeptRecords())
 
 
 def _workload(mode: Mode) -> Workload:

@@ -11,6 +11,9 @@ from harness.engine.scheduling.beam_search import Candidates
 _SEQUENCE_BITS = 40
 """More sequences than any engine numbers."""
 
+_SEED_STRIDE = 0xD1B54A32D192ED03
+"""Odd, of 64 bits: the sequences of one seed are numbered far from those of another."""
+
 
 class SimulatedExecutor:
     """Answers every plan after the virtual time that `cost` says; a number is a constant cost.
@@ -19,8 +22,8 @@ class SimulatedExecutor:
     that samples differ as real ones do: a simulated run needs forced ids or forced lengths to
     stand for a real one. Beams are given log-probabilities of the same kind, independent of one
     another: how real beams descend depends on the model. Drafts of a draft model stand with
-    probability `acceptance`; speculation needs forced ids. replica: of a fleet, which of them this
-    is, so that what happens to one of its sequences is no copy of what happens in another.
+    probability `acceptance`; speculation needs forced ids. seed, and replica of a fleet: what
+    beams and drafts meet is another for each, so that none is a copy of another.
     """
 
     def __init__(
@@ -28,12 +31,13 @@ class SimulatedExecutor:
         cost: CostModel | float,
         vocab_size: int = 2**31,
         acceptance: float = 0.0,
+        seed: int = 0,
         replica: int = 0,
     ) -> None:
         self._cost = ConstantCost(cost) if isinstance(cost, float | int) else cost
         self._vocab_size = vocab_size
         self._acceptance = acceptance
-        self._first_id = replica << _SEQUENCE_BITS
+        self._first_id = (replica << _SEQUENCE_BITS) + seed * _SEED_STRIDE
 
     def execute(self, plan: StepPlan) -> StepOutcome:
         vocab = self._vocab_size

@@ -106,13 +106,13 @@ def prepare(
     workload: Workload,
     num_pages: int,
     device: Device,
-    seed: int,
     sink: RecordSink,
     replayed: OutcomeLog | None = None,
 ) -> PreparedRun:
-    """Fresh allocator, scheduler, ledger, clock and executor for one repetition, whose records
-    go to `sink`. num_pages: of all layers; where groups of layers have pages of their own, the
-    pool has so many for each. replayed: what stands in for clock and device."""
+    """Fresh allocator, scheduler, ledger, clock and executor for one repetition, whose seed is the
+    config's and whose records go to `sink`. num_pages: of all layers; where groups of layers have
+    pages of their own, the pool has so many for each. replayed: what stands in for clock and
+    device."""
     memory = make_memory(config, num_pages, device.shape)
     decisions = None
     if config.measure.outcome_log or replayed is not None:
@@ -138,7 +138,7 @@ def prepare(
         deferred=not is_simulated or any(o.true_output_len is None for o in workload.outlines()),
         memory_map=memory_map,
     )
-    core = assemble(config, device, memory, recorder, around.clock, around.executor, seed)
+    core = assemble(config, device, memory, recorder, around.clock, around.executor)
     return PreparedRun(
         core.engine,
         core.scheduler,

@@ -83,19 +83,19 @@ def prepare_fleet(
     workload: Workload,
     num_pages: int,
     device: Device,
-    seed: int,
     sink: RecordSink,
 ) -> PreparedFleet:
-    """`cluster.replicas` fresh engines behind a fresh router, for one repetition, whose records go
-    to `sink` as they come. num_pages: of all layers, for each replica. Each has an allocator, a
-    pool, a ledger and a cost model of its own, as `harness.runs.build.prepare` makes them."""
+    """`cluster.replicas` fresh engines behind a fresh router, for one repetition, whose seed is the
+    config's and whose records go to `sink` as they come. num_pages: of all layers, for each
+    replica. Each has an allocator, a pool, a ledger and a cost model of its own, as
+    `harness.runs.build.prepare` makes them."""
     deferred = any(outline.true_output_len is None for outline in workload.outlines())
     cores, memories, executors = [], [], []
     for replica in range(config.cluster.replicas):
         memory = make_memory(config, num_pages, device.shape)
         recorder = make_recorder(config, memory, sink, deferred=deferred, replica=replica)
         executor = simulated_executor(config, device.shape, memory.groups, replica)
-        cores.append(assemble(config, device, memory, recorder, VirtualClock(), executor, seed))
+        cores.append(assemble(config, device, memory, recorder, VirtualClock(), executor))
         memories.append(memory)
         executors.append(executor)
     fleet = Fleet(

@@ -91,7 +91,6 @@ def assemble(
     recorder: RunRecorder,
     clock: Clock,
     executor: Executor,
-    seed: int,
 ) -> Core:
     """An engine over `memory`."""
     scheduler = Scheduler(
@@ -101,7 +100,7 @@ def assemble(
             config.allocator.expected,
             config.allocator.expected_bias,
             config.allocator.expected_spread,
-            seed,
+            config.seed,
         ),
         memory.draft_allocator,
     )

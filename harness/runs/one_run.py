@@ -40,11 +40,11 @@ from harness.runs.surroundings import Device
 from harness.workloads.generate import generate
 
 
-def make_workload(config: RunConfig, device: Device, seed: int) -> Workload:
-    """The requests of one repetition; they depend on the config's workload and seed alone."""
+def make_workload(config: RunConfig, device: Device) -> Workload:
+    """The requests of one repetition; they depend on its config's workload and seed alone."""
     return generate(
         config.cluster.workload(config.workload),
-        seed=seed,
+        seed=config.seed,
         vocab_size=device.shape.vocab_size,
         tokenizer=device.tokenizer,
         eos_ids=device.eos_ids,
@@ -75,7 +75,8 @@ def execute_run(
     with RecordFiles(folder) as files:
         for repetition in range(config.repetitions):
             files.begin_repetition()
-            outcomes.append(_run_repetition(config, device, config.seed + repetition, files, live))
+            own = dataclasses.replace(config, seed=config.seed + repetition)
+            outcomes.append(_run_repetition(own, device, files, live))
     summaries = tuple(
         {
             "repetition": repetition,
@@ -130,9 +131,9 @@ class _Outcome:
 
 
 def _run_repetition(
-    config: RunConfig, device: Device, seed: int, sink: RecordSink, live: LiveRun | None
+    config: RunConfig, device: Device, sink: RecordSink, live: LiveRun | None
 ) -> _Outcome:
-    workload = make_workload(config, device, seed)
+    workload = make_workload(config, device)
     memory_bytes = device.memory_bytes
     beside = None
     if is_what_memory_leaves(config, memory_bytes):
@@ -148,7 +149,7 @@ def _run_repetition(
         draft_bytes,
         num_replicas=config.cluster.replicas,
     )
-    repetition = _Repetition(config, workload, device, seed, sink, live, pool, beside)
+    repetition = _Repetition(config, workload, device, sink, live, pool, beside)
     with explained(config, pool_bytes, beside):
         return repetition.run_fleet() if pool.num_replicas > 1 else repetition.run_engine()
 
@@ -159,7 +160,6 @@ class _Repetition(NamedTuple):
     config: RunConfig
     workload: Workload
     device: Device
-    seed: int
     sink: RecordSink
     live: LiveRun | None
     pool: PoolFacts
@@ -167,9 +167,7 @@ class _Repetition(NamedTuple):
 
     def run_engine(self) -> _Outcome:
         pool = self.pool
-        prepared = prepare(
-            self.config, self.workload, pool.num_pages, self.device, self.seed, self.sink
-        )
+        prepared = prepare(self.config, self.workload, pool.num_pages, self.device, self.sink)
         try:
             with self._watching(WatchedRun(prepared, pool.num_pages, pool.page_size)):
                 prepared.run()
@@ -193,9 +191,7 @@ class _Repetition(NamedTuple):
 
     def run_fleet(self) -> _Outcome:
         pool = self.pool
-        prepared = prepare_fleet(
-            self.config, self.workload, pool.num_pages, self.device, self.seed, self.sink
-        )
+        prepared = prepare_fleet(self.config, self.workload, pool.num_pages, self.device, self.sink)
         try:
             with self._watching(WatchedFleet(prepared, pool.num_pages, pool.page_size)):
                 prepared.run()

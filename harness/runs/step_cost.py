@@ -20,12 +20,14 @@ from harness.runs.pool_size import draft_model, kv_bytes_per_token
 def simulated_executor(
     config: RunConfig, shape: ModelShape, groups: Sequence[LayerGroup], replica: int = 0
 ) -> SimulatedExecutor:
-    """A fresh one. groups: the layers that have pages of their own. replica: of a fleet, which of
-    them it is for: their noise is independent, that of the first as without a fleet."""
+    """A fresh one, which draws as the config's seed says. groups: the layers that have pages of
+    their own. replica: of a fleet, which of them it is for: their noise is independent, that of the
+    first as without a fleet."""
     return SimulatedExecutor(
         _cost_model(config, shape, groups, replica),
         shape.vocab_size,
         config.engine.speculation.acceptance,
+        config.seed,
         replica,
     )
 

@@ -12,6 +12,9 @@ from harness.workloads.config import WorkloadConfig
 from harness.workloads.limits import Limits
 from harness.workloads.streams import Stream, TokenSource, rng
 
+_MOST_REQUESTS = 2**31
+"""Of a run: two seeds' requests have no random stream in common."""
+
 
 class TextTokenizer(Protocol):
     """Turns text into token ids: a Hugging Face tokenizer or the built-in byte tokenizer."""
@@ -123,7 +126,7 @@ class RequestBuilder:
 
     def _sampling(self, request_id: int) -> SamplingParams:
         config = self.config
-        if config.temperature == 0:
-            return SamplingParams()
+        if config.temperature == 0:  # injected drafts are drawn from it, by request
+            return SamplingParams(seed=self.context.seed * _MOST_REQUESTS)
         seed = int(rng(self.context.seed, Stream.SAMPLING, request_id).integers(2**31))
         return SamplingParams(config.temperature, config.top_k, config.top_p, seed)

@@ -24,8 +24,8 @@ def test_what_is_seen_of_a_fleet_is_what_its_records_say(count: int) -> None:
         config = Composer().run(words)
     device = simulated_device(config)
     sink = KeptRecords()
-    workload = make_workload(config, device, 0)
-    run = prepare_fleet(config, workload, NUM_PAGES, device, 0, sink)
+    workload = make_workload(config, device)
+    run = prepare_fleet(config, workload, NUM_PAGES, device, sink)
     watched = WatchedFleet(run, NUM_PAGES, config.kv.page_size)
     seen: list[tuple[int, int, float]] = []
     last: Any = run.cores[-1].recorder

@@ -135,7 +135,7 @@ def serve(device: TorchDevice, **engine: object) -> tuple[dict[int, list[int]], 
     )
     records = KeptRecords()
     workload = Workload("test", requests, "")
-    run = prepare(config, workload, 1024 // PAGE_SIZE, device, 0, records)
+    run = prepare(config, workload, 1024 // PAGE_SIZE, device, records)
     try:
         run.run()
     finally:

@@ -79,7 +79,7 @@ def serve(
         device=CPU,
     )
     workload = Workload("test", tuple(requests), "")
-    prepared = prepare(run, workload, pool_tokens // PAGE_SIZE, device, 0, KeptRecords())
+    prepared = prepare(run, workload, pool_tokens // PAGE_SIZE, device, KeptRecords())
     prepared.run()
     for entry in prepared.recorder.sink.entries:
         assert sum(entry[:9]) == pool_tokens * prepared.num_layer_groups

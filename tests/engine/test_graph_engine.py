@@ -44,7 +44,7 @@ def outputs(device: TorchDevice, mode: Mode, config: RunConfig) -> tuple[dict[in
     """Tokens by request, and how many graphs there were."""
     records = KeptRecords()
     workload = Workload(mode.name, mode.requests, mode.name)
-    run = prepare(config, workload, mode.pool_tokens // PAGE_SIZE, device, 0, records)
+    run = prepare(config, workload, mode.pool_tokens // PAGE_SIZE, device, records)
     try:
         run.run()
         assert mode.count(run) > 0 or not mode.must_happen(config.allocator.name)

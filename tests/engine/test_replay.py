@@ -89,7 +89,7 @@ def serve(stage: Stage, name: str, config: RunConfig) -> Served:
     mode, records = stage.modes[name], KeptRecords()
     device = stage.windowed if name.startswith("window") else stage.device
     pages = mode.pool_tokens // PAGE_SIZE
-    run = prepare(config, open_loop(mode), pages, device, 0, records)
+    run = prepare(config, open_loop(mode), pages, device, records)
     try:
         run.run()
     finally:
@@ -105,7 +105,7 @@ def decide_again(stage: Stage, name: str, config: RunConfig, real: Served) -> Se
     assert digests == real.run.decisions.digests
     pages = mode.pool_tokens // PAGE_SIZE
     device = simulated_device(config)
-    run = prepare(config, open_loop(mode), pages, device, 0, records, log)
+    run = prepare(config, open_loop(mode), pages, device, records, log)
     run.run()
     assert isinstance(run.arrivals, Replay)
     run.arrivals.check_end()

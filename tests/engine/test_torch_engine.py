@@ -114,7 +114,7 @@ def run(
         for k, prompt in enumerate(prompts)
     )
     workload = Workload("test", requests, "")
-    prepared = prepare(config, workload, pool_tokens // page_size, device, 0, KeptRecords())
+    prepared = prepare(config, workload, pool_tokens // page_size, device, KeptRecords())
     if spoil:
         spoil_tables(prepared.executor)
     prepared.run()
@@ -191,7 +191,7 @@ def test_a_free_output_ends_at_the_models_own_end_of_sequence(device, prompts, e
     request = Request(0, 0.0, prompts[3], max_tokens=21, eos_ids=stops)
     config = RunConfig(kv=KVConfig(page_size=4), model=model_preset("tiny"))
     workload = Workload("free", (request,), "")
-    prepared = prepare(config, workload, 40, device, 0, KeptRecords())
+    prepared = prepare(config, workload, 40, device, KeptRecords())
     prepared.run()
     (record,) = prepared.recorder.sink.requests
     assert record.chosen_ids == expected[3][: expected[3].index(third) + 1]

@@ -182,7 +182,7 @@ def test_the_window_is_the_busiest_and_is_what_runs(trace: Path) -> None:
         _, runs = prepared(arguments)
         window = busiest_window(rows, TINY, question)
         config = runs.config(pose(question, window, runs).start)
-        workload = make_workload(config, simulated_device(config), 0)
+        workload = make_workload(config, simulated_device(config))
     assert window.tokens_per_s == pytest.approx(max(rates))
     assert [len(r.prompt_ids) for r in workload.requests] == [
         row.prompt_len for row in rows[best : best + 30]

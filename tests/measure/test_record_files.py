@@ -37,8 +37,8 @@ CONFIG = RunConfig(
 
 def serve(config: RunConfig, seed: int, sink: RecordSink) -> None:
     device = simulated_device(config)
-    workload = make_workload(config, device, seed)
-    prepare(config, workload, NUM_PAGES, device, seed, sink).run()
+    own = dataclasses.replace(config, seed=seed)
+    prepare(own, make_workload(own, device), NUM_PAGES, device, sink).run()
 
 
 def kept_metrics(config: RunConfig, seed: int) -> Metrics:

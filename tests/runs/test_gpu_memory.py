@@ -20,7 +20,7 @@ def composed(*overrides: str) -> RunConfig:
 
 def pool_tokens(config: RunConfig) -> int:
     device = simulated_device(config)
-    workload = make_workload(config, device, 0)
+    workload = make_workload(config, device)
     return config.kv.page_size * pool_pages(config, device.shape, workload, device.memory_bytes)
 
 

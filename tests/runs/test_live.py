@@ -27,8 +27,8 @@ def test_what_is_seen_of_a_run_is_what_its_ledger_says(allocator: str) -> None:
         config = Composer().run([*WORDS, f"allocator={allocator}"])
     device = simulated_device(config)
     sink = KeptRecords()
-    workload = make_workload(config, device, 0)
-    run = prepare(config, workload, NUM_PAGES, device, 0, sink)
+    workload = make_workload(config, device)
+    run = prepare(config, workload, NUM_PAGES, device, sink)
     watched = WatchedRun(run, NUM_PAGES, config.kv.page_size)
     recorder: Any = run.recorder
     seen: list[float] = []
@@ -75,7 +75,7 @@ def test_a_board_shows_the_mean_of_samples_and_the_share_of_all_repetitions(
     monkeypatch.setattr(live, "PERIOD_S", 1e-4)
     with hydra_session():
         config = Composer().run([*WORDS[:2], "workload.num_requests=4"])
-    workload = make_workload(config, simulated_device(config), 0)
+    workload = make_workload(config, simulated_device(config))
     board = LiveBoard()
     run = LiveRun(board, 2)
     assert board.read() is None
