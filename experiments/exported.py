@@ -20,6 +20,7 @@ from harness.runs.jobs import Job
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.study_record import RecordedRun, StudyRecord
 
+CODE = "code"
 CONFIGS = "configs.json"
 ENVIRONMENTS = "environments.json"
 ROWS = "summary.parquet"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from experiments.exported import CONFIGS, ENVIRONMENTS, ROWS, by_run, is_exported
+from experiments.exported import CODE, CONFIGS, ENVIRONMENTS, ROWS, by_run, is_exported
 from experiments.present import present
 from experiments.provenance import environment
 from experiments.report.page import make_page
@@ -75,6 +76,7 @@ def _write(
     configs = {job.run_id: to_mapping(job.config) for job in study.jobs}
     _write_json(folder / CONFIGS, by_run(configs))
     _write_json(folder / ENVIRONMENTS, by_run({j.run_id: environment(j) for j in study.jobs}))
+    _write_own_code(study, folder / CODE)
     unread = Console(file=io.StringIO())
     shown = present(study.rows, study.jobs, study.record.figures, folder, unread)
     if not with_pdf:
@@ -88,6 +90,24 @@ def _write(
     if with_report:
         (folder / REPORT).write_text(make_page([study]), encoding="utf-8")
     return shown.failures
+
+
+def _write_own_code(study: StoredStudy, folder: Path) -> None:
+    """Allocators and routers of one's own that were measured, each state of their files once in a
+    folder `DIGEST`, and in `runs.json` which run had which. Nothing where no run had any."""
+    of_run: dict[str, str] = {}
+    for job in study.jobs:
+        run = job.root / job.run_id
+        files = [path for kind in ("allocator", "router") for path in (run / kind).rglob("*.py")]
+        sources = {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted(files)}
+        if sources:
+            of_run[job.run_id] = digest = hashlib.sha256(repr(sources).encode()).hexdigest()[:12]
+            for name, source in sources.items():
+                path = folder / digest / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(source)
+    if of_run:
+        _write_json(folder / "runs.json", of_run)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

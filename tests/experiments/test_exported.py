@@ -131,6 +131,39 @@ def test_the_same_study_gives_the_same_bytes(study, folder, tmp_path):
         assert (tmp_path / "single" / name).read_bytes() == (folder / name).read_bytes(), name
 
 
+OWN = """
+from allocators.paged import Paged
+class Mine(Paged):
+    name = "mine"
+"""
+
+
+def test_the_code_of_ones_own_allocator_is_in_the_export_once_for_each_state(tmp_path):
+    own = tmp_path / "mine.py"
+    states = [OWN, OWN + "# edited\n"]
+    run_ids = []
+    for state, size in zip(states, ("4,8", "16"), strict=True):
+        own.write_text(state)
+        words = [*SMALL, f"results_dir={tmp_path}", f"kv.page_size={size}", "repetitions=1"]
+        with hydra_session():
+            command = parse_command([*words, f"allocator={own}:Mine,paged"])
+            assert run_study(command, Console(file=io.StringIO())) == 0
+        study = find_study("single", tmp_path)
+        run_ids.append([j.run_id for j in study.jobs if j.config.allocator.name != "paged"])
+        export_study(study, tmp_path / "out" / size, with_report=False, with_pdf=False)
+        code = tmp_path / "out" / size / "code"
+        digests = json.loads((code / "runs.json").read_text())
+        assert [*digests] == run_ids[-1]
+        (digest,) = set(digests.values())
+        assert (code / digest / "allocator" / "mine.py").read_text() == state
+        assert len([path for path in code.rglob("*") if path.is_file()]) == 2
+    assert run_ids[0] != run_ids[1]
+
+
+def test_nothing_of_what_comes_with_kvarena_is_exported_as_code(folder):
+    assert not (folder / "code").exists()
+
+
 def test_what_needs_steps_says_so(folder, results, tmp_path):
     there = ["--results-dir", str(folder.parent)]
     with pytest.raises(ConfigError, match="an export without steps"):
