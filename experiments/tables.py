@@ -101,7 +101,10 @@ def _table(
     keys = [group["strategy"], group["page_size"], *(settings[key] for key in settings)]
     cells: list[tuple[pd.DataFrame, dict[str, Interval]]] = []
     for _, runs in group.groupby(keys, sort=False, dropna=False):
-        cells.append((runs, {metric: _interval(runs, metric) for metric in columns}))
+        values = {metric: _interval(runs, metric) for metric in columns}
+        cells.append(
+            (runs, {k: _once(v) for k, v in values.items()} if _is_exact(runs) else values)
+        )
     conditions = [key for key in settings if key.startswith(CONDITIONS)]
     places = [tuple(settings.loc[runs.index[0], conditions]) for runs, _ in cells]
     best = _best(columns.values(), [cell for _, cell in cells], places)
@@ -118,7 +121,10 @@ def _table(
         part,
         workload,
         _title(part, workload, group),
-        _notes(group, table_rows, is_simulated, [short_name(key) for key in conditions]),
+        (
+            *_notes(group, table_rows, is_simulated, [short_name(key) for key in conditions]),
+            *_exact_note([runs for runs, _ in cells]),
+        ),
         ("strategy", "page x pages", *map(short_name, varied)),
         blocks,
         table_rows,
@@ -152,6 +158,28 @@ def _interval(runs: pd.DataFrame, metric: str) -> Interval:
     if metric not in runs:
         return Interval(math.nan, math.nan, 0)
     return t_interval(runs[metric].to_numpy(dtype=float))
+
+
+def _is_exact(runs: pd.DataFrame) -> bool:
+    """Whether simulated repetitions are the same at every seed: nothing in them is drawn, as where
+    each replays the whole of a trace."""
+    figures = ["num_steps", "prompt_tokens", "utilisation", "batched_requests", "e2e_ms"]
+    if len(runs) < 2 or not {*figures} <= {*runs} or (runs["executor"] != "simulated").any():
+        return False
+    return bool(runs[figures].notna().all(axis=None)) and len(runs[figures].drop_duplicates()) == 1
+
+
+def _exact_note(cells: Sequence[pd.DataFrame]) -> tuple[str, ...]:
+    num_exact = sum(map(_is_exact, cells))
+    if not num_exact:
+        return ()
+    which = "All rows" if num_exact == len(cells) else f"{num_exact} of {len(cells)} rows"
+    return (f"{which} are the same at every seed: exact, one observation and not a sample.",)
+
+
+def _once(interval: Interval) -> Interval:
+    """What is one observation however often it is repeated."""
+    return Interval(interval.mean, math.nan, min(interval.n, 1))
 
 
 def _best(

@@ -32,10 +32,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     for pattern in (r"Could not override '([^']+)'", r"Could not delete .*?'([^']+)' does not"):
         if found := re.search(pattern, text):
             return _unknown_key(found.group(1), overrides)
-    if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
-        group, choice = found.groups()
-        if _choices(group):
-            return _unknown_choice(group, choice)
+    if found := re.search(r"Could not (?:find|load) '(\w+(?:/\w+)*?)/([^']*)'", text):
+        return _unknown_choice(*found.groups())
     if "Config group override" in text:
         for override in overrides:
             group, _, choice = override.lstrip("+").partition("=")

@@ -36,7 +36,7 @@ _GROUP = "hydra/launcher"
 def is_of_launcher(argument: str) -> bool:
     """Whether an argument chooses a launcher or sets a key of it, not of a run."""
     key = argument.split("=", 1)[0].lstrip("+~")
-    return key == _GROUP or key.startswith("hydra.launcher.")
+    return key in (_GROUP, "hydra.launcher") or key.startswith("hydra.launcher.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,10 @@ class ChosenLauncher:
 
 def chosen_name(arguments: Sequence[str]) -> str:
     """The launcher that the arguments of `is_of_launcher` name."""
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key != _GROUP and key.lstrip("+~") in (_GROUP, "hydra.launcher"):
+            raise ConfigError(f"{argument}: a launcher is chosen with {_GROUP}={value or 'NAME'}")
     names = [a.split("=", 1)[1] for a in arguments if a.startswith(f"{_GROUP}=")]
     name = names[-1] if names else BASIC
     keys = [a for a in arguments if not a.startswith(f"{_GROUP}=")]

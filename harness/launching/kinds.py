@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from harness.config import ConfigError
 from harness.launching.chosen import ChosenLauncher
 from harness.runs.estimate import usable_cores
 
@@ -88,10 +89,20 @@ class Joblib(LauncherKind):
     tells = False
     is_here = True
 
-    def num_jobs(self, num_runs: int) -> int:
+    def __init__(self, chosen: ChosenLauncher, folder: Path) -> None:
         import joblib
 
-        return min(num_runs, int(joblib.effective_n_jobs(self.settings["n_jobs"])))
+        super().__init__(chosen, folder)
+        given = self.settings["n_jobs"]
+        try:
+            self._num_workers = int(joblib.effective_n_jobs(given))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"hydra.launcher.n_jobs={given}: must be 1 or more, or -1 for all cores"
+            ) from error
+
+    def num_jobs(self, num_runs: int) -> int:
+        return min(num_runs, self._num_workers)
 
     def where(self) -> str:
         return "this terminal"

@@ -47,7 +47,8 @@ def launch_jobs(
     `harness.compose.hydra_session`.
 
     A run that fails or kills its process becomes a failed row. One whose job dies is launched
-    again, and is a failed row where that happens twice. Raises ConfigError where a launch leads to
+    again, alone, as the launcher may have ended it for what another did; it is a failed row where
+    its job dies once more. Raises ConfigError where a launch leads to
     nothing at all. Interrupted, it ends all jobs that it can.
     """
     rounds = _Rounds(environment, on_finished, chosen, kind)
@@ -98,13 +99,16 @@ class _Rounds:
                 self._look()  # others have all of them under way
                 time.sleep(LOOK_EVERY_S)
                 continue
-            error = self._launch(free)
+            # joblib ends all jobs where one dies: whose fault that was shows when each is alone
+            launched = [job for job in free if not self._attempts[job.run_id]] or free[:1]
+            error = self._launch(launched)
             self._look()
-            has_begun = self._count_attempts(free)
-            for root in {job.root for job in free}:
+            has_begun = self._count_attempts(launched)
+            for root in {job.root for job in launched}:
                 RunStore(root).remove_partial()  # of jobs that died
-            is_waiting = any(is_claimed(job.root, job.run_id) for job in free)
-            if all(job.run_id in self._left for job in free) and not (has_begun or is_waiting):
+            is_waiting = any(is_claimed(job.root, job.run_id) for job in launched)
+            is_left = all(job.run_id in self._left for job in launched)
+            if is_left and not (has_begun or is_waiting):
                 raise ConfigError(self._why_nothing(error))
 
     def _launch(self, jobs: Sequence[Job]) -> Exception | None:

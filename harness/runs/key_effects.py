@@ -57,7 +57,7 @@ _PARALLEL = Need(
     f"{_ROOFLINE.way_out} engine.tensor_parallel=2, or more",
 )
 
-_FLEET = Need(lambda c: c.cluster.replicas > 1, "cluster.replicas=2, or more")
+_FLEET = Need(lambda c: c.cluster.replicas > 1, "cluster.replicas=2")
 
 
 def _requests(holds: Callable[[WorkloadConfig], bool], way_out: str) -> Need:
@@ -91,7 +91,7 @@ def _routed(option: str) -> Need:
     """An option that not every router has."""
     return Need(
         lambda c: _FLEET.holds(c) and takes(c.cluster.router, option),
-        f"{_FLEET.way_out} cluster.router=prefix_aware, or another that takes it",
+        f"{_FLEET.way_out} and a cluster.router that takes it (prefix_aware)",
     )
 
 
@@ -107,7 +107,7 @@ NEEDS: Mapping[str, Need] = {
     "executor.host_us_per_sequence": _ROOFLINE,
     "executor.transfer_us": Need(
         lambda c: _ROOFLINE.holds(c) and _SWAP.holds(c),
-        f"{_ROOFLINE.way_out} {_SWAP.way_out}",
+        f"{_ROOFLINE.way_out} and {_SWAP.way_out}",
     ),
     "executor.allreduce_us": _PARALLEL,
     "cluster.router": _FLEET,

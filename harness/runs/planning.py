@@ -20,6 +20,7 @@ from harness.runs.jobs import Job, allocator_keys, make_job
 from harness.runs.key_effects import check_effects
 from harness.runs.preflight import Preflight
 from harness.runs.searching import CellSearch, search_of
+from harness.runs.seeds_once import seeds_once
 from harness.runs.study_record import study_id
 from harness.runs.varied_settings import short_name, varied_settings
 from harness.schema import allocator_spec
@@ -114,9 +115,11 @@ def plan_study(
         asked_devices = _UnknownDevices()
     for device_name in planner.device_names(configs, asked_devices):
         console.print(f"device: {device_name}", highlight=False)
+    left = seeds_once([(cell.part, config) for cell, config in zip(cells, configs, strict=True)])
     planned = [
-        _Planned(cell, planner.jobs(cell, config))
-        for cell, config in zip(cells, configs, strict=True)
+        _Planned(cell, [job for each in own for job in planner.jobs(cell, each)])
+        for cell, own in zip(cells, left, strict=True)
+        if own
     ]
     suffixes = _suffixes(planned)
     jobs: dict[str, Job] = {}

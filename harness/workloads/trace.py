@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from harness.workloads.trace_scaling import ScaledRow, scale_factor, scale_rows,
 from harness.workloads.traces import note, readers
 
 NAME = "trace"
+
+
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 def generate(config: WorkloadConfig, context: Context) -> Workload:
@@ -52,7 +56,7 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
     _add_rows(builder, scaled)
     parts = [
         f"{config.format} trace {path.name} {note(str(config.format))}".rstrip(),
-        f"{len(rows)} requests" + (f" of {len(kept):,}" if len(rows) < len(kept) else ""),
+        _count_in_words(kept, rows, context.seed),
         f"{num_dropped:,} of {len(whole):,} too long" if num_dropped else "",
         bounds_in_words(fitted, fitted.max_len, factor),
         _fit_in_words(config, fitted, context.longest_len),
@@ -117,14 +121,31 @@ def select(config: WorkloadConfig, rows: Iterable[TraceRow]) -> tuple[list[Trace
 
 def stretch(rows: Sequence[TraceRow], num_requests: int | None, seed: int) -> Sequence[TraceRow]:
     """`num_requests` consecutive rows that begin with a session, if any: the first of them for
-    seed 0, the next for seed 1, and so on round the trace. So seeds differ in their lengths."""
+    seed 0, the next for seed 1, and so on to the trace's end; further seeds begin between these, as
+    far from one another as the golden ratio puts them. So seeds differ in their lengths."""
     if num_requests is None or num_requests >= len(rows):
         return rows
     last = len(rows) - num_requests
     openings = [index for index in range(last + 1) if _opens(rows, index)]
-    wanted = seed * num_requests % (openings[-1] + 1)
+    if seed < _num_apart(rows, num_requests):
+        wanted = min(seed * num_requests, openings[-1])
+    else:
+        wanted = int(seed * _GOLDEN_RATIO % 1.0 * (openings[-1] + 1))
     start = openings[bisect_left(openings, wanted)]
     return rows[start : start + num_requests]
+
+
+def _num_apart(rows: Sequence[TraceRow], num_requests: int) -> int:
+    """Seeds whose stretches have no row in common."""
+    return len(rows) // num_requests
+
+
+def _count_in_words(kept: Sequence[TraceRow], rows: Sequence[TraceRow], seed: int) -> str:
+    if len(rows) == len(kept):
+        return f"{len(rows)} requests"
+    is_apart = seed < _num_apart(kept, len(rows))
+    shared = "" if is_apart else ", some of them of other seeds' too"
+    return f"{len(rows)} requests of {len(kept):,}{shared}"
 
 
 def _fit_in_words(given: WorkloadConfig, fitted: WorkloadConfig, longest_len: int | None) -> str:

@@ -125,22 +125,42 @@ def test_a_job_that_is_killed_is_launched_again(held, tmp_path):
     assert hidden(tmp_path) == []
 
 
-DEADLY = """
-import multiprocessing, os, signal
+DEADLY = '''
+import multiprocessing, os, signal, time
+from pathlib import Path
+import psutil
 from allocators.paged import Paged
 
 
 class Mine(Paged):
+    """With pages of 4 it kills its job, beside another run if there is one; with others it waits
+    while that is about to happen."""
+
     name = "mine"
 
     def allocate(self, *arguments, **keywords):
-        if self.page_size == 4 and multiprocessing.parent_process() is not None:
-            os.kill(os.getppid(), signal.SIGKILL)  # the job; the kernel ends this process, too
+        if not hasattr(self, "noted") and multiprocessing.parent_process() is not None:
+            self.noted = True
+            {4: self.kill, 8: self.wait}[self.page_size]()
         return super().allocate(*arguments, **keywords)
-"""
+
+    def kill(self):
+        Path("deadly").write_text(str(os.getpid()))
+        begun = time.monotonic()
+        while not Path("waits").exists() and time.monotonic() < begun + 2:
+            time.sleep(0.01)
+        Path("waits").unlink(missing_ok=True)
+        os.kill(os.getppid(), signal.SIGKILL)  # the job; the kernel ends this process, too
+
+    def wait(self):
+        time.sleep(0.2)  # for the other to begin, too
+        while Path("deadly").exists() and psutil.pid_exists(int(Path("deadly").read_text() or 0)):
+            Path("waits").touch()
+            time.sleep(0.01)
+'''
 
 
-def test_a_run_that_kills_its_job_twice_is_a_failed_row(tmp_path):
+def test_a_run_that_kills_its_job_twice_is_a_failed_row_and_none_beside_it(tmp_path):
     (tmp_path / "mine.py").write_text(DEADLY)
     process = start(tmp_path, *SWEEP[:4], "kv.page_size=4,8", *JOBLIB)
     status, out, err = finish(process)
