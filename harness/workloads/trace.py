@@ -121,17 +121,21 @@ def select(config: WorkloadConfig, rows: Iterable[TraceRow]) -> tuple[list[Trace
 
 def stretch(rows: Sequence[TraceRow], num_requests: int | None, seed: int) -> Sequence[TraceRow]:
     """`num_requests` consecutive rows that begin with a session, if any: the first of them for
-    seed 0, the next for seed 1, and so on to the trace's end; further seeds begin between these, as
-    far from one another as the golden ratio puts them. So seeds differ in their lengths."""
+    seed 0, the next for seed 1, and so on to the trace's end; further seeds begin elsewhere, in an
+    order that spreads them. So seeds differ in their lengths."""
     if num_requests is None or num_requests >= len(rows):
         return rows
     last = len(rows) - num_requests
     openings = [index for index in range(last + 1) if _opens(rows, index)]
-    if seed < _num_apart(rows, num_requests):
-        wanted = min(seed * num_requests, openings[-1])
-    else:
-        wanted = int(seed * _GOLDEN_RATIO % 1.0 * (openings[-1] + 1))
-    start = openings[bisect_left(openings, wanted)]
+    apart = [
+        openings[bisect_left(openings, min(number * num_requests, openings[-1]))]
+        for number in range(_num_apart(rows, num_requests))
+    ]
+    starts = list(dict.fromkeys(apart))
+    if seed >= len(starts):
+        between = set(openings).difference(starts)
+        starts += sorted(between, key=lambda start: start * _GOLDEN_RATIO % 1.0)
+    start = starts[seed % len(starts)]
     return rows[start : start + num_requests]
 
 

@@ -97,6 +97,15 @@ def test_interval_from_five_repetitions_on(compared: Study) -> None:
     assert "±" not in printed(few, compared).replace("± is", "")
 
 
+def test_what_is_the_same_at_every_seed_is_one_observation(run_tiny: Runner) -> None:
+    study = run_tiny("workload=fixed", "workload.output_len=8", "repetitions=5", "kv.page_size=8")
+    shown = printed(study.rows, study)
+    assert "All rows are the same at every seed: exact, one observation" in shown
+    assert "±" not in shown and "Repetitions: 1 " in shown
+    (row,) = make_tables(study.rows, study.jobs)[0].rows
+    assert row.cells["utilisation"].mean == study.rows["utilisation"].iloc[0]
+
+
 def test_rows_without_memory_pressure_say_so(run_tiny: Runner) -> None:
     study = run_tiny("allocator=paged,contiguous", "kv.pool_tokens=100000")
     assert "† not memory-bound" in printed(study.rows, study)

@@ -117,8 +117,10 @@ def test_without_one_this_process_does_the_runs(arguments):
         (("hydra/launcher=joblob",), "did you mean joblib?"),
         (("hydra/launcher=joblib", "hydra.launcher.njobs=2"), "hydra.launcher has"),
         (("hydra/launcher=joblib", "hydra.launcher.n_jobs=many"), "many"),
+        (("hydra.launcher=joblib",), "a launcher is chosen with hydra/launcher=joblib"),
+        (("+hydra/launcher=joblib",), "a launcher is chosen with hydra/launcher=joblib"),
     ],
-    ids=["no launcher", "basic", "launcher", "key", "value"],
+    ids=["no launcher", "basic", "launcher", "key", "value", "dot", "plus"],
 )
 def test_a_mistake_is_one_line_with_the_way_out(arguments, said):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -126,6 +128,16 @@ def test_a_mistake_is_one_line_with_the_way_out(arguments, said):
         choose_launcher(arguments, Path("nowhere"))
     assert said in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_workers_of_joblib_are_a_number_that_there_can_be():
+    with hydra_session():
+        chosen = choose_launcher(
+            ("hydra/launcher=joblib", "hydra.launcher.n_jobs=0"), Path("nowhere")
+        )
+        assert chosen is not None
+        with pytest.raises(ConfigError, match="n_jobs=0: must be 1 or more"):
+            kind_of(chosen, Path("nowhere"))
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,26 @@ def test_seeds_replay_stretches_of_their_own():
     assert stretch(rows, None, 3) == rows == stretch(rows, 100, 3)
 
 
+@pytest.mark.parametrize("num_requests", [40, 30, 50, 26])
+def test_seeds_of_a_short_trace_differ_though_they_have_rows_in_common(num_requests):
+    rows = [TraceRow(n, 1) for n in range(1, 80)]  # 79: twice 40 less one
+    starts = [stretch(rows, num_requests, seed)[0].prompt_len for seed in range(10)]
+    assert len(set(starts)) == 10
+
+
+def test_a_workload_says_where_seeds_have_rows_in_common(tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "2023-11-16 18:17:03.9799600,5,5\n" * 50
+    )
+    said = [
+        replay(path, longest_len=100, num_requests=20, seed=seed).description for seed in range(4)
+    ]
+    assert ["20 requests of 50, some of them of other seeds' too" in each for each in said] == [
+        False, False, True, True,
+    ]  # fmt: skip
+
+
 def test_a_stretch_begins_with_a_session():
     rng = np.random.default_rng(0)
     rows = [
