@@ -35,12 +35,13 @@ class LauncherKind:
     one. is_here: whether they are on this one, with the devices that this process finds.
     ends_with_command: whether they end when the command does, however that ends. tells: whether
     one writes a line a run to its own log. settles: whether no job of a launch is left once
-    `settle` returns, wherever it was."""
+    `settle` returns, wherever it was. falls_together: whether all jobs are ended where one dies."""
 
     is_here = False
     ends_with_command = False
     tells = True
     settles = False
+    falls_together = False
 
     def __init__(self, chosen: ChosenLauncher, folder: Path) -> None:
         self.settings: dict[str, Any] = chosen.settings
@@ -88,6 +89,7 @@ class Joblib(LauncherKind):
     ends_with_command = True
     tells = False
     is_here = True
+    falls_together = True
 
     def __init__(self, chosen: ChosenLauncher, folder: Path) -> None:
         import joblib

@@ -47,8 +47,8 @@ def launch_jobs(
     `harness.compose.hydra_session`.
 
     A run that fails or kills its process becomes a failed row. One whose job dies is launched
-    again, alone, as the launcher may have ended it for what another did; it is a failed row where
-    its job dies once more. Raises ConfigError where a launch leads to
+    again, and is a failed row where that happens twice; alone, where the launcher ends all jobs for
+    what one did. Raises ConfigError where a launch leads to
     nothing at all. Interrupted, it ends all jobs that it can.
     """
     rounds = _Rounds(environment, on_finished, chosen, kind)
@@ -99,8 +99,9 @@ class _Rounds:
                 self._look()  # others have all of them under way
                 time.sleep(LOOK_EVERY_S)
                 continue
-            # joblib ends all jobs where one dies: whose fault that was shows when each is alone
-            launched = [job for job in free if not self._attempts[job.run_id]] or free[:1]
+            launched = free
+            if self._kind.falls_together:  # whose fault it was shows when each is alone
+                launched = [job for job in free if not self._attempts[job.run_id]] or free[:1]
             error = self._launch(launched)
             self._look()
             has_begun = self._count_attempts(launched)

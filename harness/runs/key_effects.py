@@ -91,7 +91,7 @@ def _routed(option: str) -> Need:
     """An option that not every router has."""
     return Need(
         lambda c: _FLEET.holds(c) and takes(c.cluster.router, option),
-        f"{_FLEET.way_out} and a cluster.router that takes it (prefix_aware)",
+        f"{_FLEET.way_out} cluster.router=prefix_aware (or another router that takes it)",
     )
 
 

@@ -81,6 +81,7 @@ def launch(
     folder: Path,
     more: Sequence[Job] = (),
     settles: bool = False,
+    falls_together: bool = False,
 ) -> tuple[_Chosen, dict[str, str]]:
     """The launcher, and the outcome of each run."""
     chosen = _Chosen(act)
@@ -93,7 +94,7 @@ def launch(
         return [follow.pop()] if follow else []
 
     kind = LauncherKind(chosen, folder)  # type: ignore[arg-type]
-    kind.settles = settles
+    kind.settles, kind.falls_together = settles, falls_together
     module.launch_jobs(jobs, ENVIRONMENT, finished, chosen, kind)  # type: ignore[arg-type]
     return chosen, said
 
@@ -110,7 +111,12 @@ def die_over(job: Job, batch: Batch) -> None:
         assert Claims(batch.claims_of).take(job.root, job.run_id)
 
 
-def test_runs_of_jobs_that_die_are_launched_again_and_fail_the_second_time(jobs, tmp_path):
+@pytest.mark.parametrize(
+    ("falls_together", "again"), [(False, [["one", "two"]]), (True, [["one"], ["two"]])]
+)
+def test_runs_of_jobs_that_die_are_launched_again_and_fail_the_second_time(
+    jobs, tmp_path, falls_together, again
+):
     deaths: Counter[str] = Counter()
 
     def act(batch: Batch, number: int) -> None:
@@ -121,8 +127,8 @@ def test_runs_of_jobs_that_die_are_launched_again_and_fail_the_second_time(jobs,
         else:
             store(job)
 
-    chosen, said = launch(jobs, act, tmp_path)
-    assert chosen.launched == [["one", "two", "three"], ["one", "two"]]
+    chosen, said = launch(jobs, act, tmp_path, falls_together=falls_together)
+    assert chosen.launched == [["one", "two", "three"], *again]
     assert (said["two"], said["three"]) == ("as it went", "as it went")
     assert "ended before the run did, 2 times" in said["one"]
     assert RunStore(jobs[0].root).find("one").status == "failed"
