@@ -115,7 +115,9 @@ def plan_study(
         asked_devices = _UnknownDevices()
     for device_name in planner.device_names(configs, asked_devices):
         console.print(f"device: {device_name}", highlight=False)
-    left = seeds_once([(cell.part, config) for cell, config in zip(cells, configs, strict=True)])
+    # a search's probes are its own, with all of their seeds
+    parts = [f"{c.part} {n if c.search else ''}" for n, c in enumerate(cells)]
+    left = seeds_once(list(zip(parts, configs, strict=True)))
     planned = [
         _Planned(cell, [job for each in own for job in planner.jobs(cell, each)])
         for cell, own in zip(cells, left, strict=True)

@@ -140,7 +140,7 @@ def stretch(rows: Sequence[TraceRow], num_requests: int | None, seed: int) -> Se
 
 
 def _num_apart(rows: Sequence[TraceRow], num_requests: int) -> int:
-    """Seeds whose stretches have no row in common."""
+    """Seeds whose stretches have no row in common, but where a session moves a beginning on."""
     return len(rows) // num_requests
 
 
