@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from thread_ranks import ThreadRanks
 
 from experiments.equality import compare_tokens
 from harness.compose import compose_run, hydra_session
-from harness.engine.device.checkpoint_weights import WeightFiles, read_weights
+from harness.engine.device.checkpoint_weights import CheckpointError, WeightFiles, read_weights
 from harness.engine.device.model_shape import model_preset
 from harness.engine.device.models import _shape_of, load_model
 from harness.engine.device.module_weights import empty_decoder
+from harness.engine.device.parallel.ranks import ALONE
 from harness.engine.device.parallel.sharding import Splitter
 from harness.measure.environment import capture_environment
 from harness.runs.one_run import execute_run
@@ -132,12 +134,68 @@ def test_a_rank_has_its_slice_and_never_more_than_a_module_beside_it(
     assert max(held) <= sum(p.numel() for p in model.parameters()) + largest
 
 
-def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
-    _stored("llama", tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "vocab_size": 132}))
-    with pytest.raises(ValueError, match=r"embed_tokens\.weight has the shape \(131, 64\)"):
-        _read(tmp_path)
+def _edit_json(folder: Path, name: str, **values: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def _change_tensors(folder: Path, drop: str = "", **added: torch.Tensor) -> None:
+    (file,) = folder.glob("*.safetensors")
+    stored = {name: t for name, t in load_file(file).items() if name != drop}
+    save_file({**stored, **added}, file, metadata={"format": "pt"})
+
+
+def _cut_a_file(folder: Path) -> None:
+    file = min(folder.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+_K_PROJ = "model.layers.1.self_attn.k_proj.weight"
+_DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a missing tensor": (lambda f: _change_tensors(f, _K_PROJ), r"lacks 1 tensor \(.*1.*k_proj"),
+    "a missing output layer": (lambda f: _change_tensors(f, "lm_head.weight"), r"\(lm_head.weight"),
+    "tensors of a larger model": (
+        lambda f: _edit_json(f, "config.json", num_hidden_layers=1),
+        r"no place for \d tensors \(model\.layers\.1\.\S+, model\.layers\.1\.\S+, \S+, \.\.\.\)",
+    ),
+    "a tensor of nobody": (lambda f: _change_tensors(f, own=torch.ones(2)), r"1 tensor \(own\)"),
+    "another shape": (
+        lambda f: _edit_json(f, "config.json", intermediate_size=64),
+        r"mlp\S+\.weight.*\((64, 96|96, 64)\).*\(64, 64\)",
+    ),
+    "half a file": (_cut_a_file, r"model\.safetensors is damaged"),
+    "a text for an id": (
+        lambda f: _edit_json(f, "generation_config.json", eos_token_id="5"),
+        r"eos_token_id='5', which is none of its 131 token ids",
+    ),
+    "an id too large": (
+        lambda f: _edit_json(f, "generation_config.json", eos_token_id=[2, 131]),
+        r"eos_token_id=131",
+    ),
+    "no JSON": (lambda f: (f / "generation_config.json").write_text("{"), r"generation_config"),
+}
+_DAMAGES_OF_SHARDS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a missing shard": (lambda f: min(f.glob("*.safetensors")).unlink(), "lacks model-00001-of-"),
+    "a shard that is cut": (_cut_a_file, r"model-00001-of-\d+\.safetensors is damaged"),
+    "an index of nothing": (
+        lambda f: (f / "model.safetensors.index.json").write_text("{}"),
+        "index.json is no index of weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("damage", [*_DAMAGES, *_DAMAGES_OF_SHARDS])
+def test_what_does_not_make_the_model_is_named(damage: str, num_ranks: int, tmp_path: Path) -> None:
+    is_sharded = damage in _DAMAGES_OF_SHARDS
+    _stored("llama", tmp_path, **({"max_shard_size": "50KB"} if is_sharded else {}))
+    plant, message = {**_DAMAGES, **_DAMAGES_OF_SHARDS}[damage]
+    plant(tmp_path)
+    ranks = ALONE if num_ranks == 1 else ThreadRanks(0, num_ranks, meeting=None)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        load_model(model_preset("hub", path=str(tmp_path)), ranks=ranks)
+    assert str(tmp_path) in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.slow

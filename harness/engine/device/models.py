@@ -11,7 +11,13 @@ import torch
 import transformers
 
 from harness.engine.device.attention import ATTENTION_NAME, AttentionRefusedError, AttentionStep
-from harness.engine.device.checkpoint_weights import WeightFiles, read_weights
+from harness.engine.device.checkpoint_weights import (
+    CheckpointError,
+    WeightFiles,
+    generation_config,
+    load_whole,
+    read_weights,
+)
 from harness.engine.device.lean.build import LeanModel, build
 from harness.engine.device.model_shape import ModelConfig, ModelShape
 from harness.engine.device.module_weights import OnMade, empty_decoder
@@ -53,7 +59,8 @@ def load_model(
 
     Random weights depend on `weight_seed`, the shape and the device type only; the caller's
     random state is left as it was. Raises UnsupportedModelError where a probe forward does
-    not call our attention exactly once a layer, or the model cannot be split so.
+    not call our attention exactly once a layer, or the model cannot be split so, and
+    CheckpointError for what is stored incomplete.
     """
     device = torch.device(device)
     model, give_weights = _begin(config, device, ranks)
@@ -65,6 +72,8 @@ def load_model(
             give_weights(splitter or _keep_whole)
         elif splitter is not None:
             splitter.split_all()
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise UnsupportedModelError(str(error)) from error
     model = model.eval().requires_grad_(False).to(device)
@@ -91,13 +100,10 @@ def _begin(
         model = empty_decoder(hf_config, dtype)
         files = WeightFiles.of(model, config.path)
         if files is not None:
-            model.generation_config = _generation_config(config.path, model)
+            model.generation_config = generation_config(config.path, model)
             return model, partial(read_weights, model, files, device)
     transformers.utils.logging.disable_progress_bar()  # its lock outlives a worker, with a warning
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        config.path, config=hf_config, dtype=dtype
-    )
-    return model, None
+    return load_whole(config.path, hf_config, dtype), None
 
 
 def _keep_whole(name: str, module: torch.nn.Module) -> None:
@@ -174,14 +180,6 @@ def _checkpoint_dtype(config: ModelConfig, hf_config: Any) -> torch.dtype:
         return getattr(torch, config.dtype)  # type: ignore[no-any-return]
     stored = getattr(hf_config, "dtype", None)
     return stored if isinstance(stored, torch.dtype) else torch.float32
-
-
-def _generation_config(path: str, model: Any) -> Any:
-    """With the end-of-sequence tokens that a checkpoint names, if it says anything."""
-    try:
-        return transformers.GenerationConfig.from_pretrained(path)
-    except OSError:
-        return model.generation_config
 
 
 def _tokenizer(config: ModelConfig) -> Any | None:
