@@ -38,6 +38,12 @@ class Job:
         """Its figures are wall times, so nothing may run beside it."""
         return self.config.executor.kind != "simulated"
 
+    @property
+    def runs_own_code(self) -> bool:
+        """Whether it executes code that is not the project's: what that leaves in its process
+        (threads, patched modules, defaults of torch) must not meet another run."""
+        return bool(self.sources)
+
 
 def make_job(config: RunConfig, part: str, root: Path, device_name: str, hashes: CodeHashes) -> Job:
     """Address `config`: the same config, code, trace and device make the same run_id."""

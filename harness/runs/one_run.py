@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -70,7 +70,7 @@ def execute_run(
     """Run every repetition on `device`; records go to files in `folder`, where what is returned
     says they are. board: shows how far it is."""
     live = None if board is None else LiveRun(board, config.repetitions)
-    begin = time.perf_counter()
+    begin = perf_counter()
     outcomes: list[_Outcome] = []
     with RecordFiles(folder) as files:
         for repetition in range(config.repetitions):
@@ -92,7 +92,7 @@ def execute_run(
         environment=environment,
         status="complete",
         error="",
-        wall_s=time.perf_counter() - begin,
+        wall_s=perf_counter() - begin,
         summary=summaries,
         steps=folder / "steps.parquet",
         requests=folder / "requests.parquet",

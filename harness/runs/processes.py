@@ -10,7 +10,7 @@ import platform
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import NamedTuple
@@ -100,6 +100,13 @@ def with_environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def descendants(pid: int | None) -> list[psutil.Process]:
+    """The processes below one; none where that is gone."""
+    with suppress(psutil.NoSuchProcess):
+        return [] if pid is None else psutil.Process(pid).children(recursive=True)
+    return []
 
 
 def die_with_parent() -> None:

@@ -58,7 +58,8 @@ def run_jobs(
     given. Ending early (Ctrl-C, kill) loses only the runs then in flight. Raises NotStoredError
     as soon as a run cannot be written: more of them could not be either.
     """
-    simulated = [job for job in jobs if not job.is_timed]
+    # own code costs a worker each, which those of the project's share: its runs come last
+    simulated = sorted((j for j in jobs if not j.is_timed), key=lambda job: job.runs_own_code)
     timed = [job for job in jobs if job.is_timed]
     with Claims() as claims:
         for some, most_workers in ((simulated, usable_cores()), (timed, 1)):

@@ -1,11 +1,13 @@
 """A child process that does runs, one after the other, and survives none of its own crashes.
 
 A worker keeps its model warm between runs; each run has its own allocator, pool and executor,
-and the worker checks before each that the last one left nothing behind.
+and the worker checks before each that the last one left nothing behind. A run of code that is not
+the project's is the last of its worker.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import multiprocessing as mp
@@ -13,12 +15,14 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from time import perf_counter
 from typing import NamedTuple
+
+import psutil
 
 from harness.conversion import to_mapping
 from harness.engine.device.parallel.launched import LAST_WORDS_S, Launch
@@ -31,7 +35,12 @@ from harness.runs.live import LiveBoard
 from harness.runs.one_run import environment_of, execute_run
 from harness.runs.out_of_memory import OutOfMemoryError, is_out_of_memory
 from harness.runs.planned_environment import planned_environment
-from harness.runs.processes import die_with_parent, with_environment, without_ctrl_c
+from harness.runs.processes import (
+    descendants,
+    die_with_parent,
+    with_environment,
+    without_ctrl_c,
+)
 from harness.runs.store import NotStoredError, RunRecord, RunStatus, RunStore
 
 
@@ -40,8 +49,8 @@ class JobResult:
     """What a worker tells its parent; the rows themselves are on disk by then.
 
     status: complete, failed, out_of_memory, or "not stored" where not even the failure could be
-    written. is_clean: the run left nothing on the device; a worker that cannot prove it must do
-    no other run.
+    written. is_clean: the run left nothing on the device, and executed nothing but the project's
+    code; a worker that cannot prove it must do no other run.
     """
 
     run_id: str
@@ -112,13 +121,17 @@ class Worker:
         self._process.terminate()
 
     def stop(self) -> None:
-        """End the child, whatever it is doing."""
+        """End the child and what it has started, whatever they are doing."""
         self.connection.close()
+        below = descendants(self._process.pid)
         self._process.terminate()
         self._process.join(timeout=5)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        for process in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def save_failure(
@@ -147,7 +160,7 @@ def save_failure(
 def do_job(job: Job, devices: DeviceCache, board: LiveBoard | None = None) -> JobResult:
     """Do a run in this process and store it, whatever became of it; then look at what it left.
     board: shows how far it is."""
-    begin = time.perf_counter()
+    begin = perf_counter()
     status, error, is_clean = "complete", "", True
     try:
         failure = _try_job(job, devices, board)
@@ -155,7 +168,7 @@ def do_job(job: Job, devices: DeviceCache, board: LiveBoard | None = None) -> Jo
             status, error = failure.status, failure.error
             keep = status == "out_of_memory" and job.config.engine.tensor_parallel == 1
             is_clean = devices.recover(keep=keep) and failure.leaves_clean
-            wall_s = time.perf_counter() - begin
+            wall_s = perf_counter() - begin
             environment = capture_environment("none", 1)
             save_failure(job, error, wall_s, environment, failure.status)
         else:
@@ -163,7 +176,8 @@ def do_job(job: Job, devices: DeviceCache, board: LiveBoard | None = None) -> Jo
     except NotStoredError as failed:
         status, error = "not stored", str(failed)
     gc.collect()
-    return JobResult(job.run_id, status, error, time.perf_counter() - begin, is_clean)
+    is_clean = is_clean and not job.runs_own_code
+    return JobResult(job.run_id, status, error, perf_counter() - begin, is_clean)
 
 
 def _try_job(job: Job, devices: DeviceCache, board: LiveBoard | None) -> _Failure | None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from harness.config import ConfigError, RunConfig
+from harness.config import AllocatorConfig, ConfigError, ExecutorConfig, RunConfig
 from harness.engine.device.model_shape import model_preset
 from harness.engine.executor import CaptureRefusedError
 from harness.measure.environment import capture_environment
@@ -38,7 +38,7 @@ class _Worker:
         assert not self.is_stopped
         self.job = job
         self.done.append(job.config.seed)
-        is_clean = job.config.seed % 2 == 0
+        is_clean = job.config.seed % 2 == 0 and not job.runs_own_code
         self._child.send(JobResult(job.run_id, "out_of_memory", "", 0.0, is_clean))
 
     def result(self) -> Any:
@@ -67,6 +67,36 @@ def test_the_next_run_gets_a_new_process(tmp_path: Path, monkeypatch: pytest.Mon
     assert finished == [0, 2, 1, 4]
     assert [worker.done for worker in _Worker.made] == [[0, 2, 1], [4]]
     assert all(worker.is_stopped for worker in _Worker.made)
+
+
+def test_a_run_of_own_code_is_the_last_of_its_process(
+    tmp_path: Path, own_allocator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "Worker", _Worker)
+    _Worker.made.clear()
+    own, paged, simulated = f"{own_allocator}:Mine", "paged", ExecutorConfig(kind="simulated")
+    hashes = CodeHashes()
+    jobs = [
+        make_job(
+            RunConfig(
+                model=model_preset("tiny"),
+                seed=2 * seed,
+                allocator=AllocatorConfig(name),
+                executor=executor,
+            ),
+            "",
+            tmp_path,
+            "cpu",
+            hashes,
+        )
+        for executor in (simulated, ExecutorConfig())
+        for seed, name in enumerate((own, paged, paged, own, paged))
+    ]
+    monkeypatch.setattr(sweep, "usable_cores", lambda: 1)
+    sweep.run_jobs(jobs, capture_environment("none", 1), lambda job, _: None)
+    assert [worker.done for worker in _Worker.made] == [[2, 4, 8, 0], [6], [0], [2, 4, 6], [8]]
+    own_run = next(job for job in jobs if job.runs_own_code and not job.is_timed)
+    assert [do_job(job, DeviceCache()).is_clean for job in (own_run, jobs[1])] == [False, True]
 
 
 def test_a_run_that_this_host_has_no_devices_for_may_be_done_elsewhere_meanwhile(

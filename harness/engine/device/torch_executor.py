@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -182,7 +182,7 @@ class TorchExecutor:
     def submit(self, plan: StepPlan) -> PendingTokens:
         """Free rows, update tables, move pages, run the chunks, choose tokens: in order on the
         device. The host waits for it where beams, drafts or branching samples are chosen."""
-        start_s = time.perf_counter()
+        start_s = perf_counter()
         chunks = plan.chunks
         some_pending = any(chunk.token_ids[-1] == PENDING_TOKEN for chunk in chunks)
         if some_pending:
@@ -223,7 +223,7 @@ class TorchExecutor:
         end = self._event()
         events = None if begin is None or end is None else (begin, end)
         return PendingTokens(
-            start_s, time.perf_counter(), entries, fetched, events, chosen, broadcast_bytes
+            start_s, perf_counter(), entries, fetched, events, chosen, broadcast_bytes
         )
 
     def result(self, pending: PendingTokens) -> StepOutcome:
@@ -236,16 +236,16 @@ class TorchExecutor:
         device_s = waited_s = pending.submitted_s - pending.start_s  # a CPU is its own device
         if pending.events is not None:
             begin, end = pending.events
-            asked_s = time.perf_counter()
+            asked_s = perf_counter()
             end.synchronize()
-            waited_s = time.perf_counter() - asked_s
+            waited_s = perf_counter() - asked_s
             device_s = begin.elapsed_time(end) / 1e3
         chosen = pending.chosen or Chosen([], [], [], [])
         if pending.fetched is not None:
             entries = list(pending.entries)
             tokens = pending.fetched["tokens"][entries].tolist()
             chosen = Chosen(tokens, pending.fetched["margins"][entries].tolist(), [], [])
-        duration_s = time.perf_counter() - pending.start_s
+        duration_s = perf_counter() - pending.start_s
         return StepOutcome(
             chosen.token_ids,
             chosen.margins,
