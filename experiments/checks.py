@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import pandas as pd
 
 from experiments.equality import MARGIN_LIMIT, EqualityReport, check_tokens, strategies_of
+from harness.config import AllocatorConfig, RunConfig
 from harness.measure.ledger import CLASSES
 from harness.runs.jobs import Job
 
@@ -33,7 +35,12 @@ def run_checks(rows: pd.DataFrame, jobs: Sequence[Job]) -> Checks:
     complete = rows[rows["status"] == "complete"]
     if complete.empty:
         return Checks((), ())
-    parts = (check_classes(complete), _token_lines(jobs), Checks(tuple(check_order(complete)), ()))
+    parts = (
+        check_classes(complete),
+        check_requests(complete, jobs),
+        _token_lines(jobs),
+        Checks(tuple(check_order(complete)), ()),
+    )
     return Checks(
         tuple(line for part in parts for line in part.lines),
         tuple(failure for part in parts for failure in part.failures),
@@ -58,6 +65,59 @@ def check_classes(rows: pd.DataFrame) -> Checks:
         ),
         (),
     )
+
+
+def check_requests(rows: pd.DataFrame, jobs: Sequence[Job]) -> Checks:
+    """Whether runs that were asked for the same workload served the same requests, and those that
+    differ in nothing but the strategy had the same pool, seed by seed. A run that was stored
+    without a digest of its requests is left out."""
+    if "requests_digest" not in rows:
+        return Checks((), ())
+    configs = {job.run_id: job.config for job in jobs}
+    rows = rows[rows["run_id"].isin(configs) & rows["requests_digest"].notna()]
+    given = [configs[run_id] for run_id in rows["run_id"]]
+    base = [rows["part"], rows["executor"], rows["seed"]]
+    failures = []
+    for _, group in rows.groupby([*base, list(map(_asked_workload, given))], sort=False):
+        served = group.drop_duplicates("requests_digest")
+        if len(served) > 1:
+            failures.append(
+                f"{_where(served)} did not serve the same requests: what a workload leaves open is "
+                "fitted to a run; give workload.length_scale, workload.max_len and "
+                "workload.num_requests"
+            )
+    for _, group in rows.groupby([*base, list(map(_asked_memory, given))], sort=False):
+        pools = group["pool_tokens"]
+        if pools.max() - pools.min() > max(group["page_size"].max(), SAME_POOL * pools.max()):
+            ends = group.loc[[pools.idxmin(), pools.idxmax()]]
+            failures.append(
+                f"{_where(ends)} had pools of {pools.min():,.0f} and {pools.max():,.0f} tokens: "
+                "give kv.pool_tokens"
+            )
+    return Checks((), tuple(failures))
+
+
+SAME_POOL = 0.01
+"""Pools may differ by so much, as what a GPU has left is measured anew, or by a page."""
+
+
+def _asked_workload(config: RunConfig) -> str:
+    """What decides the requests, but for the seed and for what is derived."""
+    workload = replace(config.cluster.workload(config.workload), fit_len=None)
+    return repr((workload, config.model))
+
+
+def _asked_memory(config: RunConfig) -> str:
+    """What decides the pool, but for the seed: all but the strategy and its pages."""
+    kv = replace(config.kv, page_size=1)
+    return repr(replace(config, seed=0, repetitions=1, allocator=AllocatorConfig(), kv=kv))
+
+
+def _where(rows: pd.DataFrame) -> str:
+    """The first two of `rows`, which are not alike, in words."""
+    first, second = (f"run {run_id}" for run_id in rows["run_id"].iloc[:2])
+    head = rows.iloc[0]
+    return f"{head['part']}, {head['workload']}, seed {head['seed']}: {first} and {second}"
 
 
 def check_order(rows: pd.DataFrame) -> list[str]:

@@ -95,13 +95,14 @@ def best_at(rows: pd.DataFrame, metric: str, setting: str) -> pd.DataFrame:
 
 
 def slo_in_words(jobs: Sequence[Job]) -> str:
-    """The bounds that goodput is counted under, of the first run that has any."""
+    """The bounds that goodput is counted under, of all runs that have any."""
+    found = {}
     for job in jobs:
         measure = job.config.measure
         bounds = {"TTFT": measure.slo_ttft_ms, "TPOT": measure.slo_tpot_ms}
-        if said := [f"{name} <= {ms:g} ms" for name, ms in bounds.items() if ms is not None]:
-            return ", ".join(said)
-    return "no bound"
+        said = [f"{name} <= {ms:g} ms" for name, ms in bounds.items() if ms is not None]
+        found[", ".join(said)] = None
+    return " or ".join(filter(None, found)) or "no bound"
 
 
 def excludes(interval: Interval, value: float) -> bool:

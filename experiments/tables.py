@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from harness.runs.varied_settings import short_name, varied_settings
 class TableRow:
     """labels: strategy, pages, and the settings that differ. cells, best: by metric.
 
-    queue_grows: in most repetitions. error: of a failed run, else empty. pool_tokens: NaN where
-    unknown, as of a failed run. run_ids: what it is made from.
+    queue_grows: in most repetitions. error: of a failed run, else empty. pool_tokens: mean of the
+    repetitions, NaN where unknown, as of a failed run. run_ids: what it is made from.
     """
 
     labels: tuple[str, ...]
@@ -138,8 +139,10 @@ def _row(
     best: frozenset[str],
 ) -> TableRow:
     first = runs.iloc[0]
-    pages = first.get("pool_pages", math.nan)
-    shown = f"{first['page_size']} x {pages:,.0f}" if pages == pages else f"{first['page_size']}"
+    pools = runs.dropna(subset=["pool_pages"]) if "pool_pages" in runs else runs.iloc[:0]
+    shown = f"{first['page_size']}"
+    if len(pools):
+        shown += f" x {_range(pools['pool_pages'], ',.0f', '-')}"
     failed = runs[runs["status"] != "complete"]
     saturated = values["saturated_share"].mean
     return TableRow(
@@ -149,7 +152,7 @@ def _row(
         is_memory_bound=bool(saturated >= MEMORY_BOUND_SHARE),
         error=str(failed.iloc[0]["error"]) if len(failed) else "",
         queue_grows="queue_grows" in runs and bool(runs["queue_grows"].mean() > 0.5),
-        pool_tokens=float(first.get("pool_tokens", math.nan)),
+        pool_tokens=float(pools["pool_tokens"].mean()) if len(pools) else math.nan,
         run_ids=tuple(dict.fromkeys(runs["run_id"])),
     )
 
@@ -230,19 +233,8 @@ def _notes(
                 "recomputed, not swapped: no room on the host (engine.swap_tokens), or nothing "
                 "that could go on as it was (an outgrown reservation, beams between two steps)."
             )
-    if is_simulated and (group["cost"] == "roofline").all():
-        notes.append(
-            "Simulated: a step takes what its bytes and operations take on the GPU at its "
-            "published figures (executor.gpu), and the host what executor.host_us says: see "
-            "docs/simulator.md."
-        )
-    elif is_simulated and (group["cost"] == "calibrated").all():
-        notes += _calibration_notes(complete)
-    elif is_simulated:
-        notes.append(
-            "Simulated: every step takes the same virtual time, so times and rates are not shown; "
-            "tokens per step count instead."
-        )
+    if is_simulated:
+        notes += _cost_notes(group, complete)
     elif (complete["device"] == "cpu").any():
         notes.append(
             "CPU figures: most of a step is matrix multiplication (bound by GEMM), which no "
@@ -262,10 +254,28 @@ def _notes(
     return tuple(notes)
 
 
-def _calibration_notes(complete: pd.DataFrame) -> list[str]:
-    notes = [
-        "Simulated: a step takes what was fitted to steps of real runs (executor.calibration); "
+_COST_NOTES = {
+    "roofline": (
+        "a step takes what its bytes and operations take on the GPU at its published figures "
+        "(executor.gpu), and the host what executor.host_us says: see docs/simulator.md."
+    ),
+    "calibrated": (
+        "a step takes what was fitted to steps of real runs (executor.calibration); "
         "docs/simulator.md says how far off that is."
+    ),
+    "constant": (
+        "every step takes the same virtual time, so times and rates are not shown; tokens per step "
+        "count instead."
+    ),
+}
+
+
+def _cost_notes(group: pd.DataFrame, complete: pd.DataFrame) -> list[str]:
+    """Where a simulated step's time comes from, for each executor.cost of `group`."""
+    costs = list(group["cost"].unique())
+    notes = [
+        f"Simulated{f' with executor.cost={cost}' if len(costs) > 1 else ''}: {_COST_NOTES[cost]}"
+        for cost in costs
     ]
     beyond = complete["extrapolated_share"].dropna() if "extrapolated_share" in complete else []
     if len(beyond) and beyond.max() > 0:
@@ -278,16 +288,19 @@ def _calibration_notes(complete: pd.DataFrame) -> list[str]:
 
 
 def _workload_note(descriptions: Sequence[str]) -> str:
-    """The first description, and of what the others say instead up to three variants."""
+    """All descriptions in one: of what is not said of every run, up to three variants."""
     parts = [description.split("; ") for description in descriptions]
     if len({len(each) for each in parts}) > 1:
-        shared = set(parts[0]).intersection(*parts[1:])
-        return "; ".join(p if p in shared else f"{p} (not in all runs)" for p in parts[0])
-    notes = []
-    for variants in map(list, map(dict.fromkeys, zip(*parts, strict=True))):
-        shown = " or ".join(variants[:MAX_VARIANTS])
-        notes.append(shown if len(variants) <= MAX_VARIANTS else f"{shown} or others")
-    return "; ".join(notes)
+        said = list(dict.fromkeys(itertools.chain.from_iterable(parts)))
+        shared = [part for part in said if all(part in each for each in parts)]
+        others = [part for part in said if part not in shared]
+        return "; ".join([*shared, f"of some runs: {_variants(others)}"])
+    return "; ".join(_variants(list(dict.fromkeys(each))) for each in zip(*parts, strict=True))
+
+
+def _variants(found: Sequence[str]) -> str:
+    shown = " or ".join(found[:MAX_VARIANTS])
+    return shown if len(found) <= MAX_VARIANTS else f"{shown} or others"
 
 
 def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow], conditions: Sequence[str]) -> str:
@@ -309,7 +322,7 @@ def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow], conditions: Seq
     )
     imagined = complete["imagined_memory_gib"].dropna()
     device = (
-        f"; memory fractions are of an imagined device of {imagined.iloc[0]:g} GiB"
+        f"; memory fractions are of an imagined device of {_range(imagined, 'g')} GiB"
         if len(imagined) and complete["memory_fraction"].notna().any()
         else ""
     )
@@ -320,6 +333,6 @@ def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow], conditions: Seq
     )
 
 
-def _range(values: pd.Series, digits: str) -> str:
+def _range(values: pd.Series, digits: str, between: str = " to ") -> str:
     low, high = format(values.min(), digits), format(values.max(), digits)
-    return low if low == high else f"{low} to {high}"
+    return low if low == high else f"{low}{between}{high}"

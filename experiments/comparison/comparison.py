@@ -51,7 +51,8 @@ class Unpaired(NamedTuple):
 class Comparison(NamedTuple):
     """threshold: relative difference that a metric must exceed to count. is_timed: figures are wall
     times. is_noisy: and not of one command, which would have interleaved them. same_addresses: of
-    all runs, so neither config nor code nor device differs."""
+    all runs, so neither config nor code nor device differs. other_requests: cells whose runs of a
+    seed did not serve the same requests."""
 
     before: Side
     after: Side
@@ -65,6 +66,7 @@ class Comparison(NamedTuple):
     is_timed: bool
     is_noisy: bool
     same_addresses: bool
+    other_requests: tuple[str, ...]
 
     def counts_against(self, each: Finding) -> bool:
         """Whether a metric is worse by more than the threshold."""
@@ -159,6 +161,7 @@ def compare(
         is_timed,
         is_noisy,
         ids[0] == ids[1],
+        tuple(name for name, sides in by_name.items() if _serve_others(*sides)),
     )
 
 
@@ -215,6 +218,15 @@ def _unpaired(
         for seeds, is_lacking in ((left - right, True), (right - left, False)):
             if seeds:
                 yield Unpaired(cell.name, tuple(sorted(seeds)), is_lacking)
+
+
+def _serve_others(before: pd.DataFrame, after: pd.DataFrame) -> bool:
+    """Runs of the same seed had other requests; those stored without a digest are left out."""
+    if "requests_digest" not in before or "requests_digest" not in after:
+        return False
+    pairs = before[["seed", "requests_digest"]].merge(after[["seed", "requests_digest"]], on="seed")
+    known = pairs.dropna()
+    return bool((known["requests_digest_x"] != known["requests_digest_y"]).any())
 
 
 def _status_by_seed(rows: pd.DataFrame) -> dict[int, tuple[str, str]]:

@@ -72,6 +72,8 @@ def answer(found: Comparison, *, exact: bool = False) -> str:
         parts.append(f"noise above 100 %, where a doubling could not be seen: {titles}")
     if found.lacking:
         parts.append(f"B lacks {_listed(found.lacking)}")
+    if found.other_requests:
+        parts.append(f"other requests were served in {_listed(found.other_requests)}")
     if not found.are_counts_equal:
         parts.append("ledger counts differ" + (", which counts (--exact)" if exact else ""))
     return "B is " + "; ".join(parts) if worse or better else _sentence("; ".join(parts))

@@ -224,6 +224,7 @@ def _draw_users(axes: Axes, check: pd.DataFrame) -> pd.DataFrame:
     lengths = Lengths.sharegpt()
     runs = check[check["part"] != "paper"]
     pool = int(runs["pool_tokens"].iloc[0]) if len(runs) else 0
+    runs = runs[runs["pool_tokens"] == pool]  # the formula's, and what the axis says
     lines = []
     for strategy in STRATEGIES:
         colour = STRATEGY_COLOURS["paged"] if strategy == "paged" else EXPECTED_COLOURS[strategy]

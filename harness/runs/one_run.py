@@ -37,11 +37,13 @@ from harness.runs.pool_size import (
 )
 from harness.runs.store import RunRecord
 from harness.runs.surroundings import Device
+from harness.workloads.digest import requests_digest
 from harness.workloads.generate import generate
 
 
 def make_workload(config: RunConfig, device: Device) -> Workload:
-    """The requests of one repetition; they depend on its config's workload and seed alone."""
+    """The requests of one repetition, which no strategy changes. Where workload.fit_len is None,
+    a trace is fitted to the run's own pool: `plan_study` sets it for all cells of a table."""
     return generate(
         config.cluster.workload(config.workload),
         seed=config.seed,
@@ -124,6 +126,7 @@ class _Outcome:
     peak_bytes: int | None
     extrapolated_share: float
     description: str
+    requests_digest: str
     memory_map: pd.DataFrame | None = None
     step_work: pd.DataFrame | None = None
     outcome_log: pd.DataFrame | None = None
@@ -183,6 +186,7 @@ class _Repetition(NamedTuple):
             peak_bytes,
             getattr(prepared.executor, "extrapolated_share", math.nan),
             self.workload.description,
+            requests_digest(self.workload),
             prepared.memory_map.frame() if prepared.memory_map else None,
             prepared.work_log.frame() if prepared.work_log else None,
             outcome_log,
@@ -203,6 +207,7 @@ class _Repetition(NamedTuple):
             None,
             prepared.extrapolated_share,
             self.workload.description,
+            requests_digest(self.workload),
         )
 
     def _watching(self, watched: Watched) -> AbstractContextManager[None]:
@@ -231,6 +236,7 @@ def _summary(
         "graph_memory_bytes": outcome.captured.num_bytes,
         "num_graphs": len(outcome.captured.sizes),
         "workload_description": outcome.description,
+        "requests_digest": outcome.requests_digest,
     }
 
 

@@ -15,6 +15,7 @@ from harness.compose import Command, Composer, Study
 from harness.config import ConfigError, DeviceConfig, RunConfig
 from harness.conversion import unknown_name
 from harness.runs.code_hash import CodeHashes
+from harness.runs.fitted_alike import fitted_alike
 from harness.runs.grid import Cell, chosen_allocators, expand
 from harness.runs.jobs import Job, allocator_keys, make_job
 from harness.runs.key_effects import check_effects
@@ -109,6 +110,7 @@ def plan_study(
     check_effects({*command.fixed, *command.swept}, configs)
     asked_devices = LocalDevices() if devices is None else devices
     preflight = Preflight(device_is_here=asked_devices.are_here)
+    configs = fitted_alike([cell.part for cell in cells], configs, preflight.shape)
     for config in configs:
         preflight.check(config)
     if study.dry_run and not asked_devices.are_here:
@@ -133,7 +135,7 @@ def plan_study(
                 jobs.setdefault(job.run_id, dataclasses.replace(job, label=label))
         else:
             search = search_of(cell.search, own[0].config)
-            make_jobs = functools.partial(planner.probe, cell)
+            make_jobs = functools.partial(planner.probe, cell, own[0].config.workload.fit_len)
             searches.append(CellSearch(search, make_jobs, suffixes[index]))
     asked = [job for cell in planned for job in cell.jobs]
     return Plan(study_id(command.arguments, asked), list(jobs.values()), searches)
@@ -154,9 +156,11 @@ class _Planner:
         probed = [] if cell.search is None else [f"{cell.search.key}={value!r}"]
         return self._composer.run([*cell.overrides, *probed, *self._verbatim])
 
-    def probe(self, cell: Cell, value: float) -> list[Job]:
-        """The runs that try a value."""
-        return self.jobs(cell, self.compose(cell, value))
+    def probe(self, cell: Cell, fit_len: int | None, value: float) -> list[Job]:
+        """The runs that try a value; fit_len: as all runs of the cell have it."""
+        config = self.compose(cell, value)
+        workload = dataclasses.replace(config.workload, fit_len=fit_len)
+        return self.jobs(cell, dataclasses.replace(config, workload=workload))
 
     def jobs(self, cell: Cell, config: RunConfig) -> list[Job]:
         """The runs of a config in a cell: one, or one a repetition."""

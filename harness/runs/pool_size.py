@@ -96,9 +96,12 @@ def needs_device_memory(config: RunConfig) -> bool:
 
 
 def longest_request_len(config: RunConfig, shape: ModelShape) -> int:
-    """Tokens, prompt and output, that the longest request of a fitted trace may have: what the
-    model can read, and a quarter of a pool given in tokens, so that requests compete for it.
+    """Tokens, prompt and output, that the longest request of a fitted trace may have:
+    workload.fit_len, else what the model can read, and a quarter of a pool given in tokens, so that
+    requests compete for it.
     """
+    if config.workload.fit_len is not None:
+        return config.workload.fit_len
     longest = shape.max_positions
     if config.kv.pool_tokens is not None:
         longest = min(longest, max(2, config.kv.pool_tokens // _LONGEST_REQUESTS_IN_POOL))

@@ -43,7 +43,7 @@ class Preflight:
         """Raise ConfigError for an option, model, trace, page size or memory that cannot do."""
         build_allocator(config, PagePool(1, config.kv.page_size))
         check_router(config)
-        shape = self._shape(config.model)
+        shape = self.shape(config.model)
         is_simulated = config.executor.kind == "simulated"
         is_elsewhere = not (is_simulated or self._device_is_here)
         if needs_device_memory(config) and not (is_elsewhere or _has_memory(config)):
@@ -75,14 +75,15 @@ class Preflight:
             raise ConfigError(f"{key}: {hint}. A checkpoint is given as ./DIR or OWNER/NAME")
         draft = draft_model(config)
         assert draft is not None
-        if (size := self._shape(draft, key).vocab_size) != shape.vocab_size:
+        if (size := self.shape(draft, key).vocab_size) != shape.vocab_size:
             raise ConfigError(
                 f"{key} has a vocabulary of {size}, model={config.model.name} one of "
                 f"{shape.vocab_size}: a draft model must have the model's own"
             )
 
-    def _shape(self, model: ModelConfig, what: str = "") -> ModelShape:
-        """what: the key and value that chose the model, where it is not the model's own."""
+    def shape(self, model: ModelConfig, what: str = "") -> ModelShape:
+        """That of `model`; ConfigError where it cannot be used. what: the key and value that chose
+        it, where these are not model=NAME."""
         key = repr(model)
         if key not in self._shapes:
             own = f"model.path={model.path}" if model.path else f"model={model.name}"

@@ -33,6 +33,9 @@ class WorkloadConfig:
     length_scale: multiplies every length, rounded to at least 1; `max_len`,
         `max_output_len`, `max_prompt_len` and `shared_len` are given before it. None: 1, and for
         a trace whatever fits it to the pool and the model (see `trace_fit`).
+    fit_len: tokens of the longest request that a trace is fitted to where length_scale or max_len
+        is None. None: what a quarter of the smallest kv.pool_tokens and the model allow, the same
+        for all cells of a table.
     arrivals: `trace` takes the trace's own times. rate: requests (chat: sessions) per second.
     burstiness: shape of the gamma distribution of gaps (vLLM's convention): 1 is Poisson,
         below 1 comes in bursts; the coefficient of variation is 1 / sqrt(burstiness).
@@ -73,6 +76,7 @@ class WorkloadConfig:
     max_output_len: int | None = None
     max_prompt_len: int | None = None
     length_scale: float | None = None
+    fit_len: int | None = None
     arrivals: str = "all_at_once"
     rate: float = 1.0
     burstiness: float = 1.0
@@ -192,7 +196,7 @@ class WorkloadConfig:
 _AT_LEAST_ONE = (
     "num_requests", "prompt_len", "output_len", "prompt_min", "output_min", "prompt_mean",
     "output_mean", "max_output_len", "max_prompt_len", "samples", "beam_width", "concurrency",
-    "turns", "block_len", "page_multiple",
+    "turns", "fit_len", "block_len", "page_multiple",
 )  # fmt: skip
 _MAX_SCALE = 1_000.0
 """Turns a hundred tokens into more than any model is served with."""

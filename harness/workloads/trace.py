@@ -61,7 +61,7 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
         bounds_in_words(fitted, fitted.max_len, factor),
         _fit_in_words(config, fitted, context.longest_len),
         branches_in_words(config),
-        arrivals_in_words(config),
+        _arrivals_in_words(config, rows),
     ]
     return Workload(
         name=config.name,
@@ -150,6 +150,13 @@ def _count_in_words(kept: Sequence[TraceRow], rows: Sequence[TraceRow], seed: in
     is_apart = seed < _num_apart(kept, len(rows))
     shared = "" if is_apart else ", some of them of other seeds' too"
     return f"{len(rows)} requests of {len(kept):,}{shared}"
+
+
+def _arrivals_in_words(config: WorkloadConfig, rows: Sequence[TraceRow]) -> str:
+    words = arrivals_in_words(config)
+    has_times = all(row.arrival_s is not None for row in rows)
+    replaced = has_times and config.arrivals != "trace"
+    return f"{words}, not at the trace's own times" if replaced else words
 
 
 def _fit_in_words(given: WorkloadConfig, fitted: WorkloadConfig, longest_len: int | None) -> str:

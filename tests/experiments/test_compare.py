@@ -85,6 +85,15 @@ def test_a_repeat_is_equal_in_everything(results: Path) -> None:
     assert found.exit_status(exact=True) == 0
 
 
+def test_other_requests_are_told(results: Path, tmp_path: Path) -> None:
+    assert compared(results, "page4/single", "page16/single").other_requests == ()
+    run(tmp_path, "kv.page_size=4", "kv.pool_tokens=160", "workload.length_scale=0.15")
+    after = find_side("single", tmp_path)
+    found = compare(find_side("page4/single", results), after)
+    assert found.other_requests == ("contiguous buddy max", "paged")
+    assert "other requests were served in contiguous buddy max, paged" in answer(found)
+
+
 def test_one_setting_is_found_and_what_it_does(results: Path) -> None:
     found = compared(results, "page4/single", "page16/single")
     (change,) = found.matching.changes

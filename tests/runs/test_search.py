@@ -202,3 +202,23 @@ def test_a_search_that_cannot_be_is_refused(
 def test_a_searched_key_has_no_other_value() -> None:
     with pytest.raises(ConfigError, match="is searched"):
         PartConfig(axes={"workload.rate": [1]}, search=SearchConfig(low=1, high=2))
+
+
+def test_all_probes_of_all_cells_serve_a_trace_fitted_alike(
+    arguments: list[str], console: Console, tmp_path: Path
+) -> None:
+    lines = [f"2024-05-12 00:00:{i // 4:02d}.0,{90 + 20 * i},10" for i in range(40)]
+    (tmp_path / "t.csv").write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]))
+    trace = {"workload": "trace", "workload.format": "azure", "workload.path": tmp_path / "t.csv"}
+    kept = {k: v for k, v in PART["set"].items() if not k.startswith(("workload", "kv"))}
+    search = {"low": 1, "high": 8, "tolerance": 1, "normalised_latency_ms": 40}
+    offer(
+        PART
+        | {"set": {**kept, **trace, "repetitions": 1}, "axes": {"kv.pool_tokens": [2048, 512]}}
+        | {"search": {"key": "workload.speed_up", **search}}
+    )
+    try:
+        _, done = finish(arguments, console)
+    finally:
+        offer(PART)
+    assert len(done) > 2 and {job.config.workload.fit_len for job in done} == {128}
