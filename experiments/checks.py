@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from experiments.equality import MARGIN_LIMIT, EqualityReport, check_tokens, strategies_of
+from experiments.equality import MARGIN_LIMIT_16_BIT, EqualityReport, check_tokens
 from harness.config import AllocatorConfig, RunConfig
 from harness.measure.ledger import CLASSES
 from harness.runs.jobs import Job
@@ -31,15 +33,16 @@ class Checks(NamedTuple):
 
 
 def run_checks(rows: pd.DataFrame, jobs: Sequence[Job]) -> Checks:
-    """Classes sum to the pool, tokens are the same, the strategies' order is as published."""
+    """Classes sum to the pool, tokens are the same, the strategies' order is as published. A
+    check that breaks is a failure, and the others are made."""
     complete = rows[rows["status"] == "complete"]
     if complete.empty:
         return Checks((), ())
     parts = (
-        check_classes(complete),
-        check_requests(complete, jobs),
-        _token_lines(jobs),
-        Checks(tuple(check_order(complete)), ()),
+        _made("ledger check", lambda: check_classes(complete)),
+        _made("check of the requests", lambda: check_requests(complete, jobs)),
+        _made("token check", lambda: describe_equality(check_tokens(jobs))),
+        _made("check of the order", lambda: Checks(tuple(check_order(complete)), ())),
     )
     return Checks(
         tuple(line for part in parts for line in part.lines),
@@ -47,23 +50,54 @@ def run_checks(rows: pd.DataFrame, jobs: Sequence[Job]) -> Checks:
     )
 
 
+def _made(name: str, check: Callable[[], Checks]) -> Checks:
+    """What a check finds; one that raises has not been passed."""
+    try:
+        return check()
+    except Exception as error:
+        return Checks((), (broken(name, error),))
+
+
+def broken(name: str, error: Exception) -> str:
+    """One line about a check or a figure that raised, with the place."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split())
+    where = f"{Path(place.filename).name}:{place.lineno}"
+    return f"the {name} broke: {type(error).__name__}: {said} ({where})"
+
+
 def check_classes(rows: pd.DataFrame) -> Checks:
-    """Whether every run's shares of the pool add up to 100 %."""
-    sums = rows[list(SHARES)].sum(axis=1, skipna=False)
+    """Whether every run's shares of the pool add up to 100 %, each of them from 0 to 100 %."""
+    shares = rows[list(SHARES)]
+    sums = shares.sum(axis=1, skipna=False)
     deviation = (sums - 1).abs()
-    wrong = rows[~(deviation <= SUM_TOLERANCE)]
-    failures = tuple(
-        f"run {run_id}: ledger classes sum to {100 * total:.9f} % of the pool, not 100 %"
-        for run_id, total in zip(wrong["run_id"], sums[wrong.index], strict=True)
-    )
+    failures = [
+        f"{_repetition(rows.loc[index])}: ledger classes sum to {100 * sums[index]:.9f} % of the "
+        "pool, not 100 %"
+        for index in rows.index[~(deviation <= SUM_TOLERANCE)]
+    ]
+    outside = (shares < -SUM_TOLERANCE) | (shares > 1 + SUM_TOLERANCE)
+    failures += [
+        f"{_repetition(rows.loc[index])}: ledger class {name} is "
+        f"{100 * shares.loc[index, column]:.3g} % of the pool"
+        for name, column in zip(CLASSES, SHARES, strict=True)
+        for index in rows.index[outside[column]]
+    ]
     if failures:
-        return Checks((), failures)
+        return Checks((), tuple(failures))
     return Checks(
         (
             f"ledger classes sum to 100 % of the pool in all {len(rows)} repetitions "
             f"(off by at most {deviation.max():.0e})",
         ),
         (),
+    )
+
+
+def _repetition(row: pd.Series) -> str:
+    return (
+        f"{row['strategy']} · page {row['page_size']} · {row['workload']}, repetition "
+        f"{row['repetition']} (run {row['run_id']})"
     )
 
 
@@ -157,25 +191,26 @@ def _order_line(ladder: Sequence[pd.DataFrame]) -> str:
     return f"{verdict}: {', '.join(found)}"
 
 
-def _token_lines(jobs: Sequence[Job]) -> Checks:
-    report = check_tokens(jobs)
+def describe_equality(report: EqualityReport | None) -> Checks:
+    """The result of the token check in words; nothing where no run computed tokens."""
     if report is None:
         return Checks((), ())
-    return describe_equality(report, strategies_of(jobs))
-
-
-def describe_equality(report: EqualityReport, num_strategies: int) -> Checks:
-    """The result of the token check in words."""
+    left_out = tuple(f"tokens not compared: {reason}" for reason in report.not_compared)
     if report.failures:
-        head = f"tokens differ at logit margins above {MARGIN_LIMIT:g}: "
-        return Checks((), tuple(head + failure for failure in report.failures))
-    line = f"identical tokens under all {num_strategies} allocators ({report.positions:,} positions"
-    if report.settings > num_strategies:
+        failures = tuple(f"tokens differ: {failure}" for failure in report.failures)
+        return Checks(left_out, failures)
+    if not report.settings:
+        return Checks(left_out, ())
+    line = f"identical tokens under all {report.strategies} allocators ({report.positions:,} "
+    line += "positions"
+    if report.settings > report.strategies:
         line += f", {report.settings} settings"
+    if report.is_16_bit:
+        line += f"; 16 bits, in which margins up to {MARGIN_LIMIT_16_BIT:g} are rounding"
     line += ")"
     if report.near_ties:
         margin = max(tie.margin for tie in report.near_ties)
         count = len(report.near_ties)
         where = "a position where" if count == 1 else f"{count} positions where"
         line += f" but for {where} two logits tie within rounding (margin at most {margin:.1g})"
-    return Checks((line,), ())
+    return Checks((line, *left_out), ())

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import pandas as pd
 from rich.console import Console
 
-from experiments.checks import run_checks
+from experiments.checks import broken, run_checks
 from experiments.figures import answers, draw_figures
 from experiments.sustained_rate import print_sustained, sustained_rates
 from experiments.table_output import PIPE_WIDTH, print_table, to_csv_rows, to_markdown
 from experiments.tables import make_tables
+from harness.config import ConfigError
 from harness.runs.jobs import Job
 
 
@@ -31,7 +32,8 @@ def present(
     folder: Path,
     console: Console,
 ) -> Presentation:
-    """Print the comparison of `rows`; write it and the `figures` into `folder`.
+    """Print the comparison of `rows`, write it and the `figures` into `folder`, then say what the
+    checks found.
 
     rows: as from `collect_rows`. figures: modules of `experiments.figures`.
     """
@@ -40,6 +42,14 @@ def present(
     tables = make_tables(rows, jobs)
     sustained = sustained_rates(rows, jobs)
     complete = rows[rows["status"] == "complete"]
+    folder.mkdir(parents=True, exist_ok=True)
+    markdown, csv = folder / "comparison.md", folder / "comparison.csv"
+    markdown.write_text(to_markdown(tables, []))
+    to_csv_rows(tables).to_csv(csv, index=False)
+    paths = [markdown, csv]
+    if len(sustained):
+        paths.append(folder / "sustained.csv")
+        sustained.to_csv(paths[-1], index=False)
     if given := answers(figures, complete, jobs):
         wide = console if console.is_terminal else Console(file=console.file, width=PIPE_WIDTH)
         for answer in given:
@@ -50,20 +60,29 @@ def present(
             print_table(table, console)
         if len(sustained):
             print_sustained(sustained, console)
-    checks = run_checks(rows, jobs)
+    drawn, failures = _drawn(figures, complete, jobs, folder / "figures")
+    checks = run_checks(rows, jobs)  # last: all else is on disk, whatever becomes of them
+    failures = [*checks.failures, *failures]
+    markdown.write_text(to_markdown(tables, [*checks.lines, *failures]))
     console.print()
     for line in checks.lines:
         console.print(line, highlight=False, markup=False)
-    for failure in checks.failures:
+    for failure in failures:
         console.print(f"FAILED CHECK: {failure}", style="bold red", highlight=False, markup=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    markdown, csv = folder / "comparison.md", folder / "comparison.csv"
-    markdown.write_text(to_markdown(tables, [*checks.lines, *checks.failures]))
-    to_csv_rows(tables).to_csv(csv, index=False)
-    paths = [markdown, csv]
-    if len(sustained):
-        paths.append(folder / "sustained.csv")
-        sustained.to_csv(paths[-1], index=False)
-    if len(complete):
-        paths += draw_figures(figures, complete, jobs, folder / "figures")
-    return Presentation(paths, checks.failures)
+    return Presentation([*paths, *drawn], tuple(failures))
+
+
+def _drawn(
+    names: Sequence[str], complete: pd.DataFrame, jobs: Sequence[Job], folder: Path
+) -> tuple[list[Path], list[str]]:
+    """Files of the figures, and a line for each that could not be drawn."""
+    paths: list[Path] = []
+    failures: list[str] = []
+    for name in names if len(complete) else ():
+        try:
+            paths += draw_figures([name], complete, jobs, folder)
+        except (ConfigError, OSError):
+            raise
+        except Exception as error:
+            failures.append(broken(f"figure {name}", error))
+    return paths, failures

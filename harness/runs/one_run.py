@@ -83,6 +83,7 @@ def execute_run(
         {
             "repetition": repetition,
             "seed": config.seed + repetition,
+            "model_dtype_bytes": device.shape.dtype_bytes,
             **_summary(config, outcome, files, repetition),
         }
         for repetition, outcome in enumerate(outcomes)

@@ -96,7 +96,7 @@ def test_tokens_are_those_of_one_rank(
     two = _run(config, pair.split, tmp_path / "two")
     frames = [pd.read_parquet(record.requests) for record in (one, two)]
     assert sum(map(len, frames[0]["chosen_ids"])) > 20
-    assert compare_tokens(*frames, forced=False) == (None, None)
+    assert not compare_tokens(*frames, forced=False)
     summary = two.summary[0]
     assert summary["broadcast_bytes_per_step"] > 0
     assert one.summary[0]["broadcast_bytes_per_step"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,9 @@ import pytest
 from rich.console import Console
 from tiny_study import Runner, Study
 
+from experiments import checks
 from experiments.checks import SHARES, check_classes, check_order, run_checks
+from experiments.figures import page_size
 from experiments.present import present
 from experiments.table_output import print_table, to_csv_rows, to_markdown
 from experiments.tables import make_tables
@@ -203,7 +206,18 @@ def test_classes_that_do_not_sum_fail(compared: Study) -> None:
     rows.loc[3, "tail_share"] += 1e-6
     assert len(check_classes(rows).failures) == 1
     rows.loc[3, "tail_share"] = np.nan
-    assert len(check_classes(rows).failures) == 1
+    (failure,) = check_classes(rows).failures
+    for name in ("strategy", "page_size", "workload", "repetition", "run_id"):
+        assert str(rows.loc[3, name]) in failure
+
+
+def test_classes_outside_the_pool_fail(compared: Study) -> None:
+    rows = compared.rows.copy()
+    rows.loc[3, ["tail_share", "free_share"]] = 1.5, -0.25
+    rows.loc[3, "utilisation"] += 1 - rows.loc[3, list(SHARES)].sum()
+    failures = check_classes(rows).failures
+    assert any("ledger class tail is 150 %" in failure for failure in failures)
+    assert any("ledger class free is -25 %" in failure for failure in failures)
 
 
 def test_order_is_said_with_buddy_and_first_fit(compared: Study) -> None:
@@ -227,6 +241,31 @@ def test_a_failed_check_fails_the_presentation(compared: Study) -> None:
     shown = present(rows, compared.jobs, [], compared.folder, Console(file=out))
     assert len(shown.failures) == 1 and "FAILED CHECK" in out.getvalue()
     assert run_checks(compared.rows, compared.jobs).failures == ()
+
+
+def test_what_breaks_is_a_failure_and_costs_nothing_else(
+    compared: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def breaks(*_: object) -> None:
+        written.update(path.name for path in tmp_path.rglob("*.*"))
+        raise IndexError("index 1 is out\nof bounds")
+
+    written: set[str] = set()
+    monkeypatch.setattr(page_size, "draw", breaks)
+    monkeypatch.setattr(checks, "check_tokens", breaks)
+    out = io.StringIO()
+    console = Console(file=out, soft_wrap=True)
+    figures = ["page_size", "compare"]
+    shown = present(compared.rows, compared.jobs, figures, tmp_path, console)
+    assert [failure.partition(": ")[0] for failure in shown.failures] == [
+        "the token check broke",
+        "the figure page_size broke",
+    ]
+    for failure in shown.failures:
+        assert "IndexError: index 1 is out of bounds (test_tables.py:" in failure
+        assert failure in out.getvalue() and failure in (tmp_path / "comparison.md").read_text()
+    assert "ledger classes sum to 100 %" in out.getvalue()
+    assert {"comparison.md", "comparison.csv", "compare_fig2.png"} <= written  # before the checks
 
 
 def test_what_lies_beyond_a_calibration_is_marked(compared: Study) -> None:
