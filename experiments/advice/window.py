@@ -14,7 +14,7 @@ from harness.config import ConfigError
 from harness.engine.device.model_shape import ModelShape
 from harness.workloads.byte_tokenizer import ByteTokenizer
 from harness.workloads.trace_row import ReadContext, TraceRow
-from harness.workloads.traces import readers
+from harness.workloads.traces import read_trace
 
 MOST_REQUESTS = 600
 MOST_OUTPUT_TOKENS = 90_000
@@ -65,12 +65,12 @@ class Window:
 
 
 def read_rows(question: Question) -> list[TraceRow]:
-    """All rows of the trace. Raises ConfigError where it cannot be read, or has no times."""
-    read = readers()[question.format]
+    """The rows of the trace that can be replayed. Raises ConfigError where it cannot be read, or
+    has no times."""
     try:
-        rows = list(read(question.trace, ReadContext(0, ByteTokenizer(0))))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"trace={question.trace}: {error}") from error
+        rows = read_trace(question.format, question.trace, ReadContext(0, ByteTokenizer(0))).rows
+    except ValueError as error:
+        raise ConfigError(f"trace={error}") from error
     if any(row.arrival_s is None and row.session is None for row in rows):
         raise ConfigError(
             f"format={question.format} has no arrival times, which advice depends on: use a trace "

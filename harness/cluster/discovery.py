@@ -12,6 +12,7 @@ from types import ModuleType
 import harness.cluster.routers as package
 from allocators.discovery import import_file, nearest
 from harness.cluster.router import Replicas, Router
+from harness.own_code import file_of, is_file
 
 
 def available() -> dict[str, type[Router]]:
@@ -21,16 +22,6 @@ def available() -> dict[str, type[Router]]:
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         found |= {cls.name: cls for cls in _defined_in(module) if hasattr(cls, "name")}
     return dict(sorted(found.items()))
-
-
-def is_file(spec: str) -> bool:
-    """Whether `spec` is FILE.py:CLASS, or FILE.py, and no name."""
-    return spec.endswith(".py") or ".py:" in spec
-
-
-def file_of(spec: str) -> Path:
-    """The file of a spec that is one."""
-    return Path(spec[: spec.rindex(".py") + 3]).expanduser()
 
 
 def load(spec: str) -> type[Router]:

@@ -40,6 +40,7 @@ class SentPrefixes:
         """Of each full page, and through its parent's of all before it. 64 bits of Python's hash
         of integers, the same in every process: at 2^27 pages two share one with a probability
         below 2^-10, and then a request is sent where it gains nothing."""
+        prompt_ids = tuple(prompt_ids)
         size = self._page_size
         parent, digests = 0, []
         for end in range(size, len(prompt_ids) + 1, size):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, overload, runtime_checkable
 
 from harness.engine.scheduling.beam_search import BeamParams
 
@@ -31,6 +31,44 @@ _SAMPLE_STRIDE = 0x9E3779B97F4A7C15
 """Odd, of 64 bits: all samples' seeds differ modulo 2**64 (the golden ratio, as in SplitMix64)."""
 
 
+class LazyTokens(Sequence[int]):
+    """The first `length` ids of what `make` returns, made each time they are read: a request that
+    waits takes no memory for them. Equal to any sequence of the same ids."""
+
+    __slots__ = ("_length", "_make")
+
+    def __init__(self, length: int, make: Callable[[], Sequence[int]]) -> None:
+        self._length = length
+        self._make = make
+
+    def head(self, length: int) -> LazyTokens:
+        """At most the first `length` of them."""
+        return self if length >= self._length else LazyTokens(length, self._make)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self[:])
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[int, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> int | tuple[int, ...]:
+        return tuple(self._make()[: self._length])[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return self[:] == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self[:])
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt and what is wanted of it.
@@ -38,7 +76,8 @@ class Request:
     request_id: position in the workload, from 0.
     arrival_s: scheduled arrival, seconds from the run's start; where `after_request` is set,
         seconds after that request's end instead (think time of a chat).
-    prompt_ids: tokens of the prompt, at least one.
+    prompt_ids: tokens of the prompt, at least one; like forced_ids, read once by whoever needs
+        more of them than their number.
     max_tokens: bound on the output tokens, at least one.
     num_samples: outputs drawn for the prompt, each from a random stream of its own.
     beam: beam search in place of sampling.

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import allocators
 from allocators import discovery
-from harness.cluster.discovery import file_of
-from harness.cluster.discovery import is_file as is_router_file
+from harness.own_code import file_of
+from harness.own_code import is_file as is_router_file
 
 _RUN_CODE = (
     "harness.cluster",
@@ -21,6 +21,8 @@ _RUN_CODE = (
     "harness.conversion",
     "harness.engine",
     "harness.measure",
+    "harness.numbers",
+    "harness.own_code",
     "harness.workloads",
     "harness.runs.build",
     "harness.runs.fleet",
@@ -161,8 +163,13 @@ def _files_of(name: str) -> set[Path]:
 
 def _digest(files: Iterable[Path]) -> str:
     """By name and contents, wherever they lie."""
-    contents = sorted((file.name, hashlib.sha256(file.read_bytes()).digest()) for file in files)
+    contents = sorted((file.name, _digest_of(file)) for file in files)
     digest = hashlib.sha256()
     for name, content in contents:
         digest.update(name.encode() + b"\0" + content)
     return digest.hexdigest()
+
+
+def _digest_of(path: Path) -> bytes:
+    with path.open("rb") as file:  # a trace may be larger than memory
+        return hashlib.file_digest(file, "sha256").digest()

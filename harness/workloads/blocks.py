@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import pairwise
 
-from harness.workloads.streams import Stream, TokenSource
+import numpy as np
+
+from harness.workloads.streams import Ints, Stream, TokenSource
+
+_TOKENS_KEPT = 2**21
+"""Of blocks that were drawn last: the heads that many prompts share."""
 
 
 class BlockTokens:
@@ -15,31 +21,36 @@ class BlockTokens:
     Equal ids have equal tokens. Blocks that follow the same block differ in their first token,
     as long as there are no more of them than regular tokens (the Mooncake trace of FAST 2025
     has 2,211 first blocks); beyond that, prompts may share a token more than their ids.
+
+    prompts: the ids of every prompt there is, in order. Tokens are drawn as they are asked for:
+    what is kept of a block is its first one.
     """
 
-    def __init__(self, source: TokenSource, block_len: int) -> None:
-        self.source = source
+    def __init__(
+        self, source: TokenSource, block_len: int, prompts: Iterable[Sequence[int]]
+    ) -> None:
         self.block_len = block_len
-        self._blocks: dict[int, tuple[int, ...]] = {}
-        self._followers: Counter[int] = Counter()
+        self._source = source
+        self._first: dict[int, int] = {}
+        followers: Counter[int] = Counter()
+        regular = source.regular
+        for block_ids in prompts:
+            for parent, block in pairwise((-1, *block_ids)):
+                if block not in self._first:
+                    rank = followers[parent]
+                    followers[parent] += 1
+                    self._first[block] = int(regular[(parent + 1 + rank) % len(regular)])
+        self._block = lru_cache(maxsize=max(1, _TOKENS_KEPT // block_len))(self._draw)
 
-    def prompt(self, block_ids: Sequence[int], length: int) -> tuple[int, ...]:
+    def prompt(self, block_ids: Sequence[int], length: int) -> list[int]:
         """The first `length` tokens of the blocks, the last of which may be partial."""
-        blocks = [
-            self._block(block, parent)
-            for parent, block in zip((-1, *block_ids[:-1]), block_ids, strict=True)
-        ]
-        return tuple(chain.from_iterable(blocks))[:length]
+        tokens: list[int] = np.concatenate([self._block(block) for block in block_ids]).tolist()
+        return tokens[:length]
 
-    def _block(self, block: int, parent: int) -> tuple[int, ...]:
-        if block not in self._blocks:
-            regular = self.source.regular
-            rank = self._followers[parent]
-            self._followers[parent] += 1
-            first = int(regular[(parent + 1 + rank) % len(regular)])
-            rest = self.source.draw(Stream.BLOCK, block, self.block_len)[1:].tolist()
-            self._blocks[block] = (first, *rest)
-        return self._blocks[block]
+    def _draw(self, block: int) -> Ints:
+        tokens = self._source.draw(Stream.BLOCK, block, self.block_len)
+        tokens[0] = self._first[block]
+        return tokens
 
 
 def scaled_block_len(block_len: int, scale: float, page_multiple: int, given: int | None) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from harness.engine.request import Request, Workload
-from harness.workloads.streams import Ints
+from harness.engine.request import Workload
+
+Ids = NDArray[np.integer]
 
 
 class _Edge:
@@ -15,7 +17,7 @@ class _Edge:
 
     __slots__ = ("next", "tokens")
 
-    def __init__(self, tokens: Ints) -> None:
+    def __init__(self, tokens: Ids) -> None:
         self.tokens = tokens
         self.next: dict[int, _Edge] = {}
 
@@ -28,26 +30,27 @@ def ideal_prefix_hits(workload: Workload) -> list[int]:
     token (its KV is never written), at most prompt - 1 tokens: one token must be computed to
     have logits. Outputs that are not forced are unknown and count as nothing.
     """
+    return radix_hits(
+        (_array(request.prompt_ids), _array(request.forced_ids or ()))
+        for request in workload.requests
+    )
+
+
+def radix_hits(requests: Iterable[tuple[Ids, Ids]]) -> list[int]:
+    """The same of (prompt, forced output) in order; an output that is not forced is empty."""
     root = _Edge(np.empty(0, dtype=np.int64))
     hits = []
-    for request in workload.requests:
-        prompt = _array(request.prompt_ids)
+    for prompt, output in requests:
         hits.append(min(_match(root, prompt), len(prompt) - 1))
-        _insert(root, _computed(request, prompt))
+        _insert(root, np.concatenate([prompt, output[:-1]]))
     return hits
 
 
-def _array(token_ids: Sequence[int]) -> Ints:
-    return np.fromiter(token_ids, dtype=np.int64, count=len(token_ids))
+def _array(token_ids: Sequence[int]) -> Ids:
+    return np.fromiter(token_ids, dtype=np.int32, count=len(token_ids))
 
 
-def _computed(request: Request, prompt: Ints) -> Ints:
-    if request.forced_ids is None:
-        return prompt
-    return np.concatenate([prompt, _array(request.forced_ids[:-1])])
-
-
-def _match(root: _Edge, tokens: Ints) -> int:
+def _match(root: _Edge, tokens: Ids) -> int:
     edge, matched = root, 0
     while matched < len(tokens):
         following = edge.next.get(int(tokens[matched]))
@@ -61,13 +64,13 @@ def _match(root: _Edge, tokens: Ints) -> int:
     return matched
 
 
-def _insert(root: _Edge, tokens: Ints) -> None:
+def _insert(root: _Edge, tokens: Ids) -> None:
     edge, done = root, 0
     while done < len(tokens):
         first = int(tokens[done])
         following = edge.next.get(first)
         if following is None:
-            edge.next[first] = _Edge(tokens[done:])
+            edge.next[first] = _Edge(tokens[done:].copy())  # a view would keep what is before it
             return
         common = _common(following.tokens, tokens[done:])
         if common < len(following.tokens):
@@ -78,7 +81,7 @@ def _insert(root: _Edge, tokens: Ints) -> None:
         edge, done = following, done + common
 
 
-def _common(left: Ints, right: Ints) -> int:
+def _common(left: Ids, right: Ids) -> int:
     size = min(len(left), len(right))
     differ = left[:size] != right[:size]
     return int(differ.argmax()) if differ.any() else size

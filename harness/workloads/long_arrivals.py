@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from harness.engine.request import Workload
 from harness.workloads.config import WorkloadConfig
-from harness.workloads.context import Context, Place, RequestBuilder
+from harness.workloads.context import Context
+from harness.workloads.lazy_requests import LazyRequests, RequestTable
 from harness.workloads.lengths import sampler
 from harness.workloads.limits import Limits, scale_length, scale_lengths
-from harness.workloads.streams import Stream, rng
+from harness.workloads.streams import Ints, Stream, rng
 
 NAME = "long_arrivals"
 
@@ -49,20 +52,17 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
         )
     scale = config.scale
     limits = Limits.of(config, scale_length(config.max_len, scale), scale)
-    builder = RequestBuilder(config, context, limits)
     num_short = config.num_requests - long.number
     prompts, outputs = sampler(config)(rng(context.seed, Stream.LENGTHS), num_short)
-    lengths = zip(scale_lengths(prompts, scale), scale_lengths(outputs, scale), strict=True)
-    for prompt_len, output_len in lengths:
-        _add(builder, int(prompt_len), int(output_len), 0.0)
-    for index in range(long.number):
-        prompt_len, output_len = (
-            scale_length(length, scale) for length in (long.prompt_len, long.output_len)
-        )
-        _add(builder, prompt_len, output_len, long.first_s + index * long.interval_s)
+    arrivals_s = long.first_s + np.arange(long.number) * long.interval_s
+    table = RequestTable(
+        prompt_lens=scale_lengths(_then(prompts, long.number, long.prompt_len), scale),
+        output_lens=scale_lengths(_then(outputs, long.number, long.output_len), scale),
+        arrivals_s=np.concatenate([np.zeros(num_short), arrivals_s]),
+    )
     return Workload(
         name=config.name,
-        requests=tuple(builder.requests),
+        requests=LazyRequests(config, context, limits, table),
         description=(
             f"{num_short} requests decode from the start; {long.number} prompts of "
             f"{scale_length(long.prompt_len, scale):,} tokens arrive from {long.first_s:g} s on, "
@@ -71,9 +71,8 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
     )
 
 
-def _add(builder: RequestBuilder, prompt_len: int, output_len: int, arrival_s: float) -> None:
-    prompt, output = builder.random_tokens(builder.next_id, prompt_len, output_len)
-    builder.add(tuple(prompt), output, Place(arrival_s))
+def _then(lengths: Ints, count: int, length: int) -> Ints:
+    return np.concatenate([lengths, np.full(count, length)])
 
 
 def _long_prompts(options: Mapping[str, object]) -> LongPrompts:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
-from harness.engine.request import Request
 from harness.workloads.config import WorkloadConfig
-from harness.workloads.context import Context, Place, RequestBuilder
-from harness.workloads.lazy_requests import LazyRequests
+from harness.workloads.context import Context
+from harness.workloads.lazy_requests import LazyRequests, RequestTable
 from harness.workloads.lengths import Pairs
-from harness.workloads.limits import scale_length, scale_lengths
+from harness.workloads.limits import Limits, scale_length, scale_lengths
 from harness.workloads.streams import Bools, Floats, Stream
 
 SHARED_PREFIX_ID = 0
@@ -30,16 +28,6 @@ class SystemPrompt:
             context.tokens.draw(Stream.SHARED_PREFIX, 0, length).tolist()
         )
 
-    def head(self, variate: float) -> tuple[int, ...]:
-        """The system prompt where `variate` falls into the share, else nothing."""
-        return self.ids if variate < self.fraction else ()
-
-    def declared(self, place: Place, head: tuple[int, ...]) -> Place:
-        """`place`, declaring `head` as shared where there is one."""
-        if not head:
-            return place
-        return replace(place, shared_prefix_id=SHARED_PREFIX_ID, shared_prefix_len=len(head))
-
 
 def shared_len(config: WorkloadConfig) -> int:
     """Tokens of the system prompt before scaling, 0 without one."""
@@ -54,77 +42,103 @@ def fitting_mask(config: WorkloadConfig, max_len: int, pairs: Pairs) -> Bools:
 
 
 def single_requests(
-    builder: RequestBuilder, pairs: Pairs, arrivals: Floats, system: SystemPrompt
+    config: WorkloadConfig,
+    context: Context,
+    limits: Limits,
+    pairs: Pairs,
+    arrivals: Floats,
+    system: SystemPrompt,
 ) -> LazyRequests:
     """One request a sample, after the system prompt where the sample shares it."""
-    config, limits = builder.config, builder.limits
     own_lens = scale_lengths(pairs.prompts, config.scale)
-    wanted_lens = scale_lengths(pairs.outputs, config.scale)
-    variates = pairs.variates
+    shares = (pairs.variates < system.fraction) & (len(system.ids) > 0)
+    head_lens = np.where(shares, len(system.ids), 0)
 
-    def make(index: int) -> Request:
-        head = system.head(float(variates[index]))
-        lens = int(own_lens[index]), int(wanted_lens[index])
-        own, output = builder.random_tokens(index, *lens)
-        place = system.declared(Place(arrival_s=float(arrivals[index])), head)
-        return builder.make(index, (*head, *own), output, place)
+    def prompt(index: int) -> list[int]:
+        own = context.tokens.draw(Stream.TOKENS, index, int(own_lens[index]))
+        return [*system.ids[: head_lens[index]], *own.tolist()]
 
-    head_lens = np.where(variates < system.fraction, len(system.ids), 0)
-    prompt_lens = np.minimum(own_lens + head_lens, limits.max_len - 1)
-    return LazyRequests(
-        make,
-        arrivals,
-        prompt_lens,
-        limits.each_max_tokens(prompt_lens),
-        None if config.output == "free" else limits.cut_outputs(prompt_lens, wanted_lens),
-        config.num_sequences,
+    table = RequestTable(
+        prompt_lens=own_lens + head_lens,
+        output_lens=scale_lengths(pairs.outputs, config.scale),
+        arrivals_s=arrivals,
+        shared_prefix_id=np.where(shares, SHARED_PREFIX_ID, -1),
+        shared_prefix_len=head_lens,
     )
+    return LazyRequests(config, context, limits, table, prompt)
 
 
-def add_chat_sessions(
-    builder: RequestBuilder, pairs: Pairs, arrivals: Floats, system: SystemPrompt, count: int
-) -> None:
-    """Sessions of up to `turns` turns, one after the other, until there are `count` requests.
+def chat_sessions(
+    config: WorkloadConfig,
+    context: Context,
+    limits: Limits,
+    pairs: Pairs,
+    arrivals: Floats,
+    system: SystemPrompt,
+) -> LazyRequests:
+    """Sessions of up to `turns` turns, one after the other, a request a sample.
 
     Turn t's prompt is turn t-1's prompt, its forced output, and new user text; it arrives
     `think_s` after turn t-1 ended. Every turn takes the next sample of lengths. A session
     ends early when its next turn would not stay below the bound; that sample then opens the
     next session. With `max_prompt_len`, prompts keep their last tokens and only those count.
     """
-    longest = _longest_prompt(builder.config)
-    samples = _scaled(builder.config, pairs, arrivals)
-    starts = iter(arrivals.tolist())
-    sample = next(samples, None)
-    session = 0
-    while sample is not None and builder.next_id < count:
-        head = system.head(sample[2])
-        history = head
-        place = Place(arrival_s=next(starts), session_id=session)
-        for turn in range(builder.config.turns):
-            if sample is None or builder.next_id == count:
+    longest = _longest_prompt(config)
+    text_lens = scale_lengths(pairs.prompts, config.scale)
+    output_lens = scale_lengths(pairs.outputs, config.scale)
+    head_lens = np.where(pairs.variates < system.fraction, len(system.ids), 0)
+    openings, whole_lens = np.zeros_like(text_lens), np.zeros_like(text_lens)
+    kept_lens = np.zeros_like(text_lens)
+    opening = history_len = 0
+    for index, (text_len, output_len) in enumerate(
+        zip(text_lens.tolist(), output_lens.tolist(), strict=True)
+    ):
+        whole_len = history_len + text_len
+        is_too_long = min(whole_len, longest) + output_len >= limits.max_len
+        if index == 0 or index - opening == config.turns or is_too_long:
+            opening, whole_len = index, int(head_lens[index]) + text_len
+        prompt_len = min(whole_len, longest, limits.max_len - 1)
+        openings[index], whole_lens[index] = opening, whole_len
+        kept_lens[index] = limits.cut_output(prompt_len, output_len)
+        history_len = prompt_len + int(kept_lens[index])
+
+    def prompt(index: int) -> list[int]:
+        """The session's tokens up to the text of turn `index`: all, or at least the last ones."""
+        opening, length = int(openings[index]), 0
+        parts: list[list[int]] = []
+        for turn in range(index, opening - 1, -1):
+            if turn < index:
+                parts.append(_draw(context, Stream.OUTPUT, turn, kept_lens[turn]))
+            text = _draw(context, Stream.TOKENS, turn, text_lens[turn])
+            if turn == opening:
+                text = [*system.ids[: head_lens[turn]], *text][-longest:][: limits.max_len - 1]
+            parts.append(text)
+            length += len(text) + int(kept_lens[turn])
+            if length >= longest + int(kept_lens[index]):
                 break
-            prompt_len, output_len = sample[0], sample[1]
-            whole_len = len(history) + prompt_len
-            if turn and min(whole_len, longest) + output_len >= builder.limits.max_len:
-                break
-            text, output = builder.random_tokens(builder.next_id, prompt_len, output_len)
-            prompt = (*history, *text)[-longest:]
-            declared = system.declared(place, head) if whole_len <= longest else place
-            request = builder.add(prompt, output, declared)
-            history = (*request.prompt_ids, *(request.forced_ids or ()))
-            place = Place(builder.config.think_s, session, after_request=request.request_id)
-            sample = next(samples, None)
-        session += 1
+        return list(chain.from_iterable(reversed(parts)))[-longest:]
+
+    indices = np.arange(len(text_lens))
+    opens = openings == indices
+    declares = (head_lens[openings] > 0) & (whole_lens <= longest)
+    sessions = np.cumsum(opens) - 1
+    table = RequestTable(
+        prompt_lens=np.minimum(whole_lens, longest),
+        output_lens=output_lens,
+        arrivals_s=np.where(opens, arrivals[sessions], config.think_s),
+        after_request=np.where(opens, -1, indices - 1),
+        session_id=sessions,
+        shared_prefix_id=np.where(declares, SHARED_PREFIX_ID, -1),
+        shared_prefix_len=np.where(declares, head_lens[openings], 0),
+    )
+    return LazyRequests(config, context, limits, table, prompt)
+
+
+def _draw(context: Context, stream: Stream, index: int, count: int) -> list[int]:
+    ids: list[int] = context.tokens.draw(stream, index, int(count)).tolist()
+    return ids
 
 
 def _longest_prompt(config: WorkloadConfig) -> int:
     bound = config.max_prompt_len
     return sys.maxsize if bound is None else scale_length(bound, config.scale)
-
-
-def _scaled(
-    config: WorkloadConfig, pairs: Pairs, arrivals: Floats
-) -> Iterator[tuple[int, int, float, float]]:
-    prompts = scale_lengths(pairs.prompts, config.scale).tolist()
-    outputs = scale_lengths(pairs.outputs, config.scale).tolist()
-    return zip(prompts, outputs, pairs.variates.tolist(), arrivals.tolist(), strict=True)

@@ -55,3 +55,13 @@ class TokenSource:
         picks = rng(self.seed, stream, index).integers(0, len(self.regular), size=count)
         ids: Ints = self.regular[picks]
         return ids
+
+    def check(self, ids: NDArray[np.integer]) -> None:
+        """Raise ValueError where a tokenizer gave ids beyond the model's vocabulary."""
+        largest = int(ids.max(initial=0))
+        if largest >= self.vocab_size:
+            raise ValueError(
+                f"token id {largest} of the text is beyond the model's vocabulary of "
+                f"{self.vocab_size}: take a model with a larger one, or its own tokenizer (the "
+                "built-in one needs 256 ids from workload.first_regular_id on)"
+            )

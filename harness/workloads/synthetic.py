@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
-from harness.engine.request import Request, Workload
+from harness.engine.request import Workload
 from harness.workloads.arrivals import arrival_times
 from harness.workloads.config import WorkloadConfig
-from harness.workloads.context import Context, RequestBuilder
+from harness.workloads.context import Context
 from harness.workloads.describe import (
     arrivals_in_words,
     bounds_in_words,
@@ -19,7 +18,7 @@ from harness.workloads.lengths import describe, sample_fitting, sampler
 from harness.workloads.limits import Limits, scale_length
 from harness.workloads.sharing import (
     SystemPrompt,
-    add_chat_sessions,
+    chat_sessions,
     fitting_mask,
     single_requests,
 )
@@ -43,13 +42,8 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
     arrivals = arrival_times(config, count, context.seed)
     scale = config.scale
     limits = Limits.of(config, scale_length(config.max_len, scale), scale)
-    builder = RequestBuilder(config, context, limits)
-    system = SystemPrompt(config, context)
-    if config.sharing == "chat":
-        add_chat_sessions(builder, pairs, arrivals, system, count)
-        requests: Sequence[Request] = tuple(builder.requests)
-    else:
-        requests = single_requests(builder, pairs, arrivals, system)
+    make = chat_sessions if config.sharing == "chat" else single_requests
+    requests = make(config, context, limits, pairs, arrivals, SystemPrompt(config, context))
     parts = (
         describe(config),
         sharing_in_words(config),

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.engine.request import Request, Workload
+from harness.engine.request import Workload
 from harness.workloads.arrivals import arrival_times
 from harness.workloads.config import WorkloadConfig
-from harness.workloads.context import Context, Place, RequestBuilder
+from harness.workloads.context import Context
 from harness.workloads.describe import arrivals_in_words, bounds_in_words, branches_in_words
-from harness.workloads.lazy_requests import LazyRequests
+from harness.workloads.lazy_requests import LazyRequests, RequestTable
 from harness.workloads.lengths import Pairs, describe, sample_fitting, sampler
 from harness.workloads.limits import Limits, scale_length, scale_lengths
 from harness.workloads.streams import Bools, Ints, Stream, TokenSource, rng
@@ -57,30 +57,26 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
     pairs = sample_fitting(sampler(config), rng(context.seed, Stream.LENGTHS), count, fits)
     arrivals = arrival_times(config, count, context.seed)
     limits = Limits.of(config, scale_length(config.max_len, scale), scale)
-    builder = RequestBuilder(config, context, limits)
     head_len = scale_length(config.shared_len, scale)
     ranks = _ranks(many, context.seed, count)
     own_lens = scale_lengths(pairs.prompts, scale)
-    wanted_lens = scale_lengths(pairs.outputs, scale)
+    output_lens = scale_lengths(pairs.outputs, scale)
     own_tokens = _Blocks(context.tokens, Stream.TOKENS, own_lens)
-    out_tokens = _Blocks(context.tokens, Stream.OUTPUT, wanted_lens)
     heads = _heads(context.tokens, head_len)
-    is_forced = config.output == "forced_ids" and config.num_sequences == 1
-
-    def make(index: int) -> Request:
-        rank = int(ranks[index])
-        output = out_tokens.of(index) if is_forced else range(int(wanted_lens[index]))
-        place = Place(float(arrivals[index]), shared_prefix_id=rank, shared_prefix_len=head_len)
-        return builder.make(index, (*heads(rank), *own_tokens.of(index)), output, place)
-
-    prompt_lens = np.minimum(own_lens + head_len, limits.max_len - 1)
+    table = RequestTable(
+        prompt_lens=own_lens + head_len,
+        output_lens=output_lens,
+        arrivals_s=arrivals,
+        shared_prefix_id=ranks,
+        shared_prefix_len=np.full(count, head_len),
+    )
     requests = LazyRequests(
-        make,
-        arrivals,
-        prompt_lens,
-        limits.each_max_tokens(prompt_lens),
-        None if config.output == "free" else limits.cut_outputs(prompt_lens, wanted_lens),
-        config.num_sequences,
+        config,
+        context,
+        limits,
+        table,
+        lambda index: (*heads(int(ranks[index])), *own_tokens.of(index)),
+        _Blocks(context.tokens, Stream.OUTPUT, output_lens).of,
     )
     parts = (
         describe(config),

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from harness.engine.request import Workload
 from harness.workloads.arrivals import arrival_times
+from harness.workloads.blocks import BlockTokens
 from harness.workloads.byte_tokenizer import ByteTokenizer
-from harness.workloads.choices import unknown
 from harness.workloads.config import WorkloadConfig
-from harness.workloads.context import Context, Place, RequestBuilder
+from harness.workloads.context import Context
 from harness.workloads.describe import arrivals_in_words, bounds_in_words, branches_in_words
+from harness.workloads.ideal import Ids
+from harness.workloads.lazy_requests import LazyRequests, RequestTable
+from harness.workloads.limits import Limits
+from harness.workloads.streams import Floats
 from harness.workloads.trace_fit import fit_trace
-from harness.workloads.trace_row import ReadContext, Reader, TraceRow
+from harness.workloads.trace_load import prefixes_in_words, times_in_words
+from harness.workloads.trace_row import ReadContext, TraceRow
 from harness.workloads.trace_scaling import ScaledRow, scale_factor, scale_rows, scaled_limits
-from harness.workloads.traces import note, readers
+from harness.workloads.traces import note, read_trace, reader, readers
 
 NAME = "trace"
 
@@ -35,51 +41,50 @@ def generate(config: WorkloadConfig, context: Context) -> Workload:
     `context.longest_len`. Of a trace with more than `num_requests`, the seed chooses the
     stretch that is replayed.
     """
-    read, path = _reader(config)
+    path = _path(config)
     tokenizer = context.tokenizer or ByteTokenizer(config.first_regular_id)
-    try:
-        whole = list(read(path, ReadContext(context.seed, tokenizer)))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read as {config.format}: {error}") from error
+    format_name = str(config.format)
+    whole, num_empty = read_trace(format_name, path, ReadContext(context.seed, tokenizer))
     fitted = fit_trace(config, whole, context.longest_len)
     kept, num_dropped = select(fitted, whole)
     if not kept:
-        raise ValueError(
-            f"{path}: none of its requests is left, {num_dropped} have prompt + output >= "
-            f"workload.max_len={fitted.max_len}: raise it, or lower workload.start_s="
-            f"{config.start_s:g}"
-        )
+        raise ValueError(f"{path}: {_none_left(fitted, len(whole), num_dropped)}")
     rows = stretch(kept, config.num_requests, context.seed)
     factor = scale_factor(fitted, rows)
     scaled = list(scale_rows(rows, factor, context))
-    builder = RequestBuilder(fitted, context, scaled_limits(fitted, factor, scaled))
-    _add_rows(builder, scaled)
+    limits = scaled_limits(fitted, factor, scaled)
+    requests = _requests(fitted, context, limits, scaled)
     parts = [
-        f"{config.format} trace {path.name} {note(str(config.format))}".rstrip(),
+        f"{format_name} trace {path.name} {note(format_name)}".rstrip(),
         _count_in_words(kept, rows, context.seed),
+        f"{num_empty:,} of {len(whole) + num_empty:,} have no prompt or no output and are left out"
+        if num_empty
+        else "",
         f"{num_dropped:,} of {len(whole):,} too long" if num_dropped else "",
         bounds_in_words(fitted, fitted.max_len, factor),
         _fit_in_words(config, fitted, context.longest_len),
         branches_in_words(config),
         _arrivals_in_words(config, rows),
+        times_in_words(config, requests),
+        prefixes_in_words(requests, scaled),
     ]
     return Workload(
         name=config.name,
-        requests=tuple(builder.requests),
+        requests=requests,
         description="; ".join(part for part in parts if part),
         closed_loop=config.concurrency if config.arrivals == "closed_loop" else None,
     )
 
 
-def _reader(config: WorkloadConfig) -> tuple[Reader, Path]:
+def _path(config: WorkloadConfig) -> Path:
+    """Of the trace. ValueError for a config that has none, or no format."""
     known = readers()
     if config.format is None:
         raise ValueError(
             f"workload={config.name} needs a trace: add workload.path=FILE_OR_FOLDER and "
-            f"workload.format={'|'.join(sorted(known))}"
+            f"workload.format={'|'.join(sorted(known))}, or ./FILE.py:NAME"
         )
-    if config.format not in known:
-        raise unknown("workload.format", config.format, known)
+    reader(config.format)
     if config.path is None:
         raise ValueError(f"workload.format={config.format} needs workload.path=FILE_OR_FOLDER")
     path = Path(config.path).expanduser()
@@ -90,7 +95,7 @@ def _reader(config: WorkloadConfig) -> tuple[Reader, Path]:
             f"workload.sharing={config.sharing}: a trace says itself what is shared; "
             "set workload.sharing=none"
         )
-    return known[config.format], path
+    return path
 
 
 def select(config: WorkloadConfig, rows: Iterable[TraceRow]) -> tuple[list[TraceRow], int]:
@@ -144,6 +149,17 @@ def _num_apart(rows: Sequence[TraceRow], num_requests: int) -> int:
     return len(rows) // num_requests
 
 
+def _none_left(config: WorkloadConfig, num_rows: int, num_dropped: int) -> str:
+    ways_out = []
+    if num_dropped:
+        ways_out.append(
+            f"{num_dropped} have prompt + output >= workload.max_len={config.max_len}: raise it"
+        )
+    if config.start_s:
+        ways_out.append(f"lower workload.start_s={config.start_s:g}")
+    return f"none of its {num_rows} requests is left, {', or '.join(ways_out)}"
+
+
 def _count_in_words(kept: Sequence[TraceRow], rows: Sequence[TraceRow], seed: int) -> str:
     if len(rows) == len(kept):
         return f"{len(rows)} requests"
@@ -170,34 +186,45 @@ def _opens(rows: Sequence[TraceRow], index: int) -> bool:
     return session is None or index == 0 or session != rows[index - 1].session
 
 
-def _add_rows(builder: RequestBuilder, rows: list[ScaledRow]) -> None:
+def _requests(
+    config: WorkloadConfig, context: Context, limits: Limits, rows: Sequence[ScaledRow]
+) -> LazyRequests:
     """A request a row; turns of a session follow each other by `think_s`."""
-    starts = iter(_starts(builder, [row for row in rows if row.opens]))
-    session = -1
-    for scaled in rows:
-        if scaled.opens:
-            session += 1
-            place = Place(next(starts), session_id=-1 if scaled.session is None else session)
-        else:
-            place = Place(builder.config.think_s, session, after_request=builder.next_id - 1)
-        prompt, output = builder.random_tokens(
-            builder.next_id,
-            scaled.prompt_len if scaled.prompt_ids is None else 0,
-            scaled.output_len if scaled.output_ids is None else 0,
-        )
-        builder.check_ids(scaled.added, scaled.output_ids or ())
-        builder.add(scaled.prompt_ids or tuple(prompt), scaled.output_ids or output, place)
+    opens = np.array([row.opens for row in rows])
+    sessions = np.cumsum(opens) - 1
+    starts = _starts(config, [row for row in rows if row.opens], context.seed)
+    table = RequestTable(
+        prompt_lens=np.array([row.prompt_len for row in rows]),
+        output_lens=np.array([row.output_len for row in rows]),
+        arrivals_s=np.where(opens, starts[sessions], config.think_s),
+        after_request=np.where(opens, -1, np.arange(len(rows)) - 1),
+        session_id=np.where([row.session is None for row in rows], -1, sessions),
+    )
+    prompt = output = None
+    if rows[0].prompt_ids is not None:
+        prompt = lambda index: _listed(rows[index].prompt_ids)  # noqa: E731
+        output = lambda index: _listed(rows[index].output_ids)  # noqa: E731
+    elif rows[0].block_ids:
+        blocks = BlockTokens(context.tokens, rows[0].block_len, (row.block_ids for row in rows))
+        prompt = lambda index: blocks.prompt(rows[index].block_ids, rows[index].prompt_len)  # noqa: E731
+    return LazyRequests(config, context, limits, table, prompt, output)
 
 
-def _starts(builder: RequestBuilder, openings: list[ScaledRow]) -> list[float]:
+def _listed(ids: Ids | None) -> list[int]:
+    assert ids is not None
+    listed: list[int] = ids.tolist()
+    return listed
+
+
+def _starts(config: WorkloadConfig, openings: Sequence[ScaledRow], seed: int) -> Floats:
     """Arrival of each single request and session, from 0."""
-    config = builder.config
     if config.arrivals != "trace":
-        return [float(t) for t in arrival_times(config, len(openings), builder.context.seed)]
-    times = [row.arrival_s for row in openings if row.arrival_s is not None]
+        return arrival_times(config, len(openings), seed)
+    times = np.array([row.arrival_s for row in openings if row.arrival_s is not None])
     if len(times) != len(openings):
         raise ValueError(
             f"workload.arrivals=trace: format {config.format} has no times; set "
             "workload.arrivals=all_at_once, closed_loop, constant, poisson or gamma"
         )
-    return [(time - times[0]) / config.speed_up for time in times]
+    starts: Floats = (times - times.min()) / config.speed_up
+    return starts

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from harness.workloads.blocks import BlockTokens, scaled_block_len, scaled_prompt_len
+import numpy as np
+
+from harness.workloads.blocks import scaled_block_len, scaled_prompt_len
 from harness.workloads.config import WorkloadConfig
 from harness.workloads.context import Context
+from harness.workloads.ideal import Ids
 from harness.workloads.limits import Limits, scale_length
 from harness.workloads.trace_row import TraceRow
 
@@ -16,8 +20,8 @@ from harness.workloads.trace_row import TraceRow
 class ScaledRow:
     """One row after scaling; token ids that the trace does not determine are None.
 
-    opens: a single request, or the first of its session. added: what a turn of text adds to
-    the prompt before.
+    opens: a single request, or the first of its session. block_ids, block_len: of the prompt,
+    empty where it is not known by blocks. prompt_ids: a session's are views of its longest prompt.
     """
 
     opens: bool
@@ -25,9 +29,10 @@ class ScaledRow:
     session: str | None
     prompt_len: int
     output_len: int
-    prompt_ids: tuple[int, ...] | None = None
-    output_ids: tuple[int, ...] | None = None
-    added: tuple[int, ...] = ()
+    block_ids: Sequence[int] = ()
+    block_len: int = 0
+    prompt_ids: Ids | None = None
+    output_ids: Ids | None = None
 
 
 def scale_factor(config: WorkloadConfig, rows: Sequence[TraceRow]) -> float:
@@ -52,26 +57,55 @@ def scale_factor(config: WorkloadConfig, rows: Sequence[TraceRow]) -> float:
 
 def scale_rows(rows: Sequence[TraceRow], factor: float, context: Context) -> Iterator[ScaledRow]:
     """`rows` with all lengths times `factor`, at least 1."""
-    blocks = BlockTokens(context.tokens, round(rows[0].block_len * factor))
-    session: str | None = None
-    turn = _Turn()
-    for row in rows:
-        opens = row.session is None or row.session != session
-        session = row.session
-        output_len = scale_length(row.output_len, factor)
-        if row.prompt_ids is not None and row.output_ids is not None:
-            turn = _scaled_turn(_Turn() if opens else turn, row, row.prompt_ids, factor)
-            ids, output_ids, added = turn.prompt_ids, row.output_ids[:output_len], turn.added
-            yield ScaledRow(
-                opens, row.arrival_s, session, len(ids), output_len, ids, output_ids, added
-            )
-        elif row.block_ids:
-            length = scaled_prompt_len(row.prompt_len, row.block_len, blocks.block_len)
-            ids = blocks.prompt(row.block_ids, length)
-            yield ScaledRow(opens, row.arrival_s, session, length, output_len, ids)
+    block_len = round(rows[0].block_len * factor)
+    for session in _sessions(rows):
+        texts = _scaled_texts(session, factor, context)
+        for index, row in enumerate(session):
+            opens, arrival_s, name = index == 0, row.arrival_s, row.session
+            output_len = scale_length(row.output_len, factor)
+            if texts:
+                ids, output_ids = texts[index], np.asarray(row.output_ids)[:output_len]
+                yield ScaledRow(
+                    opens, arrival_s, name, len(ids), output_len, (), 0, ids, output_ids
+                )
+            elif row.block_ids:
+                length = scaled_prompt_len(row.prompt_len, row.block_len, block_len)
+                yield ScaledRow(
+                    opens, arrival_s, name, length, output_len, row.block_ids, block_len
+                )
+            else:
+                length = scale_length(row.prompt_len, factor)
+                yield ScaledRow(opens, arrival_s, name, length, output_len)
+
+
+def _sessions(rows: Sequence[TraceRow]) -> Iterator[list[TraceRow]]:
+    """Rows by session, a request without one by itself."""
+    for session, turns in groupby(rows, key=lambda row: row.session):
+        if session is None:
+            yield from ([turn] for turn in turns)
         else:
-            length = scale_length(row.prompt_len, factor)
-            yield ScaledRow(opens, row.arrival_s, session, length, output_len)
+            yield list(turns)
+
+
+def _scaled_texts(turns: Sequence[TraceRow], factor: float, context: Context) -> list[Ids]:
+    """Of each turn the prompt: that of the turn before, and the head of what it adds to it, at
+    least one token. Empty where the trace has no text."""
+    if turns[0].prompt_ids is None:
+        return []
+    parts: list[Ids] = []
+    scaled_lens: list[int] = []
+    scaled_len = unscaled_len = 0
+    for row in turns:
+        assert row.prompt_ids is not None and row.output_ids is not None
+        grown = max(1, scale_length(row.prompt_len, factor) - scaled_len)
+        parts.append(np.asarray(row.prompt_ids)[unscaled_len:][:grown])
+        context.tokens.check(parts[-1])
+        context.tokens.check(np.asarray(row.output_ids))
+        scaled_len += len(parts[-1])
+        unscaled_len = row.prompt_len
+        scaled_lens.append(scaled_len)
+    ids = np.concatenate(parts)
+    return [ids[:length] for length in scaled_lens]
 
 
 def scaled_limits(config: WorkloadConfig, factor: float, rows: Sequence[ScaledRow]) -> Limits:
@@ -81,19 +115,3 @@ def scaled_limits(config: WorkloadConfig, factor: float, rows: Sequence[ScaledRo
     else:
         bound = max(row.prompt_len + row.output_len for row in rows)
     return Limits.of(config, bound, factor)
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """A session's prompt so far, what the last turn added, and its length unscaled."""
-
-    prompt_ids: tuple[int, ...] = ()
-    added: tuple[int, ...] = ()
-    unscaled_len: int = 0
-
-
-def _scaled_turn(before: _Turn, row: TraceRow, prompt_ids: tuple[int, ...], factor: float) -> _Turn:
-    """The turn after `before`: keeps the head of what it adds, at least one token of it."""
-    grown = max(1, scale_length(row.prompt_len, factor) - len(before.prompt_ids))
-    added = prompt_ids[before.unscaled_len :][:grown]
-    return _Turn((*before.prompt_ids, *added), added, row.prompt_len)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+import tracemalloc
 from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 
+from harness.engine.arrivals import RequestSource
+from harness.engine.scheduling.sequence import SequenceGroup
 from harness.workloads.byte_tokenizer import ByteTokenizer
 from harness.workloads.config import WorkloadConfig
 from harness.workloads.generate import generate
@@ -53,6 +58,66 @@ def test_azure_with_a_time_zone(tmp_path):
     lines = [AZURE[0], "2024-05-10 00:00:00.009930+00:00,2162,5", "2024-05-10 00:00:01+00:00,9,5"]
     workload = replay("azure", write(tmp_path / "a.csv", *lines))
     assert workload.requests[1].arrival_s == pytest.approx(0.99007)
+
+
+@pytest.mark.parametrize(
+    ("second", "gap_s"),
+    [
+        ("2024-05-10 00:00:01.5", 1.5),
+        ("2024-05-10T00:00:01.5Z", 1.5),
+        ("2024-05-10 02:00:01.5000000+02:00", 1.5),
+        ("2024-05-09 22:00:01.5-02:00", 1.5),
+        ("2024-05-09 22:00:01-0200", 1.0),
+    ],
+)
+def test_azure_rows_with_and_without_zones_stand_in_one_file(tmp_path, second, gap_s):
+    lines = [AZURE[0], "2024-05-10 00:00:00,2162,5", f"{second},9,5"]
+    requests = replay("azure", write(tmp_path / "a.csv", *lines)).requests
+    assert requests[1].arrival_s == pytest.approx(gap_s)
+
+
+@pytest.mark.parametrize("format_", ["azure", "mooncake", "sessions_jsonl"])
+def test_packed_files_and_byte_order_marks_are_read(tmp_path, format_):
+    text = "\n".join(SMALL[format_]) + "\n"
+    plain, packed = tmp_path / "t.txt", tmp_path / "t.txt.gz"
+    plain.write_text(text, encoding="utf-8-sig")
+    packed.write_bytes(gzip.compress(text.encode()))
+    assert replay(format_, plain).requests == replay(format_, packed).requests
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=rf"gz: cannot be read as {format_}: .*end-of-stream"):
+        replay(format_, packed)
+
+
+def test_rows_without_an_output_are_left_out_and_counted(tmp_path):
+    lines = [*AZURE, "2023-11-16 18:15:50,3,0", "2023-11-16 18:15:51,0,3"]
+    workload = replay("azure", write(tmp_path / "a.csv", *lines))
+    assert len(workload.requests) == 3
+    assert "2 of 5 have no prompt or no output and are left out" in workload.description
+    texts = [("a", ""), ("ab", "x"), ("abc", ""), ("abcd", "yz")]
+    path = jsonl(tmp_path / "s.jsonl", [*session("s", 9, texts), *session("t", 10, [("o", "p")])])
+    requests = replay("sessions_jsonl", path).requests
+    assert [(len(r.prompt_ids), r.session_id, r.after_request) for r in requests] == [
+        (2, 0, None), (4, 0, 0), (1, 1, None),
+    ]  # fmt: skip
+    assert min(r.arrival_s for r in requests) == 0
+
+
+def test_a_wrong_unit_shows_in_the_description(tmp_path):
+    path = mooncake(tmp_path / "m.jsonl", MOONCAKE)
+    said = replay("mooncake", path).description
+    assert "arriving over 2.5 s, 2.8 requests/s on average" in said
+    assert "ideal prefix hit rate" in said
+    azure = replay("azure", write(tmp_path / "a.csv", *AZURE)).description
+    assert "shared prefixes not recorded" in azure
+    assert "arriving over" not in replay("mooncake", path, arrivals="all_at_once").description
+
+
+def test_what_is_no_regular_file_is_refused_unread(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", "/dev/zero"):
+        for format_ in set(readers()) - {"servegen"}:
+            with pytest.raises(ValueError, match="no regular file"):
+                replay(format_, path)
 
 
 def test_speed_up_start_number_and_length_scale(tmp_path):
@@ -141,6 +206,30 @@ def test_mooncake_ideal_hits_follow_from_the_ids(tmp_path):
     partial = round((1300 - 1024) / 512 * 64)
     assert ideal_prefix_hits(workload) == [0, 127, 128, 64, 0, 128 + partial - 1, 0]
     assert "x 0.125" in workload.description
+
+
+@pytest.mark.parametrize("scale", [1, 1 / 32])
+def test_the_ideal_hit_rate_of_a_block_trace_is_that_of_its_tokens(tmp_path, scale):
+    workload = replay("mooncake", mooncake(tmp_path / "m.jsonl", MOONCAKE), length_scale=scale)
+    num_tokens = sum(len(request.prompt_ids) for request in workload.requests)
+    share = sum(ideal_prefix_hits(workload)) / num_tokens
+    assert f"ideal prefix hit rate {share:.1%}" in workload.description
+
+
+def test_prompts_that_wait_take_no_memory_for_their_tokens(tmp_path):
+    count, length = 100, 16 * 512
+    rows = [(0, length, 1, range(16 * i, 16 * i + 16)) for i in range(count)]
+    path = mooncake(tmp_path / "m.jsonl", rows)
+    tracemalloc.start()
+    try:
+        arrived = RequestSource(replay("mooncake", path)).take_arrived(0.0)
+        groups = [SequenceGroup(i, a.request, a.scheduled_s) for i, a in enumerate(arrived)]
+        num_bytes, _ = tracemalloc.get_traced_memory()
+        assert len(groups) == count
+        assert num_bytes < 2 * count * length  # a list of ints has 36 bytes a token
+        assert len(groups[7].sequences[0].token_ids) == length
+    finally:
+        tracemalloc.stop()
 
 
 def session(name, start_us, texts):
@@ -249,6 +338,23 @@ def test_servegen_bursts_follow_the_shape(tmp_path):
     assert spread(4) == pytest.approx(0.5, rel=0.1)
 
 
+SMALL = {
+    "azure": AZURE,
+    "mooncake": [
+        '{"timestamp": 5, "input_length": 513, "output_length": 2, "hash_ids": [4, 5]}',
+        '{"timestamp": 7, "input_length": 9, "output_length": 2, "hash_ids": [4]}',
+    ],
+    "sessions_jsonl": [json.dumps(row) for row in SESSIONS],
+}
+
+
+def mooncake_line(timestamp="0", input_length="5", hash_ids="[1]"):
+    return (
+        f'{{"timestamp": {timestamp}, "input_length": {input_length}, "output_length": 1, '
+        f'"hash_ids": {hash_ids}}}'
+    )
+
+
 GOOD_SESSION = json.dumps(SESSIONS[0])
 
 
@@ -259,7 +365,7 @@ GOOD_SESSION = json.dumps(SESSIONS[0])
         ("azure", [*AZURE, "2023-11-16 18:15:50,3"], 5, "2 fields instead of 3"),
         ("azure", [*AZURE, "yesterday,3,4"], 5, "'yesterday' is not a time"),
         ("azure", [*AZURE, "2023-11-16 18:15:50,3.5,4"], 5, "ContextTokens='3.5'"),
-        ("azure", [*AZURE, "2023-11-16 18:15:50,3,0"], 5, "GeneratedTokens=0"),
+        ("azure", [*AZURE, "2023-11-16 18:15:50,3,-1"], 5, "GeneratedTokens=.-1."),
         ("lengths_csv", ["prompt,output", "1,2"], 1, "num_prefill_tokens,num_decode_tokens"),
         ("lengths_csv", ["prompt_tokens,output_tokens", "1,2", "1,"], 3, "output_tokens=''"),
         ("lengths_csv", ["prompt_tokens,output_tokens", "1"], 2, "output_tokens=None"),
@@ -276,9 +382,32 @@ GOOD_SESSION = json.dumps(SESSIONS[0])
             "mooncake",
             ['{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [-4]}'],
             1,
-            "ids start at 0",
+            "hash_ids=-4 must be at least 0",
         ),
-        ("sessions_jsonl", [GOOD_SESSION, GOOD_SESSION], 2, "does not extend session b"),
+        ("mooncake", [mooncake_line("1e400")], 1, "timestamp=inf must be a finite number"),
+        ("mooncake", [mooncake_line("NaN")], 1, "timestamp=nan must be a finite number"),
+        ("mooncake", [mooncake_line("-Infinity")], 1, "timestamp=-inf must be a finite number"),
+        ("mooncake", [mooncake_line("9" * 400)], 1, "timestamp=.* must be a finite number"),
+        ("mooncake", [mooncake_line("true")], 1, "timestamp=True is not a number"),
+        ("mooncake", [mooncake_line("0", "9" * 5000)], 1, "input_length=inf must be from 0"),
+        ("mooncake", [mooncake_line("0", "1e30")], 1, r"input_length=1e\+30 must be from 0"),
+        ("mooncake", [mooncake_line("0", "5.5")], 1, "input_length=5.5 is not an integer"),
+        ("mooncake", [mooncake_line("0", "5", "[true]")], 1, "hash_ids=True is not an integer"),
+        ("mooncake", ["[" * 100_000], 1, "nested too deeply"),
+        ("azure", [*AZURE, "2023-11-16 18:15:50,1_0,4"], 5, "ContextTokens='1_0' is not an"),
+        (
+            "sessions_jsonl",
+            ['{"timestamp": 1e400, "input": "a", "output": "b", "session_id": 1}'],
+            1,
+            "timestamp=inf",
+        ),
+        (
+            "sessions_jsonl",
+            ['{"timestamp": 1, "input": "\\ud800", "output": "b", "session_id": 1}'],
+            1,
+            "half of a surrogate pair",
+        ),
+        ("sessions_jsonl", [GOOD_SESSION, GOOD_SESSION], 2, "does not extend session 'b'"),
         ("sessions_jsonl", [GOOD_SESSION, "", '{"input": 3}'], 3, "no timestamp, output"),
     ],
 )
@@ -290,12 +419,30 @@ def test_malformed_lines_are_named_with_file_and_number(tmp_path, format_, lines
 
 
 @pytest.mark.parametrize(
+    "dataset",
+    ["[]", "3", '{"0": 3}', '{"0": {"input_tokens": [1], "output_tokens": "{1: 1}"}}', '{"0": {}}',
+     '{"nan": {"input_tokens": "{1: 1}", "output_tokens": "{1: 1}"}}',
+     *(json.dumps({"0": {"input_tokens": table, "output_tokens": "{1: 1}"}}) for table in
+       ("{-5: 1}", "{5: NaN}", "{5: -1}", "{5: 0}", "{1e30: 1}", "[5]", "[" * 100_000))],
+)  # fmt: skip
+def test_servegen_lengths_are_positive_finite_numbers(tmp_path, dataset):
+    path = servegen(tmp_path) / "chunk-0-dataset.json"
+    path.write_text(dataset)
+    with pytest.raises(ValueError) as error:
+        replay("servegen", tmp_path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
     ("line", "what"),
     [
+        ("1800,nan,1,Gamma,1,1", "rate='nan' is not a number"),
+        ("1e999,1,1,Gamma,1,1", "window start=.* finite"),
         ("1800,1,1", "3 fields instead of 6"),
         ("1800,1,1,Pareto,1,1", "Pareto"),
-        ("1800,x,1,Gamma,1,1", "could not convert"),
-        ("1800,1,1,Gamma,0,1", "out of range"),
+        ("1800,x,1,Gamma,1,1", "rate=.x. is not a number"),
+        ("1800,1,1,Gamma,0,1", "shape=.0. must be from"),
     ],
 )
 def test_malformed_servegen_windows(tmp_path, line, what):
@@ -318,7 +465,8 @@ def test_malformed_servegen_lengths(tmp_path):
     [
         ("azur", "a.csv", {}, "did you mean azure"),
         ("azure", "missing.csv", {}, "no such file"),
-        ("azure", "", {}, "cannot be read as azure"),
+        ("azure", "", {}, "is a folder"),
+        ("azure", "header.csv", {}, r"header\.csv: has no rows"),
         ("servegen", "a.csv", {}, "needs a folder"),
         ("servegen", "", {}, "no chunk-N-trace"),
         ("sessions_jsonl", "", {}, r"no \.jsonl files"),
@@ -329,6 +477,7 @@ def test_malformed_servegen_lengths(tmp_path):
 )
 def test_what_cannot_be_replayed_is_refused(tmp_path, format_, name, values, message):
     write(tmp_path / "a.csv", *AZURE)
+    write(tmp_path / "header.csv", AZURE[0])
     with pytest.raises(ValueError, match=message):
         replay(format_, tmp_path / name, **values)
 

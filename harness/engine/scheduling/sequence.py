@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.engine.request import Request, SamplingParams
 from harness.engine.scheduling.beam_search import BeamSearch, BeamStep, Candidates
@@ -48,10 +48,8 @@ class Sequence:
         self.seq_id = seq_id
         self.group = group
         self.draws = (sampling,)
-        self.token_ids: list[int] = list(request.prompt_ids)
         true_len = request.true_output_len
         self.target_output_len = request.max_tokens if true_len is None else true_len
-        self._forced_ids = request.forced_ids
         self._eos_ids = request.eos_ids if true_len is None else frozenset()
         self.num_computed_tokens = 0
         self.num_slots = 0
@@ -63,6 +61,16 @@ class Sequence:
         self.token_s: list[float] = []
         self.chosen_ids: list[int] = []
         self.margins: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """Tokens are taken from the request at their first use: a queue of long prompts would need
+        more memory for them than there is."""
+        if name not in ("token_ids", "_forced_ids"):
+            raise AttributeError(name)
+        request = self.group.request
+        self.token_ids: list[int] = list(request.prompt_ids)
+        self._forced_ids = None if request.forced_ids is None else tuple(request.forced_ids)
+        return getattr(self, name)
 
     @property
     def num_output_tokens(self) -> int:
@@ -89,7 +97,7 @@ class Sequence:
     @property
     def has_known_ids(self) -> bool:
         """All output tokens are given beforehand."""
-        return self._forced_ids is not None
+        return self.group.request.forced_ids is not None
 
     def accept(self, chosen_id: int, margin: float, now_s: float) -> None:
         """Append the next output token: the forced one where there is one."""

@@ -3,48 +3,56 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
-from harness.workloads.trace_row import ReadContext, TraceRow, malformed, positive_int
+from harness.workloads.trace_row import Line, ReadContext, TraceRow, text_lines
 
 HEADER = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
+_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,12}))? ?(Z|[+-]\d\d:?\d\d)?", re.ASCII
+)
+"""Date and second, digits of its fraction, zone."""
+
 
 def read(path: Path, context: ReadContext) -> Iterator[TraceRow]:
-    """Rows in order of arrival, seconds from the first line's whole second."""
+    """Rows in order of arrival, seconds from the first line's whole second. A time without a zone
+    is in UTC."""
     rows: list[TraceRow] = []
     origin: datetime | None = None
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file)
-        header = next(lines, None)
-        if header is None or tuple(header) != HEADER:
-            raise malformed(path, 1, f"header {header} is not {','.join(HEADER)}")
-        for cells in lines:
-            number = lines.line_num
-            if not cells:
-                continue
-            if len(cells) != len(HEADER):
-                raise malformed(path, number, f"{len(cells)} fields instead of {len(HEADER)}")
-            second, fraction = _timestamp(cells[0], path, number)
-            origin = origin or second
-            rows.append(
-                TraceRow(
-                    prompt_len=positive_int(cells[1], path, number, HEADER[1]),
-                    output_len=positive_int(cells[2], path, number, HEADER[2]),
-                    arrival_s=(second - origin).total_seconds() + fraction,
-                )
+    lines = csv.reader(text_lines(path))
+    header = next(lines, None)
+    if header is None or tuple(header) != HEADER:
+        raise Line(path, 1).malformed(f"header {header} is not {','.join(HEADER)}")
+    for cells in lines:
+        line = Line(path, lines.line_num)
+        if not cells:
+            continue
+        if len(cells) != len(HEADER):
+            raise line.malformed(f"{len(cells)} fields instead of {len(HEADER)}")
+        second, fraction = _timestamp(cells[0], line)
+        origin = origin or second
+        rows.append(
+            TraceRow(
+                prompt_len=line.tokens(cells[1], HEADER[1]),
+                output_len=line.tokens(cells[2], HEADER[2]),
+                arrival_s=(second - origin).total_seconds() + fraction,
             )
+        )
     yield from sorted(rows, key=lambda row: row.arrival_s or 0.0)
 
 
-def _timestamp(text: str, path: Path, line: int) -> tuple[datetime, float]:
+def _timestamp(text: str, line: Line) -> tuple[datetime, float]:
     """Whole seconds and the fraction, whose seven digits are one more than datetime keeps."""
-    text, _, zone = text.partition("+")
-    whole, _, digits = text.partition(".")
+    found = _TIME.fullmatch(text.strip())
     try:
-        second = datetime.fromisoformat(f"{whole}+{zone}" if zone else whole)
-        return second, int(digits) / 10 ** len(digits) if digits else 0.0
-    except ValueError:
-        raise malformed(path, line, f"TIMESTAMP={text!r} is not a time") from None
+        if found is None:
+            raise ValueError
+        whole, digits, zone = found.groups()
+        second = datetime.fromisoformat(whole + (zone or "Z"))
+        return second.astimezone(UTC), int(digits) / 10 ** len(digits) if digits else 0.0
+    except (ValueError, OverflowError):
+        raise line.malformed(f"TIMESTAMP={text[:40]!r} is not a time") from None

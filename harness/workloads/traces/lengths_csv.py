@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.workloads.trace_row import ReadContext, TraceRow, malformed, positive_int
+from harness.workloads.trace_row import Line, ReadContext, TraceRow, text_lines
 
 HEADERS = (
     ("prompt_tokens", "output_tokens"),
@@ -17,16 +17,14 @@ HEADERS = (
 
 def read(path: Path, context: ReadContext) -> Iterator[TraceRow]:
     """Rows in the file's order."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.DictReader(file)
-        columns = lines.fieldnames or ()
-        known = [pair for pair in HEADERS if set(pair) <= set(columns)]
-        if not known:
-            choices = " or ".join(",".join(pair) for pair in HEADERS)
-            raise malformed(path, 1, f"header {','.join(columns)!r}: needs the columns {choices}")
-        prompt, output = known[0]
-        for row in lines:
-            yield TraceRow(
-                prompt_len=positive_int(row[prompt], path, lines.line_num, prompt),
-                output_len=positive_int(row[output], path, lines.line_num, output),
-            )
+    lines = csv.DictReader(text_lines(path))
+    columns = lines.fieldnames or ()
+    known = [pair for pair in HEADERS if set(pair) <= set(columns)]
+    if not known:
+        choices = " or ".join(",".join(pair) for pair in HEADERS)
+        header = ",".join(columns)[:200]
+        raise Line(path, 1).malformed(f"header {header!r}: needs the columns {choices}")
+    prompt, output = known[0]
+    for row in lines:
+        line = Line(path, lines.line_num)
+        yield TraceRow(line.tokens(row[prompt], prompt), line.tokens(row[output], output))

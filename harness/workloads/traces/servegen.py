@@ -8,7 +8,6 @@ without the second file have no lengths and are left out.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +15,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harness.numbers import integer, parse_json, real, shown
 from harness.workloads.streams import Floats, Ints, Stream, rng
-from harness.workloads.trace_row import ReadContext, TraceRow, malformed
+from harness.workloads.trace_row import (
+    MOST_SECONDS,
+    MOST_TOKENS,
+    Line,
+    ReadContext,
+    TraceRow,
+    text_lines,
+)
 
 NOTE = "(synthetic: sampled from fitted clients)"
 FAMILIES = ("Gamma", "Weibull", "")
 _WINDOWS = 100_000
+_HIGHEST_RATE = 1e6
+_SMALLEST_SHAPE, _LARGEST_SHAPE = 1e-6, 1e6
+"""Of the gamma and Weibull distributions: beyond it all gaps are one, or there is one gap."""
+
+_MOST_ROWS = 10_000_000
 _KEY = re.compile(r"([-+.\w]+)\s*:")
 
 
@@ -59,6 +71,15 @@ def read(path: Path, context: ReadContext) -> Iterator[TraceRow]:
         raise ValueError(f"{path}: the length of a window needs two window starts, found {starts}")
     by_start = [{window.start_s: window for window in client.windows} for client in clients]
     ends = [*starts[1:], 2 * starts[-1] - starts[-2]]
+    lengths_s = dict(
+        zip(starts, (end - start for start, end in zip(starts, ends, strict=True)), strict=True)
+    )
+    promised = sum(w.rate * lengths_s[w.start_s] for client in clients for w in client.windows)
+    if promised > _MOST_ROWS:
+        raise ValueError(
+            f"{path}: the rates of its windows make {promised:.3g} requests: at most "
+            f"{_MOST_ROWS:,} can be sampled"
+        )
     for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
         parts = [
             sample_window(client, windows[start], end - start, context.seed, index)
@@ -67,7 +88,7 @@ def read(path: Path, context: ReadContext) -> Iterator[TraceRow]:
         ]
         columns = np.concatenate(parts)
         for arrival, prompt, output in columns[np.argsort(columns[:, 0], kind="stable")].tolist():
-            yield TraceRow(max(1, int(prompt)), max(1, int(output)), arrival)
+            yield TraceRow(int(prompt), int(output), arrival)
 
 
 def sample_window(client: Client, window: Window, length_s: float, seed: int, index: int) -> Floats:
@@ -104,57 +125,78 @@ def _draw(distribution: Distribution, draw: np.random.Generator, count: int) -> 
 def _clients(path: Path) -> Iterator[Client]:
     if not path.is_dir():
         raise ValueError(f"{path}: servegen needs a folder of chunk-N-trace.csv and -dataset.json")
-    numbered = []
-    for dataset in path.glob("chunk-*-dataset.json"):
-        middle = dataset.name.removeprefix("chunk-").removesuffix("-dataset.json")
-        if middle.isdigit() and (path / f"chunk-{middle}-trace.csv").is_file():
-            numbered.append((int(middle), dataset))
-    for number, dataset in sorted(numbered):
-        windows = tuple(_windows(path / f"chunk-{number}-trace.csv"))
-        yield Client(number, windows, tuple(_lengths(dataset)))
+    datasets = {}
+    for dataset in sorted(
+        [*path.glob("chunk-*-dataset.json"), *path.glob("chunk-*-dataset.json.gz")]
+    ):
+        if found := re.fullmatch(r"chunk-([0-9]{1,9})-dataset\.json(\.gz)?", dataset.name):
+            datasets[int(found.group(1))] = dataset, found.group(1)
+    for number, (dataset, digits) in sorted(datasets.items()):
+        for name in (f"chunk-{digits}-trace.csv", f"chunk-{digits}-trace.csv.gz"):
+            if (path / name).is_file():
+                yield Client(number, tuple(_windows(path / name)), tuple(_lengths(dataset)))
+                break
 
 
 def _windows(path: Path) -> Iterator[Window]:
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = csv.reader(file)
-        for cells in lines:
-            number = lines.line_num
-            if len(cells) != 6:
-                raise malformed(path, number, f"{len(cells)} fields instead of 6")
-            if cells[3] not in FAMILIES:
-                raise malformed(path, number, f"family {cells[3]!r} is none of Gamma, Weibull")
-            try:
-                start_s, rate, shape = float(cells[0]), float(cells[1]), float(cells[4])
-            except ValueError as error:
-                raise malformed(path, number, str(error)) from None
-            if rate < 0 or (rate > 0 and cells[3] and shape <= 0):
-                raise malformed(path, number, f"rate {rate:g} or shape {shape:g} is out of range")
-            yield Window(start_s, rate, cells[3], shape)
+    lines = csv.reader(text_lines(path))
+    for cells in lines:
+        line = Line(path, lines.line_num)
+        if not cells:
+            continue
+        if len(cells) != 6:
+            raise line.malformed(f"{len(cells)} fields instead of 6")
+        family = cells[3]
+        if family not in FAMILIES:
+            raise line.malformed(f"family {shown(family)} is none of Gamma, Weibull")
+        start_s = line.seconds(cells[0], "window start")
+        rate = line.real(cells[1], "rate", 0.0, _HIGHEST_RATE)
+        lowest = _SMALLEST_SHAPE if rate > 0 and family else 0.0
+        shape = line.real(cells[4] or 0, "shape", lowest, _LARGEST_SHAPE)
+        yield Window(start_s, rate, family, shape)
 
 
 def _lengths(path: Path) -> Iterator[tuple[float, Distribution, Distribution]]:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise malformed(path, error.lineno, f"not JSON: {error.msg}") from None
-    for start, entry in entries.items():
-        try:
-            prompts = _distribution(entry["input_tokens"])
-            outputs = _distribution(entry["output_tokens"])
-            start_s = float(start)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: entry {start!r}: {type(error).__name__}: {error}") from None
-        if prompts and outputs:
-            yield start_s, prompts, outputs
+        entries = parse_json("".join(text_lines(path)))
+        if not isinstance(entries, dict):
+            raise ValueError(
+                f"an object of second: distributions was expected, not {shown(entries)}"
+            )
+        for start, entry in entries.items():
+            lengths = _entry(start, entry)
+            if lengths is not None:
+                yield lengths
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
-def _distribution(text: str) -> Distribution | None:
-    """A string-encoded {value: probability}; None for the empty one."""
-    table = json.loads(_KEY.sub(r'"\1":', text))
+def _entry(start: str, entry: object) -> tuple[float, Distribution, Distribution] | None:
+    """From which second on which lengths hold; None where there are none."""
+    where = f"entry {shown(start)}"
+    if not isinstance(entry, dict) or not {"input_tokens", "output_tokens"} <= set(entry):
+        raise ValueError(f"{where}: is no object with input_tokens and output_tokens")
+    start_s = real(start, f"{where}: second", -MOST_SECONDS, MOST_SECONDS)
+    prompts = _distribution(entry["input_tokens"], f"{where}: input_tokens")
+    outputs = _distribution(entry["output_tokens"], f"{where}: output_tokens")
+    return (start_s, prompts, outputs) if prompts and outputs else None
+
+
+def _distribution(text: object, name: str) -> Distribution | None:
+    """A string-encoded {tokens: probability}; None for the empty one."""
+    if not isinstance(text, str):
+        raise ValueError(f"{name}={shown(text)} is not a text")
+    try:
+        table = parse_json(_KEY.sub(r'"\1":', text))
+    except ValueError as error:
+        raise ValueError(f"{name}={shown(text)}: {error}") from None
+    if not isinstance(table, dict):
+        raise ValueError(f"{name}={shown(text)}: an object of tokens: probability was expected")
     if not table:
         return None
-    values = np.array([int(float(key)) for key in table], dtype=np.int64)
-    cumulated = np.cumsum(np.array(list(table.values()), dtype=np.float64))
+    values = [integer(key, f"{name}: tokens", 0, MOST_TOKENS) for key in table]
+    shares = [real(share, f"{name}: probability", 0.0, 1e9) for share in table.values()]
+    cumulated = np.cumsum(np.array(shares, dtype=np.float64))
     if not cumulated[-1] > 0:
-        raise ValueError("probabilities sum to nothing")
-    return Distribution(values, cumulated)
+        raise ValueError(f"{name}: probabilities sum to nothing")
+    return Distribution(np.array(values, dtype=np.int64), cumulated)
