@@ -23,11 +23,17 @@ _LONGEST_REQUESTS_IN_POOL = 4
 
 class BesidePool(NamedTuple):
     """Bytes on all GPUs that the pool cannot have. source: whether a step was run to measure
-    them, or they were estimated from the model's shape."""
+    them, or they were estimated from the model's shape. state_bytes: of all sequences that may run
+    at once, beside their KV."""
 
     weight_bytes: int
     activation_bytes: int
     source: Literal["measured", "estimated"]
+    state_bytes: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return self.weight_bytes + self.activation_bytes + self.state_bytes
 
 
 def pool_pages(
@@ -58,13 +64,15 @@ def pool_pages(
         assert device_bytes is not None  # `needs_device_memory` was checked before
         fraction = kv.memory_fraction or DEFAULT_MEMORY_FRACTION
         beside = beside or estimated_beside_pool(config, shape)
-        left = fraction * device_bytes - beside.weight_bytes - beside.activation_bytes
+        left = fraction * device_bytes - beside.num_bytes
         tokens = int(left // kv_bytes_per_token(config, shape))
         source = (
             f"kv.memory_fraction={fraction} of {device_bytes / 2**30:.2f} GiB less "
             f"{beside.weight_bytes / 2**30:.2f} GiB of weights and "
             f"{beside.activation_bytes / 2**30:.2f} GiB of activations ({beside.source})"
         )
+        if beside.state_bytes:
+            source += f" and {beside.state_bytes / 2**30:.2f} GiB of states"
     draft = draft_bytes_per_token(config)
     if draft:
         own = kv_bytes_per_token(config, shape)
@@ -170,13 +178,13 @@ def is_what_memory_leaves(config: RunConfig, device_bytes: int | None) -> bool:
 def estimated_beside_pool(config: RunConfig, shape: ModelShape) -> BesidePool:
     """For devices that are simulated or imagined."""
     activations = config.engine.tensor_parallel * activation_bytes(config, shape)
-    return BesidePool(shape.weight_bytes, activations, "estimated")
+    states = config.engine.max_num_seqs * shape.state_bytes
+    return BesidePool(shape.weight_bytes, activations, "estimated", states)
 
 
 def bytes_beside_pool(config: RunConfig, shape: ModelShape) -> int:
-    """Weights and activations, on all GPUs, estimated."""
-    beside = estimated_beside_pool(config, shape)
-    return beside.weight_bytes + beside.activation_bytes
+    """Weights, activations and states, on all GPUs, estimated."""
+    return estimated_beside_pool(config, shape).num_bytes
 
 
 def activation_bytes(config: RunConfig, shape: ModelShape) -> int:

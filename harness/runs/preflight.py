@@ -22,7 +22,12 @@ from harness.engine.device.parallel.launched import Launch
 from harness.runs.fleet import check_router
 from harness.runs.gpu_memory import check_fits, check_split, simulated_memory_bytes
 from harness.runs.one_engine import build_allocator
-from harness.runs.pool_size import draft_model, longest_request_len, needs_device_memory
+from harness.runs.pool_size import (
+    draft_model,
+    is_what_memory_leaves,
+    longest_request_len,
+    needs_device_memory,
+)
 from harness.runs.step_cost import load_calibration
 from harness.workloads.generate import generate
 
@@ -52,6 +57,7 @@ class Preflight:
                 "and in simulation give device.imagined_memory_gib (or executor.cost=roofline "
                 "and executor.gpu), or size the pool by kv.pool_tokens or kv.pool_demand"
             )
+        _check_kept(config, shape, f"model={config.model.name}")
         check_split(config, shape)
         if not is_simulated:
             _check_launch(config)
@@ -75,9 +81,16 @@ class Preflight:
             raise ConfigError(f"{key}: {hint}. A checkpoint is given as ./DIR or OWNER/NAME")
         draft = draft_model(config)
         assert draft is not None
-        if (size := self.shape(draft, key).vocab_size) != shape.vocab_size:
+        own = self.shape(draft, key)
+        if own.state_bytes:
             raise ConfigError(
-                f"{key} has a vocabulary of {size}, model={config.model.name} one of "
+                f"{key} keeps {own.state_bytes} bytes of state a sequence beside its KV, which are "
+                "not counted for a draft model: choose one with attention alone"
+            )
+        _check_kept(config, own, key)
+        if own.vocab_size != shape.vocab_size:
+            raise ConfigError(
+                f"{key} has a vocabulary of {own.vocab_size}, model={config.model.name} one of "
                 f"{shape.vocab_size}: a draft model must have the model's own"
             )
 
@@ -147,6 +160,19 @@ class Preflight:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self._replayed.add(key)
+
+
+def _check_kept(config: RunConfig, shape: ModelShape, what: str) -> None:
+    """Raise ConfigError for a model that keeps something that the run would not count."""
+    if config.executor.kind == "torch" and not shape.is_plain:
+        raise ConfigError(f"{what} {shape.unlike_plain}: use executor=simulated")
+    is_counted = is_what_memory_leaves(config, simulated_memory_bytes(config))
+    if shape.state_bytes and not is_counted:
+        raise ConfigError(
+            f"{what} keeps {shape.state_bytes} bytes of state a sequence, which a pool given in "
+            "tokens does not count: size it by kv.memory_fraction (of executor.gpu with "
+            "executor.cost=roofline, or of device.imagined_memory_gib)"
+        )
 
 
 def _check_launch(config: RunConfig) -> None:

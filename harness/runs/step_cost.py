@@ -102,7 +102,7 @@ def _roofline(config: RunConfig, shape: ModelShape, groups: Sequence[LayerGroup]
     return Roofline(
         GPUS[executor.gpu],
         shape,
-        page_bytes=config.kv.page_size * token_bytes * layers / shape.num_layers,
+        page_bytes=config.kv.page_size * token_bytes * layers / len(shape.kv_layers),
         token_bytes=token_bytes,
         page_transfers=2 * layers,
         num_gpus=config.engine.tensor_parallel,

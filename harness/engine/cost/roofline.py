@@ -53,6 +53,7 @@ class Roofline:
     num_gpus: of tensor parallelism (Shoeybi et al., "Megatron-LM", 2019, section 3): each GPU has
     its part of weights, heads and FLOP; KV heads are replicated where they are fewer than GPUs;
     two all-reduces a layer go around a ring, so that each GPU sends 2 (n - 1) / n of their bytes.
+    States of constant size are read and written once a pass by each sequence.
     page_bytes: of one page of one group of layers, on all GPUs; page_transfers: in so many parts
     it goes to the host, a tensor a layer each for keys and values.
     """
@@ -83,7 +84,8 @@ class Roofline:
         self._move_s = page_transfers * overheads.transfer_s + page_bytes / (
             gpu.pcie_bytes_per_s * num_gpus
         )
-        self._pass_s, self._sequence_s = overheads.pass_s, overheads.sequence_s
+        self._pass_s = overheads.pass_s
+        self._sequence_s = overheads.sequence_s + 2 * shape.state_bytes / bandwidth
         self._reduce_s = self._reduce_row_s = 0.0
         if num_gpus > 1:
             row_bytes = shape.hidden_size * shape.dtype_bytes

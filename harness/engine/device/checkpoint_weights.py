@@ -21,7 +21,7 @@ from transformers.utils import (
 )
 from transformers.utils.hub import cached_file
 
-from harness.engine.device.module_weights import OnMade, fill_modules, full_name
+from harness.engine.device.module_weights import OnMade, fill_modules, full_name, quiet
 
 _NUM_NAMED = 3
 
@@ -34,24 +34,20 @@ def load_whole(path: str, hf_config: Any, dtype: torch.dtype) -> Any:
     """The model of `path`, a folder or a hub id, as transformers reads it. Raises CheckpointError
     where a file cannot be read, or a tensor is missing, left over or of another shape."""
     _files(path)
-    log = transformers.utils.logging
-    verbosity = log.get_verbosity()
-    log.set_verbosity_error()  # what it reports is raised below
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            config=hf_config,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report, by name
-        )
+        with quiet():  # what it reports is raised below
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                path,
+                config=hf_config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, by name
+            )
     except Exception as error:  # of a format's reader, of the hub, of a conversion
         text = " ".join(str(error).split())
         raise CheckpointError(
             f"the checkpoint {path} cannot be read ({type(error).__name__}: {text})"
         ) from error
-    finally:
-        log.set_verbosity(verbosity)
     _check_report(path, hf_config, report)
     model.generation_config = generation_config(path, model)
     return model

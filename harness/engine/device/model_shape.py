@@ -69,6 +69,11 @@ class ModelShape:
     num_embeddings: those of them that embed tokens or positions, or are the output layer's.
     layer_windows: of each layer the tokens that a query reads, itself included, None where it
         reads everything; empty where no layer slides a window.
+    layer_kv_sizes: of each layer the elements that it keeps of a token; empty where each keeps a
+        key and a value of every KV head. A layer of 0 keeps none. Where it is given, num_kv_heads
+        and head_dim are the most of any layer and of keys and values; of latents one head of the
+        wider part.
+    state_bytes: of a sequence, whatever its length.
     """
 
     num_layers: int
@@ -82,6 +87,8 @@ class ModelShape:
     num_parameters: int
     layer_windows: tuple[int | None, ...] = ()
     num_embeddings: int = 0
+    layer_kv_sizes: tuple[int, ...] = ()
+    state_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
@@ -94,17 +101,47 @@ class ModelShape:
         return self.num_parameters - self.num_embeddings
 
     @property
+    def is_plain(self) -> bool:
+        """Every layer keeps a key and a value of every KV head, and nothing else is kept."""
+        return not (self.layer_kv_sizes or self.state_bytes)
+
+    @property
+    def unlike_plain(self) -> str:
+        """What is kept, where it is not plain."""
+        state = f" and {self.state_bytes} bytes of state a sequence" if self.state_bytes else ""
+        return (
+            f"keeps {sum(self.kv_sizes)} elements a token in {len(self.kv_layers)} of "
+            f"{self.num_layers} layers{state}, not a key and a value of every head in every layer, "
+            "as the torch engine does"
+        )
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Keys and values of one token in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype_bytes
+        return sum(self.kv_sizes) * self.dtype_bytes
+
+    @property
+    def kv_sizes(self) -> tuple[int, ...]:
+        """Elements that each layer keeps of a token."""
+        plain = 2 * self.num_kv_heads * self.head_dim
+        return self.layer_kv_sizes or (plain,) * self.num_layers
+
+    @property
+    def kv_layers(self) -> tuple[int, ...]:
+        """Those that keep any."""
+        return tuple(layer for layer, size in enumerate(self.kv_sizes) if size)
 
     @property
     def layer_groups(self) -> tuple[LayerGroup, ...]:
         """Layers that keep KV equally long, in groups of equal size, so that a page of one group
-        can serve any other."""
+        can serve any other; one group where layers keep different amounts of a token."""
         layers_of: dict[int | None, list[int]] = {}
-        for layer, window in enumerate(self.layer_windows or (None,) * self.num_layers):
-            layers_of.setdefault(window, []).append(layer)
+        windows = self.layer_windows or (None,) * len(self.kv_sizes)
+        for layer in self.kv_layers:
+            layers_of.setdefault(windows[layer], []).append(layer)
+        if len(set(self.kv_sizes) - {0}) > 1:
+            every = [LayerGroup(window, tuple(layers)) for window, layers in layers_of.items()]
+            return (LayerGroup.merged(every),)
         size = math.gcd(*map(len, layers_of.values()))
         return tuple(
             LayerGroup(window, tuple(layers[first : first + size]))
@@ -113,7 +150,10 @@ class ModelShape:
         )
 
     def splits_over(self, num_ranks: int) -> bool:
-        """Every rank has as many heads, and whole KV heads: its part of them, or a copy of one."""
+        """Every rank has as many heads, and whole KV heads: its part of them, or a copy of one.
+        Layers that keep different amounts of a token are not split."""
+        if num_ranks > 1 and len(set(self.kv_sizes) - {0}) > 1:
+            return False
         fewer, more = sorted((num_ranks, self.num_kv_heads))
         return self.num_q_heads % num_ranks == 0 and more % fewer == 0
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 import transformers
 
 from harness.engine.device.attention import ATTENTION_NAME, AttentionRefusedError, AttentionStep
+from harness.engine.device.cache_probe import probe_cache
 from harness.engine.device.checkpoint_weights import (
     CheckpointError,
     WeightFiles,
@@ -19,8 +20,8 @@ from harness.engine.device.checkpoint_weights import (
     read_weights,
 )
 from harness.engine.device.lean.build import LeanModel, build
-from harness.engine.device.model_shape import ModelConfig, ModelShape
-from harness.engine.device.module_weights import OnMade, empty_decoder
+from harness.engine.device.model_shape import ModelConfig, ModelShape, model_shape
+from harness.engine.device.module_weights import OnMade, empty_decoder, quiet
 from harness.engine.device.parallel.ranks import ALONE, Ranks
 from harness.engine.device.parallel.sharding import Splitter
 from harness.engine.device.random_weights import draw_weights
@@ -64,7 +65,7 @@ def load_model(
     """
     device = torch.device(device)
     model, give_weights = _begin(config, device, ranks)
-    shape = _shape_of(model, model.config, model.dtype.itemsize)
+    shape = model_shape(config)
     try:
         of_rank = shape.of_rank(ranks.size)
         splitter = Splitter(model, shape, ranks) if ranks.size > 1 else None
@@ -118,17 +119,33 @@ def shape_from_transformers(config: ModelConfig) -> ModelShape:
     else:
         hf_config = _random_config(config)
         dtype = getattr(torch, config.dtype)
-    return _shape_of(empty_decoder(hf_config, dtype), hf_config, dtype.itemsize)
+    return _known_shape(_Described(hf_config.to_json_string(use_diff=False), dtype, hf_config))
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """An architecture, told from others by its values."""
+
+    values: str
+    dtype: torch.dtype
+    hf_config: Any = field(compare=False)
+
+
+@lru_cache
+def _known_shape(described: _Described) -> ModelShape:
+    model = empty_decoder(described.hf_config, described.dtype)
+    shape = _shape_of(model, described.hf_config, described.dtype.itemsize)
+    return _with_cache(shape, model)
 
 
 def _shape_of(model: Any, hf_config: Any, dtype_bytes: int) -> ModelShape:
     text = hf_config.get_text_config()
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None) or 1
     return ModelShape(
         num_layers=text.num_hidden_layers,
         num_q_heads=heads,
         num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        head_dim=_head_dim(text) or text.hidden_size // heads,
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
         max_positions=getattr(text, "max_position_embeddings", 2048),
@@ -136,6 +153,38 @@ def _shape_of(model: Any, hf_config: Any, dtype_bytes: int) -> ModelShape:
         num_parameters=model.num_parameters(),
         layer_windows=_layer_windows(text),
         num_embeddings=_num_embeddings(model),
+    )
+
+
+def _head_dim(text: Any) -> int | None:
+    """None where the config gives none, or one for each layer."""
+    try:
+        return getattr(text, "head_dim", None)
+    except Exception:  # transformers' own, of configs whose layers differ
+        return None
+
+
+def _with_cache(shape: ModelShape, model: Any) -> ModelShape:
+    """`shape`, with what the cache of `model`, an empty decoder, really keeps."""
+    with quiet():
+        layers = probe_cache(model)
+    sizes = tuple(-(-layer.token_bytes // shape.dtype_bytes) for layer in layers)
+    state_bytes = sum(layer.state_bytes for layer in layers)
+    keeping = [layer for layer in layers if layer.token_bytes]
+    if not keeping:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} keeps no keys and values, only {state_bytes} bytes of state a "
+            "sequence, so there is nothing to allocate by tokens: choose a model with attention"
+        )
+    heads, head_dim = max(e.num_heads for e in keeping), max(e.head_dim for e in keeping)
+    is_plain = sizes == (2 * heads * head_dim,) * shape.num_layers
+    return replace(
+        shape,
+        num_kv_heads=heads,
+        head_dim=head_dim,
+        layer_windows=shape.layer_windows if len(sizes) == shape.num_layers else (),
+        layer_kv_sizes=() if is_plain else sizes,
+        state_bytes=state_bytes,
     )
 
 
@@ -198,6 +247,8 @@ def _bind_attention(model: Any, shape: ModelShape) -> None:
         "choose an architecture that dispatches through transformers' AttentionInterface, "
         "such as llama, qwen2, mistral, gemma2, gpt2 or opt"
     )
+    if not shape.is_plain:
+        raise UnsupportedModelError(f"{architecture} {shape.unlike_plain}: {advice}")
     probe = AttentionStep.probe()
     ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
     positions = torch.arange(2, device=model.device)[None]

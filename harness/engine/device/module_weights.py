@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,18 @@ in a weight's place at once, so that no more is there than slices and one whole 
 Give = Callable[[str, nn.Module, Any], None]
 """Gives a module, of this name, its own weights and buffers, for which there is memory. The last
 argument is the model whose rules it stands under."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers logs errors only."""
+    log = transformers.utils.logging
+    verbosity = log.get_verbosity()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
 
 
 def empty_decoder(hf_config: Any, dtype: torch.dtype) -> Any:
