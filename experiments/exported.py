@@ -16,7 +16,7 @@ import pandas as pd
 
 from harness.config import ConfigError, RunConfig
 from harness.conversion import from_mapping
-from harness.runs.jobs import Job
+from harness.runs.jobs import Job, jobs_told_apart
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.study_record import RecordedRun, StudyRecord
 
@@ -35,7 +35,8 @@ def exported_jobs(record: StudyRecord, folder: Path) -> list[Job]:
     """The runs that were exported, as the jobs that they were. Raises ConfigError for a config
     that this version does not read."""
     configs = read_by_run(folder / CONFIGS)
-    return [_job(run, configs[run.run_id], folder) for run in record.runs if run.run_id in configs]
+    runs = [run for run in record.runs if run.run_id in configs]
+    return jobs_told_apart([_job(run, configs[run.run_id], folder) for run in runs])
 
 
 def exported_rows(folder: Path) -> pd.DataFrame:

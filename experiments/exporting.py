@@ -20,7 +20,8 @@ from experiments.provenance import environment
 from experiments.report.page import make_page
 from experiments.stored import StoredStudy
 from harness.config import ConfigError
-from harness.conversion import to_mapping
+from harness.conversion import to_stored
+from harness.runs.code_hash import OWN_CODE
 from harness.runs.study_record import write_study
 
 REPORT = "report.html"
@@ -73,7 +74,7 @@ def _write(
     write_study(study.record, folder)
     study.rows.to_csv(folder / ROWS_AS_TEXT, index=False)
     study.rows.to_parquet(folder / ROWS, index=False, **SMALLEST)
-    configs = {job.run_id: to_mapping(job.config) for job in study.jobs}
+    configs = {job.run_id: to_stored(job.config) for job in study.jobs}
     _write_json(folder / CONFIGS, by_run(configs))
     _write_json(folder / ENVIRONMENTS, by_run({j.run_id: environment(j) for j in study.jobs}))
     _write_own_code(study, folder / CODE)
@@ -93,12 +94,12 @@ def _write(
 
 
 def _write_own_code(study: StoredStudy, folder: Path) -> None:
-    """Allocators and routers of one's own that were measured, each state of their files once in a
+    """Code of one's own that was measured, each state of their files once in a
     folder `DIGEST`, and in `runs.json` which run had which. Nothing where no run had any."""
     of_run: dict[str, str] = {}
     for job in study.jobs:
         run = job.root / job.run_id
-        files = [path for kind in ("allocator", "router") for path in (run / kind).rglob("*.py")]
+        files = [path for kind in OWN_CODE for path in (run / kind).rglob("*.py")]
         sources = {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted(files)}
         if sources:
             of_run[job.run_id] = digest = hashlib.sha256(repr(sources).encode()).hexdigest()[:12]

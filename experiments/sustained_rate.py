@@ -112,7 +112,7 @@ def _answer(probes: Sequence[Job], by_run: Mapping[str, pd.DataFrame]) -> dict[s
     by_seed = _by_seed(tried, bound)
     interval = t_interval(np.array(list(by_seed.values())))
     at_best = [run_id for run_id in rows if values[run_id] == found.sustained]
-    chosen = settings(to_mapping(probes[0].config))
+    chosen = settings(probes[0].config)
     chosen.pop(short_name(search.key), None)
     return {
         "part": probes[0].part,

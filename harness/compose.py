@@ -31,6 +31,8 @@ from harness.config import (
 from harness.conversion import from_mapping, unknown_name
 from harness.hydra_errors import explain
 from harness.launching.chosen import is_of_launcher
+from harness.own_code import is_file
+from harness.runs.apart import allocator_facts, router_facts
 from harness.runs.grid import Part
 from harness.schema import register_schema
 
@@ -156,7 +158,17 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     allocator = dict(chosen["allocator"])
     known = {key: allocator.pop(key) for key in ALLOCATOR_KEYS}
     chosen["allocator"] = {**known, "options": allocator}
-    return from_mapping(RunConfig, chosen)
+    return _with_facts(from_mapping(RunConfig, chosen))
+
+
+def _with_facts(config: RunConfig) -> RunConfig:
+    """What own code says of itself, beside its settings. Raises ConfigError where there is none."""
+    allocator, cluster = config.allocator, config.cluster
+    if is_file(allocator.name):
+        allocator = replace(allocator, facts=allocator_facts(allocator.name))
+    if is_file(cluster.router):
+        cluster = replace(cluster, facts=router_facts(cluster.router))
+    return replace(config, allocator=allocator, cluster=cluster)
 
 
 class Composer:

@@ -13,6 +13,7 @@ from harness.engine.scheduling.length_estimate import Estimate
 from harness.engine.scheduling.scheduler import BatchOrder, Preemption, Schedule
 from harness.engine.scheduling.speculation import SpeculationConfig
 from harness.engine.scheduling.victims import VictimPolicy
+from harness.facts import CodeFacts
 from harness.workloads.config import WorkloadConfig
 
 
@@ -33,7 +34,8 @@ def _check_positive(key: str, value: float | None) -> None:
 @dataclass(frozen=True, slots=True)
 class AllocatorConfig:
     """name: a discovered strategy, or FILE.py:CLASS. expected: what it is told of lengths.
-    expected_bias, expected_spread: of `predicted`. options: the strategy's own.
+    expected_bias, expected_spread: of `predicted`. options: the strategy's own. facts: of its
+    code, no setting; None where its name tells them.
     """
 
     name: str = "paged"
@@ -41,6 +43,7 @@ class AllocatorConfig:
     expected_bias: float = 1.0
     expected_spread: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    facts: CodeFacts | None = None
 
     def __post_init__(self) -> None:
         _check_positive("allocator.expected_bias", self.expected_bias)
@@ -50,7 +53,9 @@ class AllocatorConfig:
             )
 
 
-ALLOCATOR_KEYS = tuple(key for key in AllocatorConfig.__dataclass_fields__ if key != "options")
+ALLOCATOR_KEYS = tuple(
+    key for key in AllocatorConfig.__dataclass_fields__ if key not in ("options", "facts")
+)
 """Keys of every allocator; what else stands under `allocator` are a strategy's own options."""
 
 

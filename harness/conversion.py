@@ -40,8 +40,21 @@ def _type_hints(cls: type) -> dict[str, Any]:
 
 
 def to_mapping(config: object) -> dict[str, Any]:
-    """The inverse of `from_mapping`: nested plain dicts."""
-    return dataclasses.asdict(config)  # type: ignore[call-overload, no-any-return]
+    """The settings of `config` as nested plain dicts; the facts of its code are none."""
+    return dataclasses.asdict(config, dict_factory=_settings)  # type: ignore[call-overload, no-any-return]
+
+
+def to_stored(config: object) -> dict[str, Any]:
+    """The inverse of `from_mapping`: nested plain dicts, with the facts that show it again."""
+    return dataclasses.asdict(config, dict_factory=_known)  # type: ignore[call-overload, no-any-return]
+
+
+def _settings(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, value in fields if key != "facts"}
+
+
+def _known(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, value in fields if key != "facts" or value is not None}
 
 
 def unknown_name(name: str, known: typing.Iterable[str], what: str) -> str:

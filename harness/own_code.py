@@ -41,17 +41,19 @@ def blaming(what: str, spec: str) -> Iterator[None]:
     `what` and names the line of its file."""
     try:
         yield
-    except ValueError as error:
-        raise ValueError(f"{what}: {_one_line(error)}") from error
     except Exception as error:  # it is the user's code
-        file = file_of(spec).resolve()
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename) == file]
-        if isinstance(error, SyntaxError):
-            lines = [error.lineno]
-        where = f"line {lines[-1]}: " if lines else ""
-        raise ValueError(f"{what}: {where}{type(error).__name__}: {_one_line(error)}") from error
+        raise ValueError(f"{what}: {blame(error, spec)}") from error
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def blame(error: BaseException, spec: str) -> str:
+    """What a user's code raised, in one line that names the line of its file."""
+    text = " ".join(str(error).split())
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg}"
+    if isinstance(error, ValueError) or not is_file(spec):
+        return text
+    file = file_of(spec).resolve()
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == file]
+    where = f"line {lines[-1]}: " if lines else ""
+    return f"{where}{type(error).__name__}: {text}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import traceback
-from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
 from allocators import discovery
-from harness.config import ALLOCATOR_KEYS, ConfigError, RunConfig, SteeringConfig, SweepConfig
+from harness.config import RunConfig, SteeringConfig, SweepConfig
 from harness.conversion import to_mapping
+from harness.own_code import is_file
+from harness.runs.apart import allocator_facts
 
 
 def register_schema() -> None:
@@ -52,42 +52,16 @@ def allocator_spec(choice: str) -> str:
 
 def _admit(value: str) -> str:
     spec = value.strip("'\"")
-    if not (spec.endswith(".py") or ".py:" in spec):
+    if not is_file(spec):
         return value
     choice = f"file_{hashlib.sha256(spec.encode()).hexdigest()[:12]}"
-    try:
-        _store_allocator(choice, spec, in_group=True)
-    except Exception as error:  # it is the user's code: whatever it raises at import ends it here
-        raise ConfigError(f"allocator={spec}: {_blame(error, spec.rsplit(':', 1)[0])}") from error
+    _store_allocator(choice, spec, in_group=True)
     return choice
 
 
 def _store_allocator(choice: str, name: str, *, in_group: bool) -> None:
-    options = _default_options(name)
+    options = dict(allocator_facts(name).defaults)
     store = ConfigStore.instance()
     store.store(group="allocator/options", name=choice, node={"name": name, **options})
     if in_group:
         store.store(group="allocator", name=choice, node={"name": name, **options})
-
-
-def _default_options(name: str) -> dict[str, object]:
-    options = discovery.options(discovery.load(name))
-    for key, option in options.items():
-        if key in ALLOCATOR_KEYS:
-            raise ValueError(f"its option {key!r} has the name of a key that every allocator has")
-        if option.default is option.empty:
-            raise ValueError(f"its option {key!r} needs a default value")
-    return {key: option.default for key, option in options.items()}
-
-
-def _blame(error: Exception, file: str) -> str:
-    """One line; for an error in the user's own file with the line it comes from."""
-    text = " ".join(str(error).split())
-    if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: {error.msg}"
-    if isinstance(error, ValueError):
-        return text
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).name == Path(file).name]
-    where = f"line {lines[-1]}: " if lines else ""
-    return f"{where}{type(error).__name__}: {text}"

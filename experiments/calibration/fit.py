@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from harness.config import AllocatorConfig, ConfigError
+from harness.conversion import from_mapping
 from harness.engine.cost.calibrated import FEATURES, Calibration, features
 from harness.engine.cost.step_work import WorkCounts
 from harness.engine.cost.work_log import PREFIX
@@ -128,7 +129,7 @@ def fit(runs: Sequence[StoredRun], environment: dict[str, Any]) -> Calibration:
 
 
 def _strategy(run: StoredRun) -> str:
-    return strategy_label(AllocatorConfig(**run.config["allocator"]))
+    return strategy_label(from_mapping(AllocatorConfig, run.config["allocator"]))
 
 
 def _robust_nnls(values: Floats, measured: Floats) -> Floats:

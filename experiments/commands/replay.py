@@ -5,7 +5,8 @@ The run is one that was made with `measure.outcome_log=true`: who arrived before
 what the device answered, are in its folder. Replayed, they stand in for clock and device; of a real
 run the model is loaded for its tokenizer and shape, and computes nothing. Compared, step by step,
 are the calls that the allocator got, its answers, and what each step computed, copied, saved and
-restored. Exit status: 0 where all is identical, 1 where not, 2 for a wrong command line.
+restored. An allocator of one's own is executed from the file that the run names, only with
+--own-code. Exit status: 0 where all is identical, 1 where not, 2 for a wrong command line.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from harness.conversion import from_mapping
 from harness.engine.outcome_log import OutcomeLog, Replay, ReplayError
 from harness.measure.outcome_rows import from_rows
 from harness.measure.record_files import KeptRecords
+from harness.own_code import is_file
 from harness.runs.build import prepare
 from harness.runs.one_run import make_workload
 from harness.runs.store import RunStore, StoredRun
@@ -49,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     run = _find(given.run)
     config = from_mapping(RunConfig, run.config)
+    if is_file(config.allocator.name) and not given.own_code:
+        raise ConfigError(
+            f"{given.run}: its allocator is {config.allocator.name}, which a replay executes: look "
+            "at what lies there, then add --own-code"
+        )
     device = DeviceCache().get(config)
     logs = run.frame("outcome_log")
     status = 0
@@ -109,4 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="results/EXPERIMENT/RUN_ID")
+    parser.add_argument(
+        "--own-code", action="store_true", help="execute the allocator's file that the run names"
+    )
     return parser

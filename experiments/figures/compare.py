@@ -73,6 +73,8 @@ def _draw_fig2(
     theirs = pd.DataFrame(published("pagedattention")["fig2_memory_percent"]).T
     found = rows.assign(rung=rows["expected"].where(rows["allocator"] == "contiguous", "paged"))
     found = found[found["allocator"].isin(["contiguous", "paged"])]
+    if found.empty:
+        return []
     shares = [f"paper_{name}_share" for name in PAPER_CLASSES]
     ours = means(found, ["rung"], shares).set_index("rung")[shares]
     ours = 100 * ours.set_axis(list(PAPER_CLASSES), axis="columns")

@@ -1,7 +1,9 @@
-"""A study's figures as SVG that can stand beside other SVG in one page."""
+"""A study's figures as images in a page: whoever wrote an SVG, as an image it runs no script and
+fetches nothing."""
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import tempfile
@@ -21,31 +23,30 @@ from harness.config import ConfigError
 MAX_POINTS = 60
 """Lines of a figure's points that the page has; the CSV beside the figure has all."""
 
-_SVG = re.compile(r"<svg\b.*</svg>", re.DOTALL)
-_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 _WIDTH = re.compile(r'<svg\b[^>]*\bwidth="([\d.]+)pt"')
-_REFERENCE = re.compile(r'(\bid="|url\(#|href="#)')
 
 
 class FigureView(NamedTuple):
-    """svg: the element. points: what it shows."""
+    """image: an SVG as a data URI. alternative: in words. width_pt: its own, 0 where unknown.
+    points: what it shows."""
 
     name: str
-    svg: str
+    image: str
+    alternative: str
+    width_pt: float
     points: TableView
 
 
-def figure_views(study: StoredStudy, prefix: str) -> list[FigureView]:
-    """Each of the study's figures, drawn from its rows; an export's as they lie in it. prefix: of
-    all ids within the SVG."""
+def figure_views(study: StoredStudy) -> list[FigureView]:
+    """Each of the study's figures, drawn from its rows; an export's as they lie in it."""
     names = study.record.figures
     if study.complete.empty or not names:
         return []
     if study.is_exported:
-        return _views(sorted((study.folder / "figures").iterdir()), prefix)
+        return _views(sorted((study.folder / "figures").iterdir()))
     with tempfile.TemporaryDirectory() as folder:
         paths = draw_figures(names, study.complete, study.jobs, Path(folder) / "figures")
-        return _views(paths, prefix)
+        return _views(paths)
 
 
 def printed_answers(study: StoredStudy) -> list[str]:
@@ -66,26 +67,11 @@ def printed_answers(study: StoredStudy) -> list[str]:
     return texts
 
 
-def inline_svg(text: str, prefix: str, alternative: str) -> str:
-    """The <svg> of a file, with ids of its own in a page, a role and a text alternative, and its
-    width in points for the style sheet."""
-    found = _SVG.search(text)
-    if found is None:
-        raise ValueError("no <svg> element")
-    svg = _METADATA.sub("", found[0])
-    width = _WIDTH.search(svg)
-    size = f' style="--width: {float(width[1]):.0f}pt"' if width else ""
-    svg = _REFERENCE.sub(rf"\g<1>{prefix}", svg)
-    label = alternative.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"{size}', 1)
+def _views(paths: Sequence[Path]) -> list[FigureView]:
+    return [_view(path, paths) for path in paths if path.suffix == ".svg"]
 
 
-def _views(paths: Sequence[Path], prefix: str) -> list[FigureView]:
-    pictures = [path for path in paths if path.suffix == ".svg"]
-    return [_view(path, paths, f"{prefix}-{path.stem}-") for path in pictures]
-
-
-def _view(picture: Path, paths: Sequence[Path], prefix: str) -> FigureView:
+def _view(picture: Path, paths: Sequence[Path]) -> FigureView:
     name = picture.stem
     by_suffix = {path.name.removeprefix(name): path for path in paths}
     points = pd.read_csv(by_suffix.get(".csv") or by_suffix[".csv.gz"])
@@ -93,8 +79,12 @@ def _view(picture: Path, paths: Sequence[Path], prefix: str) -> FigureView:
         f"Figure {name}, of {len(points):,} points over {', '.join(points.columns[:6])}; "
         "they are in the table below it"
     )
-    svg = inline_svg(picture.read_text(), prefix, alternative)
-    return FigureView(name, svg, _points(name, points))
+    svg = picture.read_bytes()
+    width = _WIDTH.search(svg.decode(errors="replace"))
+    image = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    return FigureView(
+        name, image, alternative, float(width[1]) if width else 0.0, _points(name, points)
+    )
 
 
 def _points(name: str, points: pd.DataFrame) -> TableView:

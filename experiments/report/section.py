@@ -78,7 +78,7 @@ def make_section(study: StoredStudy, prefix: str) -> Section:
         waste=tuple(map(waste_view, complete)),
         latencies=tuple(filter(None, (latency_view(group, study) for group in complete))),
         timelines=tuple(filter(None, (timeline_view(group, study) for group in complete))),
-        figures=tuple(figure_views(study, prefix)),
+        figures=tuple(figure_views(study)),
         checks=run_checks(study.rows, study.jobs),
         failed=_failed(study),
         runs=runs_view(study),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from harness.facts import CodeFacts
 from harness.workloads.config import WorkloadConfig
 
 
@@ -15,7 +16,7 @@ class ClusterConfig:
     """replicas: engines that serve the workload side by side, each with a pool of its own; more
     than one only in simulation. load: what workload.rate, workload.num_requests and
     workload.concurrency are of, the whole fleet or each replica. router: round_robin,
-    least_loaded, prefix_aware, or FILE.py:CLASS.
+    least_loaded, prefix_aware, or FILE.py:CLASS. facts: of that file's code, no setting.
 
     Of routers that take them, as prefix_aware does. cache_threshold: share of a prompt from which
     on a match counts. balance_abs_threshold (requests), balance_rel_threshold (a factor): a
@@ -32,6 +33,7 @@ class ClusterConfig:
     balance_rel_threshold: float = 1.5
     index_tokens: int | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+    facts: CodeFacts | None = None
 
     def __post_init__(self) -> None:
         if self.replicas < 1:

@@ -53,15 +53,6 @@ def options(cls: type[Router]) -> Mapping[str, inspect.Parameter]:
     return {each.name: each for each in parameters if each.kind in named}
 
 
-def takes(spec: str, option: str) -> bool:
-    """Whether a router takes an option; one that cannot be loaded takes any, so that the error is
-    about what is wrong with it."""
-    try:
-        return option in options(load(spec))
-    except ValueError:
-        return True
-
-
 def build(cls: type[Router], replicas: Replicas, given: Mapping[str, object]) -> Router:
     """A router with options. ValueError for one that it does not take, with those that it does."""
     known = options(cls)

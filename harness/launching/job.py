@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from harness.config import ConfigError
 from harness.measure.environment import capture_environment
 from harness.runs.claims import Claims
 from harness.runs.host_devices import HostDevices
@@ -51,9 +53,27 @@ class Batch:
     tells: bool
 
 
+def check_private(folder: Path) -> None:
+    """Raise ConfigError for a folder that others may write: what is read from it is unpickled, by
+    launchers too, which executes what it says."""
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f"{folder}: others may write to it, and what lies there is executed: give a "
+            "results_dir that is yours alone"
+        )
+
+
+def make_private(folder: Path) -> None:
+    """Make sure that `folder` is there, and is nobody else's, whatever the umask."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_private(folder)
+
+
 def write_batch(batch: Batch, path: Path) -> None:
-    """For the jobs to read: launchers copy a job's arguments once a job."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """For the jobs to read: launchers copy a job's arguments once a job. Raises ConfigError where
+    others may write to its folder."""
+    make_private(path.parent)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(pickle.dumps(batch))
     partial.replace(path)
@@ -66,6 +86,7 @@ class BatchTask:
         self._path = path
 
     def __call__(self, config: DictConfig) -> None:
+        check_private(self._path.parent)
         batch = pickle.loads(self._path.read_bytes())
         assert isinstance(batch, Batch)
         do_batch(batch)

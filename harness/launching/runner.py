@@ -11,6 +11,7 @@ from typing import Protocol
 
 from harness.config import DeviceConfig
 from harness.launching.chosen import BASIC, choose_launcher, chosen_name
+from harness.launching.job import make_private
 from harness.launching.kinds import kind_of
 from harness.launching.rounds import launch_jobs
 from harness.launching.survey import survey_devices
@@ -72,6 +73,7 @@ class _Launched:
 
     def names(self, configs: Sequence[DeviceConfig]) -> Mapping[DeviceConfig, str]:
         """Of the machines that jobs are on; it takes one of them."""
+        make_private(self._folder)  # before the launcher's plugin makes it
         return survey_devices(configs, self._chosen, self._kind)
 
     def run(
@@ -82,6 +84,7 @@ class _Launched:
         on_started: OnStarted,
         on_waiting: OnWaiting,
     ) -> None:
+        make_private(self._folder)
         try:
             launch_jobs(jobs, environment, on_finished, self._chosen, self._kind)
         finally:

@@ -6,20 +6,22 @@ import ast
 import functools
 import hashlib
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 
 import allocators
 from allocators import discovery
-from harness.own_code import file_of
-from harness.own_code import is_file as is_router_file
+from harness.config import RunConfig
+from harness.own_code import file_of, is_file
 
 _RUN_CODE = (
     "harness.cluster",
     "harness.config",
     "harness.conversion",
     "harness.engine",
+    "harness.facts",
     "harness.measure",
     "harness.numbers",
     "harness.own_code",
@@ -43,8 +45,7 @@ class CodeHashes:
     def __init__(self) -> None:
         self.code = functools.cache(code_hash)
         self.allocator = functools.cache(allocator_hash)
-        self.router = functools.cache(router_hash)
-        self.own_sources = functools.cache(own_sources)
+        self.own = functools.cache(own_hash)
         self.data = functools.cache(data_hash)
 
 
@@ -63,37 +64,53 @@ def allocator_hash(allocator_name: str) -> str:
     return _digest(allocator_files(allocator_name))
 
 
-def router_hash(router: str) -> str:
-    """Digest of the code of a router of one's own; empty for those that come with kvarena, which
-    are of the code of every run."""
-    return _digest(router_files(router)) if is_router_file(router) else ""
+OWN_CODE: Mapping[str, str] = {
+    "allocator": "allocator.name",
+    "router": "cluster.router",
+    "generator": "workload.generator",
+    "reader": "workload.format",
+}
+"""Keys that may name code of one's own, and the folder of a run that has that code."""
+
+
+def own_specs(config: RunConfig) -> dict[str, str]:
+    """FILE.py:NAME of all code of one's own that a run executes, by its folder."""
+    specs = {folder: attrgetter(key)(config) for folder, key in OWN_CODE.items()}
+    return {folder: spec for folder, spec in specs.items() if spec and is_file(spec)}
+
+
+def own_hash(spec: str) -> str:
+    """Digest of the code of FILE.py:NAME."""
+    return _digest(own_files(spec))
 
 
 def allocator_files(name: str) -> set[Path]:
     """Source files that a strategy is made of: the one that defines its class, and all that it
     imports, step by step, of the allocators' package or from beside a user's own file.
     """
-    return _with_imports(Path(inspect.getfile(discovery.load(name))).resolve())
+    return _with_imports(_allocator_file(name))
 
 
-def router_files(router: str) -> set[Path]:
-    """Source files that a router of one's own is made of, likewise."""
-    return _with_imports(file_of(router).resolve())
+def own_files(spec: str) -> set[Path]:
+    """Source files that FILE.py:NAME is made of, likewise."""
+    return _with_imports(file_of(spec).resolve())
 
 
-def own_sources(allocator: str, router: str) -> dict[str, bytes]:
-    """The code of an allocator and of a router of one's own, by `allocator/FILE` and `router/FILE`:
-    the named file, and what it imports from beside it, as they lie there. Nothing of what comes
-    with kvarena."""
-    named = {"allocator": Path(inspect.getfile(discovery.load(allocator))).resolve()}
-    if is_router_file(router):
-        named["router"] = file_of(router).resolve()
+def own_sources(specs: Mapping[str, str]) -> dict[str, bytes]:
+    """The code of `own_specs` by `allocator/FILE`, `router/FILE`, ...: the named file, and what it
+    imports from beside it, as they lie there. Nothing of what comes with kvarena."""
+    named = {folder: file_of(spec).resolve() for folder, spec in specs.items()}
     return {
         f"{folder}/{name}": file.read_bytes()
         for folder, first in named.items()
         if _package() not in first.parents
         for name, file in _own_files(first)
     }
+
+
+def _allocator_file(name: str) -> Path:
+    own = file_of(name) if is_file(name) else Path(inspect.getfile(discovery.load(name)))
+    return own.resolve()
 
 
 def _own_files(first: Path) -> Iterator[tuple[str, Path]]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from harness.cluster.config import ROUTER_KEYS
-from harness.cluster.discovery import takes
+from harness.cluster.config import ROUTER_KEYS, ClusterConfig
+from harness.cluster.discovery import available, options
 from harness.config import ConfigError, RunConfig
+from harness.own_code import is_file
 from harness.workloads.config import WorkloadConfig
 
 
@@ -90,9 +91,16 @@ def _lengths(name: str) -> Need:
 def _routed(option: str) -> Need:
     """An option that not every router has."""
     return Need(
-        lambda c: _FLEET.holds(c) and takes(c.cluster.router, option),
+        lambda c: _FLEET.holds(c) and _takes(c.cluster, option),
         f"{_FLEET.way_out} cluster.router=prefix_aware (or another router that takes it)",
     )
+
+
+def _takes(cluster: ClusterConfig, option: str) -> bool:
+    """One of whose code nothing is known takes any."""
+    if is_file(cluster.router):
+        return cluster.facts is None or option in cluster.facts.defaults
+    return cluster.router not in available() or option in options(available()[cluster.router])
 
 
 _BOTH = ("prompt", "output")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from harness.config import ConfigError, RunConfig
-from harness.conversion import to_mapping
+from harness.conversion import to_stored
 from harness.engine.device.model_shape import model_shape
 from harness.engine.executor import CaptureReport
 from harness.engine.request import Workload
@@ -91,7 +91,7 @@ def execute_run(
     return RunRecord(
         run_id=run_id,
         label=label,
-        config=to_mapping(config),
+        config=to_stored(config),
         environment=environment,
         status="complete",
         error="",

@@ -12,12 +12,19 @@ from rich.console import Console
 
 from allocators import discovery
 from harness.compose import Command, Composer, Study
-from harness.config import ConfigError, DeviceConfig, RunConfig
+from harness.config import AllocatorConfig, ConfigError, DeviceConfig, RunConfig
 from harness.conversion import unknown_name
 from harness.runs.code_hash import CodeHashes
 from harness.runs.fitted_alike import fitted_alike
 from harness.runs.grid import Cell, chosen_allocators, expand
-from harness.runs.jobs import Job, allocator_keys, make_job
+from harness.runs.jobs import (
+    Job,
+    allocator_keys,
+    jobs_told_apart,
+    make_job,
+    strategy_label,
+    told_apart,
+)
 from harness.runs.key_effects import check_effects
 from harness.runs.preflight import Preflight
 from harness.runs.searching import CellSearch, search_of
@@ -110,6 +117,7 @@ def plan_study(
     check_effects({*command.fixed, *command.swept}, configs)
     asked_devices = LocalDevices() if devices is None else devices
     preflight = Preflight(device_is_here=asked_devices.are_here)
+    preflight.check_own_code(configs)
     configs = fitted_alike([cell.part for cell in cells], configs, preflight.shape)
     for config in configs:
         preflight.check(config)
@@ -150,11 +158,15 @@ class _Planner:
         self._composer = Composer()
         self._hashes = CodeHashes()
         self._device_names: dict[DeviceConfig, str] = {}
+        self._allocators: list[AllocatorConfig] = []
 
     def compose(self, cell: Cell, value: float | None) -> RunConfig:
         """The config of a cell; value: of the key that is searched in it."""
         probed = [] if cell.search is None else [f"{cell.search.key}={value!r}"]
-        return self._composer.run([*cell.overrides, *probed, *self._verbatim])
+        config = self._composer.run([*cell.overrides, *probed, *self._verbatim])
+        if config.allocator not in self._allocators:
+            self._allocators.append(config.allocator)
+        return config
 
     def probe(self, cell: Cell, fit_len: int | None, value: float) -> list[Job]:
         """The runs that try a value; fit_len: as all runs of the cell have it."""
@@ -165,8 +177,9 @@ class _Planner:
     def jobs(self, cell: Cell, config: RunConfig) -> list[Job]:
         """The runs of a config in a cell: one, or one a repetition."""
         name = self._device_names.get(config.device, "simulated")
+        label = strategy_label(told_apart([config.allocator, *self._allocators])[0])
         return [
-            make_job(each, cell.part, self._folder, name, self._hashes)
+            make_job(each, cell.part, self._folder, name, self._hashes, label)
             for each in _interleave(config)
         ]
 
@@ -188,7 +201,8 @@ def _suffixes(planned: Sequence[_Planned]) -> list[str]:
         tables.setdefault(key, []).append(index)
     suffixes = [""] * len(planned)
     for indices in tables.values():
-        varied = varied_settings([job for index in indices for job in planned[index].jobs])
+        own = [job for index in indices for job in planned[index].jobs]
+        varied = varied_settings(jobs_told_apart(own))
         for index in indices:
             cell, jobs = planned[index]
             searched = None if cell.search is None else cell.search.key

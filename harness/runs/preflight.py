@@ -7,6 +7,7 @@ the command: such a run fails alone and becomes a row.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from allocators.page_pool import PagePool
@@ -19,6 +20,8 @@ from harness.engine.device.model_shape import (
     model_shape,
 )
 from harness.engine.device.parallel.launched import Launch
+from harness.own_code import blame, is_file
+from harness.runs.apart import apart
 from harness.runs.fleet import check_router
 from harness.runs.gpu_memory import check_fits, check_split, simulated_memory_bytes
 from harness.runs.one_engine import build_allocator
@@ -29,6 +32,7 @@ from harness.runs.pool_size import (
     needs_device_memory,
 )
 from harness.runs.step_cost import load_calibration
+from harness.workloads.config import WorkloadConfig
 from harness.workloads.generate import generate
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -43,11 +47,27 @@ class Preflight:
         self._shapes: dict[str, ModelShape] = {}
         self._replayed: set[tuple[str, int, int]] = set()
         self._checked_kernels: set[tuple[object, ...]] = set()
+        self._checked_code: set[str] = set()
+
+    def check_own_code(self, configs: Sequence[RunConfig]) -> None:
+        """Raise ConfigError for an allocator or a router of one's own that cannot be made, or a
+        wrong option of it. Tried apart, all in one process: this one executes none of it."""
+        own = {
+            repr((config.allocator, config.kv.page_size, config.cluster)): config
+            for config in configs
+            if is_file(config.allocator.name) or is_file(config.cluster.router)
+        }
+        new = [config for key, config in own.items() if key not in self._checked_code]
+        if new:
+            specs = {spec for c in new for spec in (c.allocator.name, c.cluster.router)}
+            apart(", ".join(sorted(filter(is_file, specs))), _check_code, new)
+        self._checked_code.update(own)
 
     def check(self, config: RunConfig) -> None:
         """Raise ConfigError for an option, model, trace, page size or memory that cannot do."""
-        build_allocator(config, PagePool(1, config.kv.page_size))
-        check_router(config)
+        self.check_own_code([config])
+        if not (is_file(config.allocator.name) or is_file(config.cluster.router)):
+            _check_code([config])
         shape = self.shape(config.model)
         is_simulated = config.executor.kind == "simulated"
         is_elsewhere = not (is_simulated or self._device_is_here)
@@ -150,15 +170,12 @@ class Preflight:
             return
         if config.model.path is not None or key in self._replayed:
             return
-        try:
-            generate(
-                workload,
-                seed=config.seed,
-                vocab_size=shape.vocab_size,
-                longest_len=longest_request_len(config, shape),
-            )
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        own = [each for each in (workload.generator, workload.format) if each and is_file(each)]
+        arguments = workload, config.seed, shape.vocab_size, longest_request_len(config, shape)
+        if own:
+            apart(", ".join(own), _check_workload, *arguments)
+        else:
+            _check_workload(*arguments)
         self._replayed.add(key)
 
 
@@ -173,6 +190,25 @@ def _check_kept(config: RunConfig, shape: ModelShape, what: str) -> None:
             "tokens does not count: size it by kv.memory_fraction (of executor.gpu with "
             "executor.cost=roofline, or of device.imagined_memory_gib)"
         )
+
+
+def _check_workload(workload: WorkloadConfig, seed: int, vocab_size: int, longest_len: int) -> None:
+    try:
+        generate(workload, seed=seed, vocab_size=vocab_size, longest_len=longest_len)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_code(configs: Sequence[RunConfig]) -> None:
+    for config in configs:
+        try:
+            build_allocator(config, PagePool(1, config.kv.page_size))
+            check_router(config)
+        except ConfigError:
+            raise
+        except Exception as error:  # of one's own code
+            spec = config.allocator.name
+            raise ConfigError(f"allocator={spec}: {blame(error, spec)}") from error
 
 
 def _check_launch(config: RunConfig) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.config import AllocatorConfig
-from harness.conversion import to_mapping
+from harness.config import RunConfig
+from harness.conversion import from_mapping
 from harness.runs.half_written import partial_path
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun
@@ -45,11 +45,10 @@ def write_rows(rows: pd.DataFrame, folder: Path) -> list[Path]:
     return paths
 
 
-def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a stored config that comparisons are made over; those of a fleet where it
-    is one."""
-    allocator = AllocatorConfig(**config["allocator"])
-    workload, engine, cluster = config["workload"], config["engine"], config["cluster"]
+def settings(config: RunConfig) -> dict[str, Any]:
+    """The settings of a run that comparisons are made over; those of a fleet where it is one."""
+    cluster = config.cluster
+    allocator, workload, engine = config.allocator, config.workload, config.engine
     return {
         "strategy": strategy_label(allocator),
         "allocator": allocator.name,
@@ -58,31 +57,36 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "expected_spread": allocator.expected_spread,
         "fit": allocator.options.get("fit"),
         "eviction": allocator.options.get("eviction"),
-        "page_size": config["kv"]["page_size"],
-        "memory_fraction": config["kv"]["memory_fraction"],
-        "workload": workload["name"],
-        "sharing": workload["sharing"],
-        "shared_len": workload["shared_len"],
-        "rate": workload["rate"],
-        "concurrency": workload["concurrency"],
-        "length_scale": workload["length_scale"],
-        "schedule": engine["schedule"],
-        "token_budget": engine["token_budget"],
-        "watermark": engine["watermark"],
-        "preemption": engine["preemption"],
-        "victim": engine["victim"],
-        "speculation": engine["speculation"]["method"],
-        "num_drafts": engine["speculation"]["num_tokens"],
-        "acceptance": engine["speculation"]["acceptance"],
-        "draft": engine["speculation"]["draft"],
-        "samples": workload["samples"],
-        "beam_width": workload["beam_width"],
-        "model": config["model"]["name"],
-        "executor": config["executor"]["kind"],
-        "cost": config["executor"]["cost"],
-        "attention": config["attention"]["kind"],
-        **({key: cluster[key] for key in _OF_FLEETS} if cluster["replicas"] > 1 else {}),
+        "page_size": config.kv.page_size,
+        "memory_fraction": config.kv.memory_fraction,
+        "workload": workload.name,
+        "sharing": workload.sharing,
+        "shared_len": workload.shared_len,
+        "rate": workload.rate,
+        "concurrency": workload.concurrency,
+        "length_scale": workload.length_scale,
+        "schedule": engine.schedule,
+        "token_budget": engine.token_budget,
+        "watermark": engine.watermark,
+        "preemption": engine.preemption,
+        "victim": engine.victim,
+        "speculation": engine.speculation.method,
+        "num_drafts": engine.speculation.num_tokens,
+        "acceptance": engine.speculation.acceptance,
+        "draft": engine.speculation.draft,
+        "samples": workload.samples,
+        "beam_width": workload.beam_width,
+        "model": config.model.name,
+        "executor": config.executor.kind,
+        "cost": config.executor.cost,
+        "attention": config.attention.kind,
+        **({key: getattr(cluster, key) for key in _OF_FLEETS} if cluster.replicas > 1 else {}),
     }
+
+
+def stored_settings(run: StoredRun) -> dict[str, Any]:
+    """`settings` of a run as found on disk. Raises ConfigError for one of another version."""
+    return settings(from_mapping(RunConfig, run.config))
 
 
 def _rows_of(run: StoredRun, job: Job) -> list[dict[str, Any]]:
@@ -91,7 +95,7 @@ def _rows_of(run: StoredRun, job: Job) -> list[dict[str, Any]]:
         "part": job.part,
         "status": run.status,
         "error": run.error,
-        **settings(to_mapping(job.config)),  # a run stored by an older version lacks keys
+        **settings(job.config),
     }
     if run.status != "complete":
         return [{**head, "repetition": 0, "seed": run.config["seed"], "wall_s": run.wall_s}]

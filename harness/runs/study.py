@@ -18,7 +18,7 @@ from harness.reporting import is_full
 from harness.runs.display import SweepDisplay, duration
 from harness.runs.estimate import estimate_wall_s
 from harness.runs.interrupted import go_on, resumable, what_is_left
-from harness.runs.jobs import Job
+from harness.runs.jobs import Job, jobs_told_apart
 from harness.runs.planning import Plan, plan_study
 from harness.runs.rows import collect_rows, write_rows
 from harness.runs.store import RunStore, StoredRun
@@ -137,6 +137,7 @@ def _announce(study: Study, plan: Plan, pending: Sequence[Job], console: Console
 def _conclude(
     record: StudyRecord, jobs: Sequence[Job], tracker: Tracker, folder: Path, console: Console
 ) -> int:
+    jobs = jobs_told_apart(jobs)
     rows = collect_rows(jobs)
     written = write_rows(rows, folder)
     # experiments sits above harness and is loaded by name: nothing here depends on it

@@ -15,7 +15,7 @@ from harness.config import ConfigError, RunConfig
 from harness.conversion import from_mapping
 from harness.runs.bisection import Search
 from harness.runs.half_written import partial_path
-from harness.runs.jobs import Job
+from harness.runs.jobs import Job, jobs_told_apart
 from harness.runs.store import RunStore, StoredRun
 
 FOLDER = "studies"
@@ -76,7 +76,7 @@ def stored_jobs(record: StudyRecord, folder: Path) -> list[Job]:
     version does not read."""
     store = RunStore(folder)
     found = [(run, store.find(run.run_id)) for run in record.runs]
-    return [stored_job(run, stored) for run, stored in found if stored is not None]
+    return jobs_told_apart([stored_job(run, stored) for run, stored in found if stored is not None])
 
 
 def stored_job(run: RecordedRun, stored: StoredRun) -> Job:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import psutil
 
-from harness.conversion import to_mapping
+from harness.conversion import to_stored
 from harness.engine.device.parallel.launched import LAST_WORDS_S, Launch
 from harness.engine.executor import CaptureRefusedError, RankLostError
 from harness.engine.process_end import how_it_ended, last_words
@@ -147,7 +147,7 @@ def save_failure(
         RunRecord(
             run_id=job.run_id,
             label=job.label,
-            config=to_mapping(job.config),
+            config=to_stored(job.config),
             environment=planned_environment(job, environment),
             status=status,
             error=error,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.runs.rows import settings
+from harness.runs.rows import stored_settings
 from harness.runs.store import StoredRun, null_for_nan
 from harness.runs.study_record import StudyRecord
 from harness.tracking.tracker import Tell
@@ -30,7 +30,7 @@ class JsonlTracker:
             "status": run.status,
             "error": run.error,
             "wall_s": round(run.wall_s, 3),
-            **settings(run.config),
+            **stored_settings(run),
             "summary": [null_for_nan(row) for row in run.summary],
         }
         self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")

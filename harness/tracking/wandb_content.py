@@ -14,7 +14,7 @@ import pandas as pd
 import wandb
 
 from harness.config import TrackingConfig
-from harness.runs.rows import settings
+from harness.runs.rows import stored_settings
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.study_record import FOLDER as STUDIES
 from harness.runs.study_record import RecordedRun, StudyRecord
@@ -33,7 +33,7 @@ def write_run(
     config: TrackingConfig,
 ) -> Path:
     """A stored run, whatever became of it; the folder of its `.wandb` file, which is whole."""
-    setting = settings(run.config)
+    setting = stored_settings(run)
     values = {
         **run.config,
         keys.SETTING: setting,
@@ -210,7 +210,7 @@ def _summary_row(recorded: RecordedRun, run: StoredRun) -> dict[str, Any]:
         "label": run.label,
         "status": run.status,
         "error": run.error,
-        **settings(run.config),
+        **stored_settings(run),
         "wall_s": run.wall_s,
         "repetitions": len(run.summary),
     }

@@ -27,7 +27,6 @@ from experiments.stored import StoredStudy, find_study
 from experiments.table_output import print_table, to_csv_rows, to_markdown
 from experiments.tables import Table, make_tables
 from harness.config import ConfigError
-from harness.conversion import to_mapping
 from harness.measure.environment import capture_environment
 from harness.runs.jobs import Job
 from harness.runs.rows import settings
@@ -244,7 +243,7 @@ def each_run(study: StoredStudy) -> Iterator[tuple[Job, pd.DataFrame]]:
 
 def is_as_configured(job: Job, rows: pd.DataFrame) -> bool:
     """The settings that stand in a run's rows are those of its config."""
-    wanted = settings(to_mapping(job.config))
+    wanted = settings(job.config)
     own = rows[list(wanted)]
     is_alike = bool((own.nunique(dropna=False) == 1).all())
     return is_alike and all(

@@ -13,7 +13,6 @@ from tiny_study import Runner
 
 from experiments.commands.dashboard import main
 from harness.config import RunConfig
-from harness.conversion import to_mapping
 from harness.measure.metrics import METRIC_NAMES
 from harness.runs.rows import settings
 from harness.runs.study_record import RecordedRun, StudyRecord, write_study
@@ -78,7 +77,7 @@ def _table_names(values: Any) -> Iterator[str]:
 
 def test_every_key_that_a_panel_shows_is_logged(text: str) -> None:
     found = {key for panel in panels(json.loads(text)) for key in shown(panel)}
-    setting = {f"setting.value.{name}" for name in settings(to_mapping(RunConfig()))}
+    setting = {f"setting.value.{name}" for name in settings(RunConfig())}
     tables = {keys.REQUESTS, keys.SUMMARY_TABLE, keys.COMPARISON_TABLE, keys.MEMORY}
     figures = {"figures/memory_map"}
     logged = {keys.STEP, *keys.SERIES, *keys.SUMMARY, *setting, *tables, *figures}

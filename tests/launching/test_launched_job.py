@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 
-from harness.config import RunConfig
+from harness.config import ConfigError, RunConfig
 from harness.launching import job as module
 from harness.launching.job import Batch, BatchTask, write_batch
 from harness.runs.claims import holder_of
@@ -78,3 +79,22 @@ def test_the_run_that_a_job_dies_over_is_seen(batch, monkeypatch, error, is_left
         with pytest.raises(type(error)):
             do(batch, monkeypatch, fail)
     assert (holder_of(batch.jobs[0].root, "one") is not None) == is_left
+
+
+class Planted:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_nothing_is_unpickled_from_a_folder_that_others_may_write(batch, mode):
+    path = batch.folder / "launches" / "own" / "round.pickle"
+    write_batch(batch, path)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    path.write_bytes(pickle.dumps(Planted()))
+    path.parent.chmod(mode)
+    with pytest.raises(ConfigError, match="others may write"):
+        BatchTask(path)(None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="others may write"):
+        write_batch(batch, path)
+    assert not Path("executed").exists()

@@ -241,7 +241,7 @@ def test_options_of_an_own_allocator_are_typed_and_swept(command, tmp_path):
     answer = command(own, "allocator.depth=1,2")
     assert answer.status == 0
     rows = pd.read_csv("results/single/summary.csv")
-    assert rows["strategy"].tolist() == ["mine.py:Mine", "mine.py:Mine depth=2"]
+    assert rows["strategy"].tolist() == ["mine depth=1", "mine depth=2"]
 
 
 def test_an_own_allocator_runs_beside_the_built_in_ones(command, own_allocator):
@@ -251,7 +251,7 @@ def test_an_own_allocator_runs_beside_the_built_in_ones(command, own_allocator):
     answer = command("allocator=paged,./mine.py:Mine,sub/mine.py", "kv.page_size=8")
     assert answer.status == 0, answer
     rows = pd.read_csv("results/single/summary.csv").set_index("strategy")
-    assert sorted(rows.index) == ["mine.py:Mine", "paged", "sub/mine.py"]
+    assert sorted(rows.index) == ["mine (mine.py:Mine)", "mine (sub/mine.py)", "paged"]
     assert rows["utilisation"].nunique() == 1
 
 
@@ -261,7 +261,7 @@ def test_an_option_is_of_those_allocators_that_have_it(command, own_allocator):
     )
     assert answer.status == 0, answer
     runs = [line for line in answer.out.splitlines() if "· page" in line]
-    assert len(runs) == 2 and " mine.py:Mine · " in runs[0] and " contiguous first_fit " in runs[1]
+    assert len(runs) == 2 and " mine · " in runs[0] and " contiguous first_fit " in runs[1]
 
 
 @pytest.mark.parametrize("allocators", ["paged,paged_prefix", "paged_prefix,paged"])
@@ -279,7 +279,7 @@ def test_an_own_allocator_goes_into_an_experiment(command, own_allocator):
     assert answer.status == 0
     runs = [line for line in answer.out.splitlines() if "· page" in line]
     assert runs
-    assert all("mine.py:Mine" in line for line in runs)
+    assert all(" mine · " in line for line in runs)
 
 
 @pytest.mark.parametrize(

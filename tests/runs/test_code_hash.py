@@ -13,8 +13,7 @@ from harness.runs.code_hash import (
     allocator_hash,
     code_hash,
     data_hash,
-    router_files,
-    router_hash,
+    own_files,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -54,13 +53,12 @@ def test_an_own_file_is_followed_to_its_neighbours(tmp_path, monkeypatch):
 
 
 def test_a_router_of_ones_own_is_its_file_and_neighbours_wherever_it_lies(tmp_path):
-    assert router_hash("round_robin") == ""
     (tmp_path / "harness" / "cluster").mkdir(parents=True)  # as in a checkout
     (tmp_path / "harness" / "cluster" / "router.py").write_text("")
     (tmp_path / "helper.py").write_text("")
     router = tmp_path / "mine.py"
     router.write_text("import helper\nfrom harness.cluster.router import Router\n")
-    assert names(router_files(f"{router}:Mine")) == {"mine.py", "helper.py"}
+    assert names(own_files(f"{router}:Mine")) == {"mine.py", "helper.py"}
 
 
 @pytest.fixture

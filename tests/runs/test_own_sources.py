@@ -103,7 +103,7 @@ def test_a_file_that_is_linked_from_elsewhere_keeps_the_name_that_is_imported(
     (own_files / "sub").mkdir()
     (own_files / "mine.py").rename(own_files / "sub" / "mine.py")
     (own_files / "sub" / "words.py").symlink_to(elsewhere / "common.py")
-    assert set(own_sources("./sub/mine.py", "round_robin")) == {
+    assert set(own_sources({"allocator": "./sub/mine.py"})) == {
         "allocator/mine.py",
         "allocator/words.py",
     }

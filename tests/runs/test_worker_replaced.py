@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import threading
+import time
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 
 from harness.config import AllocatorConfig, ConfigError, ExecutorConfig, RunConfig
@@ -139,3 +144,47 @@ def test_a_refused_capture_ends_its_process(
     config = RunConfig(model=model_preset("tiny"))
     result = do_job(make_job(config, "", tmp_path, "cpu", CodeHashes()), _Refusing())
     assert (result.status, result.is_clean) == ("failed", is_clean)
+
+
+LEAKY = """
+import gc, os, subprocess, sys, threading, time
+from pathlib import Path
+from allocators.paged import Paged
+
+
+class Leaky(Paged):
+    def __init__(self, pool):
+        super().__init__(pool)
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        Path("children").open("a").write(f"{child.pid}\\n")
+        threading.Timer(600, print).start()
+        gc.disable()
+        os.environ["LEAKED"] = "1"
+        time.perf_counter = float
+        Paged.free = lambda self, seq_id: None
+
+
+class Witness(Paged):
+    def free(self, seq_id):
+        super().free(seq_id)
+        kinds = {type(each).__name__ for each in threading.enumerate()}
+        found = "Timer" in kinds, gc.isenabled(), os.environ.get("LEAKED"), Paged.free.__name__
+        Path("witness").write_text(repr((os.getpid(), time.perf_counter.__name__, *found)))
+"""
+
+
+def test_what_own_code_does_to_its_process_meets_no_other_run(
+    tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "leaky.py").write_text(LEAKY)
+    before = threading.active_count(), time.perf_counter, dict(os.environ)
+    monkeypatch.setattr(sweep, "usable_cores", lambda: 1)
+    answer = command("allocator=leaky.py:Leaky,leaky.py:Witness")
+    assert answer.status == 0, answer
+    pid, *state = ast.literal_eval((tmp_path / "witness").read_text())
+    assert pid != os.getpid()
+    assert state == ["perf_counter", False, True, None, "free"]
+    children = (tmp_path / "children").read_text().split()
+    assert len(children) == 2  # of the run, and of where its options were tried before
+    assert not any(psutil.pid_exists(int(child)) for child in children)
+    assert before == (threading.active_count(), time.perf_counter, dict(os.environ))

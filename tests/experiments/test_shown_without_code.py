@@ -1,0 +1,114 @@
+"""Stored results are shown without executing anything that they name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_study import Study, record
+
+from experiments import commands
+from experiments.__main__ import main
+from harness.cluster.config import ClusterConfig
+from harness.config import AllocatorConfig, ExecutorConfig, MeasureConfig, RunConfig
+from harness.engine.device.model_shape import model_preset
+from harness.facts import CodeFacts
+from harness.runs.code_hash import CodeHashes
+from harness.runs.jobs import make_job
+from harness.runs.rows import collect_rows
+from harness.runs.worker import DeviceCache, do_job
+from harness.workloads.config import WorkloadConfig
+
+OWN = """
+from allocators.paged import Paged
+from harness.cluster.router import Router
+
+
+class Mine(Paged):
+    name = "mine"
+
+    def __init__(self, pool, knob: int = 1):
+        super().__init__(pool)
+
+
+class First(Router):
+    def route(self, request, now_s):
+        return 0
+"""
+
+EVIL = """
+from pathlib import Path
+Path(__file__).with_name("executed").touch()
+raise SystemExit("executed")
+"""
+
+SHOWING = {
+    "report": [["s/single", "s/fleet", "--output", "page.html"]],
+    "table": [["s/single", "--format", kind] for kind in ("markdown", "latex", "csv")],
+    "export": [["s/single", "--output", "e/single"], ["s/fleet", "--output", "e/fleet"]],
+    "compare": [["s/single", "e/single"], ["s/single", "s/fleet"]],
+    "figures": [["single", "--results-dir", "s"], ["single", "--results-dir", "e"]],
+    "dashboard": [["s/single", "--entity", "me", "--offline", "--output", "board.json"]],
+    "track": [["s/single", "--offline"]],
+    "calibrate": [["--runs", "s/single"]],
+    "replay": [["s/single/RUN"]],
+}
+"""Commands that show stored results; `replay` has to be told that it may execute their code."""
+
+RUNNING = {
+    "advise", "attention_latency", "byte_models", "byte_prompts", "cache_bounds", "completion",
+    "doctor", "gpu", "modes",
+}  # fmt: skip
+"""Commands that do runs of their own, or look at none."""
+
+
+@pytest.fixture(scope="module")
+def downloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`s/single` and `s/fleet`, whose allocator's and router's file is evil by now."""
+    folder = tmp_path_factory.mktemp("downloaded")
+    own = folder / "mine.py"
+    own.write_text(OWN)
+    base = RunConfig(
+        model=model_preset("tiny"),
+        workload=WorkloadConfig(num_requests=4, max_len=1024),
+        executor=ExecutorConfig(kind="simulated"),
+        measure=MeasureConfig(outcome_log=True),
+    )
+    facts = CodeFacts("mine", {"knob": 1})
+    spec = f"{own}:Mine"
+    single = [AllocatorConfig(spec, options={"knob": n}, facts=facts) for n in (1, 2)]
+    router = ClusterConfig(replicas=2, router=f"{own}:First", facts=CodeFacts("First"))
+    asked = {
+        "single": [replace(base, allocator=each) for each in (*single, AllocatorConfig())],
+        "fleet": [replace(base, allocator=single[0], cluster=router, measure=MeasureConfig())],
+    }
+    for name, configs in asked.items():
+        root, hashes = folder / "s" / name, CodeHashes()
+        jobs = [make_job(config, "runs", root, "simulated", hashes) for config in configs]
+        for job in jobs:
+            assert do_job(job, DeviceCache()).status == "complete"
+        record(Study(collect_rows(jobs), jobs, ("compare",), root))
+    own.write_text(EVIL)
+    return folder
+
+
+def test_every_command_either_shows_or_runs() -> None:
+    assert {*SHOWING} | RUNNING == {*commands.available()} and not {*SHOWING} & RUNNING
+
+
+@pytest.mark.parametrize("command", SHOWING)
+def test_what_runs_name_is_not_executed(
+    command: str, downloaded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(downloaded)
+    monkeypatch.setattr("experiments.commands.track.upload_study", lambda *_: True)
+    run = sorted(downloaded.glob("s/single/*/allocator"))[0].parent.name
+    for arguments in SHOWING[command]:
+        main([command, *(each.replace("RUN", run) for each in arguments)])
+        answer = capsys.readouterr()
+        assert not (downloaded / "executed").exists(), (command, arguments)
+        if command in ("table", "report", "figures", "export"):
+            assert "error" not in answer.err
+    if command == "table":
+        assert "mine knob=1" in answer.out and "mine knob=2" in answer.out
