@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from experiments.sustained_rate import print_sustained, sustained_rates
 from experiments.table_output import PIPE_WIDTH, print_table, to_csv_rows, to_markdown
 from experiments.tables import make_tables
 from harness.config import ConfigError
+from harness.runs.early_tables import TableKey
 from harness.runs.jobs import Job
 
 
@@ -31,9 +32,10 @@ def present(
     figures: Sequence[str],
     folder: Path,
     console: Console,
+    shown: Collection[TableKey] = (),
 ) -> Presentation:
-    """Print the comparison of `rows`, write it and the `figures` into `folder`, then say what the
-    checks found.
+    """Print the comparison of `rows`, but for the tables `shown`; write all of it and the `figures`
+    into `folder`, then say what the checks found.
 
     rows: as from `collect_rows`. figures: modules of `experiments.figures`.
     """
@@ -57,7 +59,8 @@ def present(
             wide.print(answer)
     else:
         for table in tables:
-            print_table(table, console)
+            if (table.part, table.workload) not in shown or not table.is_simulated:
+                print_table(table, console)
         if len(sustained):
             print_sustained(sustained, console)
     drawn, failures = _drawn(figures, complete, jobs, folder / "figures")
@@ -86,3 +89,17 @@ def _drawn(
         except Exception as error:
             failures.append(broken(f"figure {name}", error))
     return paths, failures
+
+
+def show_tables(
+    rows: pd.DataFrame, jobs: Sequence[Job], figures: Sequence[str], console: Console
+) -> bool:
+    """Print the tables of `rows`, which are some of a study's, and all of these tables'; False
+    where its figures have an answer in place of tables."""
+    complete = rows[rows["status"] == "complete"] if len(rows) else rows
+    if rows.empty or answers(figures, complete, jobs):
+        return False
+    for table in make_tables(rows, jobs):
+        print_table(table, console)
+    console.print()
+    return True

@@ -48,7 +48,7 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """blocks: the columns, in blocks that fit a terminal."""
+    """blocks: the columns, in blocks that fit a terminal. is_simulated: its runs are."""
 
     part: str
     workload: str
@@ -57,6 +57,7 @@ class Table:
     label_heads: tuple[str, ...]
     blocks: tuple[tuple[Column, ...], ...]
     rows: tuple[TableRow, ...]
+    is_simulated: bool
 
 
 MAX_VARIANTS = 3
@@ -129,6 +130,7 @@ def _table(
         ("strategy", "page x pages", *map(short_name, varied)),
         blocks,
         table_rows,
+        is_simulated,
     )
 
 

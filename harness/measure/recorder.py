@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from itertools import chain, pairwise
 from typing import NamedTuple
@@ -55,7 +56,7 @@ class RunRecorder:
     deferred one is worked out by `close`, from the logged events. keeps_tokens: with each request
     the executor's own choices and their margins. replica: of a fleet, which of them this is.
     num_steps, num_ended: steps that are done and requests that are answered or refused so far;
-    num_output_tokens: of the answered ones.
+    num_output_tokens: of the answered ones. schedule_digest: of a deferred one that is closed.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class RunRecorder:
         self._final_len: dict[int, int] = {}
         self._host_ns_before = allocator.host_ns
         self._decided: _Decided | None = None
+        self.schedule_digest = ""
 
     def decided(self, step: ScheduledStep, usage: Usage, held: list[HeldPrefix]) -> None:
         """All decisions up to `step` are made; memory is as it is while it runs. `held` became
@@ -203,6 +205,7 @@ class RunRecorder:
     def close(self) -> None:
         """Work out what had to wait for the end of the run."""
         log, self._log = self._log or [], None
+        self.schedule_digest = _schedule_digest(log)
         for record, events in log:
             self._enter(record, events._replace(admitted=self._resolved(events.admitted)))
 
@@ -251,3 +254,14 @@ class RunRecorder:
         for update in events.shrunk:
             ledger.map(update)
         return ledger.entry(events.usage, None)
+
+
+def _schedule_digest(log: Iterable[tuple[StepRecord, _MemoryEvents]]) -> str:
+    """Equal for runs that decided alike: the same tokens of the same sequences computed in the same
+    steps, and as many pages copied, saved and restored. Which pages these are is left aside."""
+    digest = hashlib.sha256()
+    for record, events in log:
+        moved = (record.copied_pages, record.saved_pages, record.restored_pages)
+        drafts = (record.num_draft_tokens, events.draft_plan is not None)
+        digest.update(repr((events.computed, events.freed, moved, drafts)).encode())
+    return digest.hexdigest()[:16]

@@ -16,6 +16,7 @@ from harness.engine.outcome_log import OutcomeLog
 from harness.engine.request import Workload
 from harness.engine.scheduling.scheduler import Scheduler
 from harness.measure.decisions import Decisions
+from harness.measure.interference import Interference, interference, read_cpu
 from harness.measure.memory_map import MemoryMap
 from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.record_files import RecordSink
@@ -29,7 +30,7 @@ from harness.runs.surroundings import Device, real_surroundings, replayed_surrou
 @dataclass(frozen=True, slots=True)
 class PreparedRun:
     """Ready to go: `run`, then read what is asked for. outcome_log, decisions: of a run with
-    measure.outcome_log, or of a replay."""
+    measure.outcome_log, or of a replay. is_timed: its clock is the wall's."""
 
     engine: Engine
     scheduler: Scheduler
@@ -42,11 +43,16 @@ class PreparedRun:
     work_log: WorkLog | None = None
     outcome_log: OutcomeLog | None = None
     decisions: Decisions | None = None
+    is_timed: bool = False
 
-    def run(self) -> None:
-        """Serve the workload to its end, and close the books."""
+    def run(self) -> Interference:
+        """Serve the workload to its end, and close the books. What others had of the processor
+        meanwhile, where it is timed."""
+        before = read_cpu() if self.is_timed else None
         self.engine.run(self.arrivals)
+        after = read_cpu() if self.is_timed else None
         self.recorder.close()
+        return interference(before, after)
 
 
 class WatchedRun:
@@ -151,4 +157,5 @@ def prepare(
         around.work_log,
         around.outcome_log,
         decisions,
+        is_timed=not is_simulated and replayed is None,
     )

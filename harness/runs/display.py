@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.runs.estimate import Forecast, estimate_wall_s, forecast_from
+from harness.runs.estimate import Forecast, forecast_from, overhead_s
 from harness.runs.jobs import Job
 from harness.runs.live import LiveBoard
 from harness.runs.store import StoredRun
@@ -21,19 +21,19 @@ REFRESHES_PER_S = 2
 """A display that is drawn more often takes time from the runs that it is about."""
 
 COUNTS_EVERY_S = 60.0
-"""Not on a terminal: how often at most the counts follow the line of a finished run."""
+"""How often at most counts are said where runs have no lines."""
 
 _MOST_SHOWN = 4
 _BAR_WIDTH = 24
 
 
 class SweepDisplay:
-    """A line for each finished run; on a terminal below them how many are done, failed and left,
-    for how long, and the runs under way.
+    """A line for each finished run, with the time that is left; on a terminal below them how many
+    are done, failed and left, and the runs under way.
 
-    Not on a terminal the counts are a line of their own now and then. pending: the runs to be done.
-    planned: with those that are stored already, which tell how long others will take. searching:
-    more runs may follow from these. lists_runs: whether finished runs have lines at all.
+    pending: the runs to be done. planned: with those that are stored already, which tell how long
+    others will take. searching: more runs may follow from these. lists_runs: whether finished runs
+    have lines at all; where they have none, and not on a terminal, counts are said now and then.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class SweepDisplay:
         self._num_jobs = len(pending)
         self._num_before = len({job.run_id for job in planned} - self._left.keys())
         self._forecast: Forecast = forecast_from(planned)
-        self._expected_s = estimate_wall_s(pending, planned)
+        self._kinds_begun: set[bool] = set()
         self._searching = searching
         self._lists_runs = lists_runs
         self._num_done = 0
@@ -96,6 +96,7 @@ class SweepDisplay:
     def started(self, job: Job, board: LiveBoard) -> None:
         """A run is under way; `board` shows how far it is."""
         self._boards[job.run_id] = board
+        self._kinds_begun.add(job.is_timed)
 
     def waiting(self, job: Job) -> None:
         """A timed run cannot start: other commands have what it is timed on. Said once."""
@@ -110,6 +111,7 @@ class SweepDisplay:
     def finished(self, job: Job, run: StoredRun | None) -> None:
         """One more run is stored."""
         self._boards.pop(job.run_id, None)
+        self._kinds_begun.add(job.is_timed)
         self._left.pop(job.run_id, None)
         self._num_done += 1
         if run is None or run.status != "complete":
@@ -120,9 +122,11 @@ class SweepDisplay:
             width = len(str(self._num_jobs))
             more = "+" if self._searching else ""
             count = f"{self._num_done:>{width}}/{self._num_jobs}{more}"
-            head = f"[{count}] {job.label:<58}"
-            self._console.print(f"{head} {_outcome(run)}", highlight=False, markup=False)
-        if not self._console.is_terminal and self._left:
+            label = f"{job.label} · again" if job.is_redo else job.label
+            head = f"[{count}] {label:<58}"
+            left = f"  about {duration(self._left_s())} left" if self._left else ""
+            self._console.print(f"{head} {_outcome(run)}{left}", highlight=False, markup=False)
+        elif not self._console.is_terminal and self._left:
             self._say_counts()
 
     def _say_counts(self) -> None:
@@ -145,10 +149,9 @@ class SweepDisplay:
         for run_id, board in list(self._boards.items()):
             if (figures := board.read()) is not None:
                 shares[run_id] = figures.share_done
-        left_s = self._forecast.left_s(list(self._left.values()), shares)
-        if self._num_done:
-            return left_s
-        return max(left_s, self._expected_s - (time.monotonic() - self._begin_s))
+        left = list(self._left.values())
+        starts = {job.is_timed for job in left} - self._kinds_begun
+        return self._forecast.left_s(left, shares) + overhead_s(starts)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """What stands below the lines."""

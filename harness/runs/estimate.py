@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from harness.config import RunConfig
 from harness.engine.device.model_shape import model_shape
@@ -11,11 +13,23 @@ from harness.runs.jobs import Job
 from harness.runs.store import RunStore
 from harness.workloads.config import WorkloadConfig
 
-_SIMULATED_S_PER_TOKEN = 4e-6
-_SIMULATED_S_PER_RUN = 0.05
-_MODEL_FLOPS = 1e11
-_MEAN_TOKENS = {"sharegpt": 499.0, "alpaca_like": 78.0}
+_MEAN_LENS = {"sharegpt": (161.0, 338.0), "alpaca_like": (19.0, 58.0)}
+"""Prompt and output, of the workloads whose lengths are not keys."""
+
+_LONGEST_SHARE = 0.25
+"""Of a workload's bound on lengths: a mean is hardly more where longer requests are left out."""
+
+_SMALL_PARAMETERS = 32e6
+_HOST_S = {"run": 0.15, "step": 1e-3, "token": 10e-6}
+_MODEL_S = {"step": 3e-3, "token": 0.14e-3}
+"""What a model of so many parameters takes on two cores; another one in proportion."""
+
+_SIMULATED_S = {"run": 0.05, "step": 25e-6, "token": 3.5e-6, "page": 10e-6}
+"""page: a token in pages of one."""
+
 _WORKER_START_S = {True: 8.0, False: 3.0}
+_TABLES_S = 6.0
+"""What tables and figures take once all runs are there."""
 
 
 def usable_cores() -> int:
@@ -27,7 +41,8 @@ def usable_cores() -> int:
 
 class Forecast:
     """Time that runs will take: guessed from their sizes, in proportion to what those have taken
-    that are done. Timed and simulated runs are told apart."""
+    that are done. Timed and simulated runs are told apart; as long as none of the one kind is done,
+    those of the other tell how fast the machine is."""
 
     def __init__(self) -> None:
         self._guesses: dict[str, float] = {}
@@ -41,7 +56,8 @@ class Forecast:
 
     def seconds(self, job: Job) -> float:
         """For one run."""
-        guessed, taken = self._guessed[job.is_timed], self._taken[job.is_timed]
+        known = job.is_timed if self._guessed[job.is_timed] else not job.is_timed
+        guessed, taken = self._guessed[known], self._taken[known]
         return self._guess(job) * (taken / guessed if guessed > 0 else 1.0)
 
     def left_s(self, jobs: Iterable[Job], shares_done: Mapping[str, float] | None = None) -> float:
@@ -57,7 +73,7 @@ class Forecast:
 
     def _guess(self, job: Job) -> float:
         if job.run_id not in self._guesses:
-            self._guesses[job.run_id] = _guess(job.config)
+            self._guesses[job.run_id] = seconds_of(job.config)
         return self._guesses[job.run_id]
 
 
@@ -72,33 +88,79 @@ def forecast_from(jobs: Iterable[Job]) -> Forecast:
 
 
 def estimate_wall_s(pending: Sequence[Job], jobs: Sequence[Job]) -> float:
-    """Seconds until `pending` are done on this machine, with the start of workers."""
-    starts = sum(_WORKER_START_S[is_timed] for is_timed in {job.is_timed for job in pending})
-    return forecast_from(jobs).left_s(pending) + starts
+    """Seconds until `pending` are done on this machine and shown, with the start of workers."""
+    return forecast_from(jobs).left_s(pending) + overhead_s({job.is_timed for job in pending})
+
+
+def overhead_s(kinds: Iterable[bool]) -> float:
+    """Beside the runs: the start of workers for these kinds (timed or not), and the tables."""
+    return sum(_WORKER_START_S[is_timed] for is_timed in kinds) + _TABLES_S
 
 
 def _num_runs(job: Job) -> int:
     return 1 if job.search is None else job.search.most_probes
 
 
-def _mean_tokens(workload: WorkloadConfig) -> float:
-    """Of a request, prompt and output, before scaling."""
-    shared = 0 if workload.sharing == "chat" else workload.shared_len
+class _Work(NamedTuple):
+    """Of one repetition, roughly. tokens: that are computed; mapped: with those of a prefix that
+    others have computed."""
+
+    tokens: float
+    mapped: float
+    steps: float
+
+
+def _mean_lens(workload: WorkloadConfig) -> tuple[float, float]:
+    """Prompt and output of a request, before scaling; a shared beginning left aside."""
+    longest = math.inf if workload.max_len is None else _LONGEST_SHARE * workload.max_len
     match workload.lengths:
         case "fixed":
-            return shared + workload.prompt_len + workload.output_len
+            return workload.prompt_len, workload.output_len
         case "uniform":
-            prompts = workload.prompt_min + workload.prompt_max
-            return shared + (prompts + workload.output_min + workload.output_max) / 2
+            return (
+                (workload.prompt_min + workload.prompt_max) / 2,
+                (workload.output_min + workload.output_max) / 2,
+            )
         case lengths:
-            mean = workload.prompt_mean + workload.output_mean
-            return shared + _MEAN_TOKENS.get(lengths, mean)
+            prompt, output = _MEAN_LENS.get(lengths, (workload.prompt_mean, workload.output_mean))
+            return min(prompt, longest), min(output, longest)
 
 
-def _guess(config: RunConfig) -> float:
+def _work(config: RunConfig) -> _Work:
+    """All requests at once, as many side by side as the pool has room for, and the last ones with
+    ever fewer beside them."""
     workload = config.cluster.workload(config.workload)
-    num_tokens = (workload.num_requests or 1000) * _mean_tokens(workload) * workload.scale
-    num_tokens *= config.repetitions
+    num_requests = workload.num_requests or 1000
+    prompt, output = (workload.scale * length for length in _mean_lens(workload))
+    output *= workload.num_sequences
+    shared = 0.0 if workload.sharing == "chat" else workload.scale * workload.shared_len
+    whole = prompt + workload.shared_fraction * shared
+    if config.allocator.name not in _SHARING:
+        prompt, shared = whole, 0.0
+    held = prompt + output / 2 + config.kv.page_size / 2
+    if config.allocator.expected != "none":
+        held = 1.5 * (prompt + output)
+    if config.allocator.expected == "max" and workload.max_len is not None:
+        held = workload.scale * workload.max_len
+    pool = config.kv.pool_tokens or math.inf
+    batch = max(1.0, min((pool - shared) / held, num_requests, config.engine.max_num_seqs))
+    steps = num_requests * output / batch / workload.num_sequences + 1.5 * output
+    return _Work(num_requests * (prompt + output), num_requests * (whole + output), steps)
+
+
+_SHARING = ("paged_cow", "paged_prefix")
+"""Strategies that keep and compute what requests share once."""
+
+
+def seconds_of(config: RunConfig) -> float:
+    """What a run takes on two cores that nobody else uses, from its size alone."""
+    work = _work(config)
     if config.executor.kind == "simulated":
-        return num_tokens * _SIMULATED_S_PER_TOKEN + config.repetitions * _SIMULATED_S_PER_RUN
-    return num_tokens * 2 * model_shape(config.model).num_parameters / _MODEL_FLOPS
+        cost = _SIMULATED_S
+        tokens = work.mapped * (cost["token"] + cost["page"] / config.kv.page_size)
+        return config.repetitions * (cost["run"] + work.steps * cost["step"] + tokens)
+    cost, host = _MODEL_S, _HOST_S
+    size = model_shape(config.model).num_parameters / _SMALL_PARAMETERS
+    of_model = size * (work.steps * cost["step"] + work.tokens * cost["token"])
+    of_host = host["run"] + work.steps * host["step"] + work.tokens * host["token"]
+    return config.repetitions * (of_host + of_model)

@@ -32,6 +32,7 @@ class Job:
     its folder.
     search: that it is a probe of. device: that it is addressed with, by its name, or "simulated";
     unknown of a run that was only read. sources: as `own_sources` has them, when it was planned.
+    is_redo: it takes the place of the complete run that is stored.
     """
 
     config: RunConfig
@@ -44,6 +45,7 @@ class Job:
     device: str = ""
     own_code: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, bytes] = field(default_factory=dict)
+    is_redo: bool = False
 
     @property
     def is_timed(self) -> bool:

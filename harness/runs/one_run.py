@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -19,10 +19,11 @@ from harness.engine.executor import CaptureReport
 from harness.engine.request import Workload
 from harness.measure.environment import Environment, capture_environment
 from harness.measure.fleet import replica_rows
+from harness.measure.interference import Interference
 from harness.measure.metrics import PoolFacts, ServiceLevel, compute_metrics
 from harness.measure.outcome_rows import to_rows
 from harness.measure.record_files import RecordFiles, RecordSink, without_tokens
-from harness.runs.build import SimulatedDevice, WatchedRun, prepare
+from harness.runs.build import PreparedRun, SimulatedDevice, WatchedRun, prepare
 from harness.runs.fleet import WatchedFleet, prepare_fleet
 from harness.runs.gpu_memory import simulated_memory_bytes
 from harness.runs.live import LiveBoard, LiveRun, Watched
@@ -131,6 +132,7 @@ class _Outcome:
     memory_map: pd.DataFrame | None = None
     step_work: pd.DataFrame | None = None
     outcome_log: pd.DataFrame | None = None
+    timing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     captured: CaptureReport = dataclasses.field(default_factory=CaptureReport)
 
 
@@ -174,7 +176,7 @@ class _Repetition(NamedTuple):
         prepared = prepare(self.config, self.workload, pool.num_pages, self.device, self.sink)
         try:
             with self._watching(WatchedRun(prepared, pool.num_pages, pool.page_size)):
-                prepared.run()
+                found = prepared.run()
             peak_bytes = _peak_bytes(self.device)
         finally:
             prepared.executor.close()
@@ -191,6 +193,7 @@ class _Repetition(NamedTuple):
             prepared.memory_map.frame() if prepared.memory_map else None,
             prepared.work_log.frame() if prepared.work_log else None,
             outcome_log,
+            _timing(prepared, found) if prepared.is_timed else {},
             getattr(prepared.executor, "captured", CaptureReport()),
         )
 
@@ -238,6 +241,16 @@ def _summary(
         "num_graphs": len(outcome.captured.sizes),
         "workload_description": outcome.description,
         "requests_digest": outcome.requests_digest,
+        **outcome.timing,
+    }
+
+
+def _timing(run: PreparedRun, found: Interference) -> dict[str, Any]:
+    """What stands beside the times of a timed repetition (docs/statistics.md)."""
+    return {
+        "others_share": found.others_share,
+        "own_cpu_s": found.own_cpu_s,
+        "schedule_digest": run.recorder.schedule_digest,
     }
 
 

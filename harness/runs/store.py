@@ -133,13 +133,13 @@ class RunStore:
         is_whole = run.summary and all((path / f"{name}.parquet").is_file() for name in _NEEDED)
         return run if is_whole else None
 
-    def write(self, record: RunRecord) -> Path:
+    def write(self, record: RunRecord, *, replaces: bool = False) -> Path:
         """Write a run beside its place and move it there in one rename.
 
         A full disk or a kill leaves at most a folder named `.RUN_ID.HOST.PID.partial`, which
         nothing reads. An earlier run that is not complete gives way; a complete one stays, as
-        when another process did the same run meanwhile. Raises NotStoredError where it cannot
-        be written.
+        when another process did the same run meanwhile, unless this one `replaces` it. Raises
+        NotStoredError where it cannot be written.
         """
         target = self.root / record.run_id
         partial = partial_path(target)
@@ -147,7 +147,7 @@ class RunStore:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             self._write_files(partial, record)
-            self._move(partial, target)
+            self._move(partial, target, replaces)
         except OSError as error:
             raise self._not_stored(record.run_id, error) from error
         finally:
@@ -196,10 +196,10 @@ class RunStore:
         remove_half_written(self.root)
         remove_abandoned(self.root)
 
-    def _move(self, partial: Path, target: Path) -> None:
+    def _move(self, partial: Path, target: Path, replaces: bool) -> None:
         for _ in range(3):
             earlier = self.find(target.name)
-            if earlier is not None and earlier.status == "complete":
+            if earlier is not None and earlier.status == "complete" and not replaces:
                 return
             if target.exists():
                 aside = partial_path(target.with_name(f"{target.name}.old"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from harness.launching.runner import make_runner
 from harness.measure.environment import capture_environment
 from harness.reporting import is_full
 from harness.runs.display import SweepDisplay, duration
+from harness.runs.early_tables import EarlyTables, TableKey
 from harness.runs.estimate import estimate_wall_s
 from harness.runs.interrupted import go_on, resumable, what_is_left
 from harness.runs.jobs import Job, jobs_told_apart
 from harness.runs.planning import Plan, plan_study
+from harness.runs.redo import Redo
 from harness.runs.rows import collect_rows, write_rows
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.study_record import RecordedRun, StudyRecord, now, write_study
@@ -53,13 +55,20 @@ def run_study(command: Command, console: Console) -> int:
     environment = capture_environment("none", 1)
     display = SweepDisplay(console, pending, plan.jobs, searching=bool(plan.searches))
 
+    redo = Redo(plan.jobs, pending)
+    early = EarlyTables(plan.jobs, pending, study.figures, console)
+
     def finished(job: Job, run: StoredRun | None) -> Sequence[Job]:
         display.finished(job, run)
-        if run is not None:
+        if run is not None and not redo.holds(job, run):
             tracker.log_run(run, job.part)
+        early.finished(job)
         more = plan.follow(job)
-        display.add(more)
-        return more
+        again, words = redo.follow(job, more)
+        if words:
+            console.print(words, highlight=False, markup=False)
+        display.add([*more, *again])
+        return [*more, *again]
 
     def interrupted() -> str:
         _record(study, command, plan, folder)
@@ -76,9 +85,11 @@ def run_study(command: Command, console: Console) -> int:
             with display:
                 runner.run(pending, environment, finished, display.started, display.waiting)
         finally:
+            for job, run in redo.held:
+                tracker.log_run(run, job.part)
             tracker.close()
     record = _record(study, command, plan, folder)
-    return _conclude(record, plan.jobs, tracker, folder, console)
+    return _conclude(record, plan.jobs, early.shown, tracker, folder, console)
 
 
 def _check_writable(study: Study) -> None:
@@ -135,14 +146,19 @@ def _announce(study: Study, plan: Plan, pending: Sequence[Job], console: Console
 
 
 def _conclude(
-    record: StudyRecord, jobs: Sequence[Job], tracker: Tracker, folder: Path, console: Console
+    record: StudyRecord,
+    jobs: Sequence[Job],
+    shown: Collection[TableKey],
+    tracker: Tracker,
+    folder: Path,
+    console: Console,
 ) -> int:
     jobs = jobs_told_apart(jobs)
     rows = collect_rows(jobs)
     written = write_rows(rows, folder)
     # experiments sits above harness and is loaded by name: nothing here depends on it
     present = importlib.import_module("experiments.present").present
-    presentation = present(rows, jobs, record.figures, folder, console)
+    presentation = present(rows, jobs, record.figures, folder, console, shown)
     written += presentation.paths
     names = ", ".join(path.name for path in written)
     console.print(f"results: {folder}/  ({names})", highlight=False)

@@ -192,7 +192,8 @@ def _try_job(job: Job, devices: DeviceCache, board: LiveBoard | None) -> _Failur
             record = execute_run(
                 job.config, job.run_id, job.label, device, environment, folder, board
             )
-            store.write(dataclasses.replace(record, sources=job.sources))
+            record = dataclasses.replace(record, sources=job.sources)
+            store.write(record, replaces=job.is_redo)
     except NotStoredError:
         raise
     except Exception as failure:  # whatever a run dies of becomes a row

@@ -20,24 +20,26 @@ from harness.runs.one_run import environment_of, execute_run, simulated_device
 
 PAGES = 9
 REFERENCES = 6  # max, pow2, oracle on buddy and on first_fit
+TIMED = 6  # repetitions, each a run of its own
+FEW = 5  # timed cells of a workload that a command does unless it is asked for more
 WASTE = {"sharegpt": REFERENCES + 2 * PAGES, "alpaca_shared": REFERENCES + 3 * PAGES}
 
 EXPECTED = {
     ("sweep_page_size", "quick"): {
-        ("waste", "sharegpt"): WASTE["sharegpt"],
-        ("waste", "alpaca_shared"): WASTE["alpaca_shared"],
-        ("times", "sharegpt"): REFERENCES + 2 * 4,
-        ("times", "alpaca_shared"): REFERENCES + 3 * 4,
+        ("waste", "sharegpt"): REFERENCES + 5,
+        ("waste", "alpaca_shared"): REFERENCES + 2 * 5,
+        ("times", "sharegpt"): TIMED * 5,
+        ("times", "alpaca_shared"): TIMED * 4,
     },
     ("sweep_page_size", "full"): {
         ("waste", "sharegpt"): WASTE["sharegpt"],
         ("waste", "alpaca_shared"): WASTE["alpaca_shared"],
-        ("times", "sharegpt"): 5 * WASTE["sharegpt"],
-        ("times", "alpaca_shared"): 5 * WASTE["alpaca_shared"],
+        ("times", "sharegpt"): TIMED * WASTE["sharegpt"],
+        ("times", "alpaca_shared"): TIMED * WASTE["alpaca_shared"],
     },
     ("compare_allocators", "quick"): {
-        (part, workload): REFERENCES + 3
-        for part in ("waste", "times")
+        (part, workload): count
+        for part, count in (("waste", REFERENCES + 3), ("times", TIMED * 5))
         for workload in ("sharegpt", "alpaca_shared")
     },
     ("compare_allocators", "full"): {
@@ -46,38 +48,38 @@ EXPECTED = {
         for workload in ("sharegpt", "alpaca_shared")
     },
     ("sweep_memory_fraction", "quick"): {
-        (part, workload): 4 * fractions
-        for part, fractions in (("waste", 6), ("times", 3))
+        (part, workload): count
+        for part, count in (("waste", 4 * 6), ("times", TIMED * 2 * 2))
         for workload in ("steady", "bursty")
     },
     ("sweep_memory_fraction", "full"): {
         (part, workload): count
-        for part, count in (("waste", 4 * 6), ("times", 5 * 6 * 6))
+        for part, count in (("waste", 4 * 6), ("times", TIMED * 6 * 6))
         for workload in ("steady", "bursty")
     },
-    ("sweep_page_size", "gpu"): {("times", "sharegpt"): 2 + 4},
-    ("compare_allocators", "gpu"): {("times", "sharegpt"): 3 + 3},
-    ("sweep_memory_fraction", "gpu"): {("times", "lognormal"): 2 * 3},
+    ("sweep_page_size", "gpu"): {("times", "sharegpt"): TIMED * 5},
+    ("compare_allocators", "gpu"): {("times", "sharegpt"): TIMED * 5},
+    ("sweep_memory_fraction", "gpu"): {("times", "lognormal"): TIMED * 2 * 2},
     ("preemption", "quick"): {
-        ("times", "sharegpt"): 2 * 5,
+        ("times", "sharegpt"): TIMED * 2 * 2,
         ("policies", "sharegpt"): 2 * 4 * 3,
         ("knowledge", "sharegpt"): 2 * (3 * 3 + 3),
     },
     ("preemption", "full"): {
-        ("times", "sharegpt"): 5 * 2 * PAGES,
-        ("times", "alpaca_like"): 5 * 2 * PAGES,
+        ("times", "sharegpt"): TIMED * 2 * PAGES,
+        ("times", "alpaca_like"): TIMED * 2 * PAGES,
         ("policies", "sharegpt"): 2 * 4 * 4,
         ("knowledge", "sharegpt"): 2 * (5 * 3 + 3),
     },
-    ("chunked_prefill", "quick"): {("times", "long_arrivals"): 5 + 3},
-    ("chunked_prefill", "full"): {("times", "long_arrivals"): 6 * (5 + 3)},
+    ("chunked_prefill", "quick"): {("times", "long_arrivals"): TIMED * (3 + 2)},
+    ("chunked_prefill", "full"): {("times", "long_arrivals"): TIMED * (5 + 3)},
     ("long_context", "quick"): {
         ("memory", "long_prompts"): 3 * (4 + 2),
-        ("times", "long_prompts"): 3,
+        ("times", "long_prompts"): TIMED * 3,
     },
     ("long_context", "full"): {
         ("memory", "long_prompts"): 3 * (4 + 2),
-        ("times", "long_prompts"): 5 * 3 * 2,
+        ("times", "long_prompts"): TIMED * 3 * 2,
     },
     ("rag_agents", "quick"): {
         ("capacity", "agents"): (3 + 2) * 5,
@@ -86,67 +88,67 @@ EXPECTED = {
     ("rag_agents", "full"): {
         ("capacity", "agents"): (3 + 2) * 5,
         ("concurrency", "agents"): (3 + 2) * 6,
-        ("times", "agents"): 5 * 3 * 2,
+        ("times", "agents"): TIMED * 3 * 2,
     },
     ("speculative_decoding", "quick"): {
         ("injected", "sharegpt"): 8 * 6 + 1,
-        ("times", "sharegpt"): 4 * 3 + 1,
-        ("drafts", "sharegpt"): 3 + 1 + 2 * 3,
+        ("times", "sharegpt"): TIMED * (2 * 2 + 1),
+        ("drafts", "sharegpt"): TIMED * (1 + 1 + 2),
     },
     ("speculative_decoding", "full"): {
         ("injected", "sharegpt"): 8 * 6 + 1,
-        ("times", "sharegpt"): 5 * (8 * 6 + 1),
-        ("drafts", "sharegpt"): 5 * (8 + 1 + 2 * 8),
+        ("times", "sharegpt"): TIMED * (8 * 6 + 1),
+        ("drafts", "sharegpt"): TIMED * (8 + 1 + 2 * 8),
     },
     ("parallel_sampling", "quick"): {
         ("waste", "alpaca_like"): 4 * 5,
         ("waste", "sharegpt"): 3 * 3,
-        ("times", "alpaca_like"): 4,
+        ("times", "alpaca_like"): TIMED * 4,
     },
     ("parallel_sampling", "full"): {
         ("waste", "alpaca_like"): 4 * 5,
         ("waste", "sharegpt"): 4 * 5,
-        ("times", "alpaca_like"): 5 * 4 * 5,
+        ("times", "alpaca_like"): TIMED * 4 * 5,
     },
     ("beam_search", "quick"): {
         ("waste", "alpaca_like"): 4 * 5,
         ("waste", "sharegpt"): 3,
-        ("times", "alpaca_like"): 5,
+        ("times", "alpaca_like"): TIMED * 5,
     },
     ("beam_search", "full"): {
         ("waste", "alpaca_like"): 4 * 5,
         ("waste", "sharegpt"): 4 * 5,
-        ("times", "alpaca_like"): 5 * 4 * 5,
+        ("times", "alpaca_like"): TIMED * 4 * 5,
     },
     ("shared_prefix", "quick"): {
         ("capacity", "translation"): 8,
         ("rates", "translation"): 8 * 5,
-        ("times", "translation"): 4,
+        ("times", "translation"): TIMED * 4,
     },
     ("shared_prefix", "full"): {
         ("capacity", "translation"): 8,
         ("rates", "translation"): 8 * 12,
-        ("times", "translation"): 5 * 8,
+        ("times", "translation"): TIMED * 8,
     },
     ("chatbot", "quick"): {
         ("capacity", "chatbot"): 8,
         ("rates", "chatbot"): 6 * 4,
-        ("times", "chatbot"): 5,
+        ("times", "chatbot"): TIMED * 5,
     },
     ("chatbot", "full"): {
         ("capacity", "chatbot"): 8,
         ("rates", "chatbot"): 8 * 10,
-        ("times", "chatbot"): 5 * 8,
+        ("times", "chatbot"): TIMED * 8,
     },
     ("calibration", "quick"): {
         ("fit", "lognormal"): 2 + 2 + 1 + 1 + 1,
-        ("held_out", "sharegpt"): 3 * 2 * 2,
-        ("held_out", "alpaca_shared"): 3 * 2 * 2,
+        ("held_out", "sharegpt"): TIMED * 2 * 2,
+        ("held_out", "alpaca_shared"): TIMED * 2 * 2,
     },
     ("calibration", "full"): {
         ("fit", "lognormal"): 3 * (2 + 2 + 1 + 1 + 1),
-        ("held_out", "sharegpt"): 5 * 2 * 2,
-        ("held_out", "alpaca_shared"): 5 * 2 * 2,
+        ("held_out", "sharegpt"): TIMED * 2 * 2,
+        ("held_out", "alpaca_shared"): TIMED * 2 * 2,
     },
     ("memory_map", "quick"): {("map", "sharegpt"): 3},
     ("memory_map", "full"): {("map", "sharegpt"): 3},
@@ -179,8 +181,8 @@ EXPECTED = {
         ("fleet", preset): {("fleet", "system_prompts"): 2 + (2 + 2 + 1) * (2 + 1)}
         for preset in ("quick", "full")
     },
-    ("tensor_parallel", "quick"): {("ranks", "sharegpt"): 2 * 4},
-    ("tensor_parallel", "full"): {("ranks", "sharegpt"): 3 * 4 * 5},
+    ("tensor_parallel", "quick"): {("ranks", "sharegpt"): TIMED * 2 * 2},
+    ("tensor_parallel", "full"): {("ranks", "sharegpt"): TIMED * 3 * 4},
     ("motivation", "quick"): {
         ("bounds", "sharegpt"): 3,
         ("users", "sharegpt"): 3,
@@ -245,6 +247,19 @@ def test_plans_as_many_runs_as_meant(experiment: str, preset: str) -> None:
     assert set(figures) <= set(available())
 
 
+@pytest.mark.parametrize(("experiment", "preset"), EXPECTED)
+def test_timed_cells_are_few_and_take_turns_in_six_repetitions(experiment, preset) -> None:
+    """But for those whose steps are fitted: they are no figure of how long anything takes."""
+    jobs, _ = planned(experiment, preset)
+    timed = [job for job in jobs if job.is_timed and job.part != "fit"]
+    assert [job.config.seed for job in timed] == sorted(job.config.seed for job in timed)
+    rounds = [[job for job in timed if job.config.seed == seed] for seed in range(TIMED)]
+    cells = [[(job.part, replace(job.config, seed=0)) for job in each] for each in rounds]
+    assert cells == TIMED * [cells[0]] and sum(map(len, cells)) == len(timed)
+    each = Counter((part, config.workload.name) for part, config in cells[0])
+    assert preset == "full" or all(count <= FEW for count in each.values())
+
+
 @pytest.mark.parametrize("experiment", ["sweep_page_size", "compare_allocators"])
 def test_simulated_parts_have_ten_seeds_and_one_pool_for_all(experiment: str) -> None:
     jobs, _ = planned(experiment, "quick")
@@ -264,7 +279,7 @@ def test_a_chosen_allocator_leaves_the_references_out(tmp_path: Path) -> None:
 def test_a_chosen_workload_leaves_the_other_one_out(tmp_path: Path) -> None:
     jobs, _ = plan(tmp_path, "experiment=sweep_page_size", "workload=chat")
     assert {job.config.workload.name for job in jobs} == {"chat"}
-    assert len(jobs) == WASTE["sharegpt"] + REFERENCES + 2 * 4
+    assert len(jobs) == REFERENCES + 5 + TIMED * 5
 
 
 def test_a_trace_needs_no_other_key(tmp_path: Path) -> None:

@@ -135,3 +135,16 @@ def test_memory_map_adds_up_to_the_ledger(allocator: str, options: dict[str, Any
         now = frame[(frame.from_s <= step.start_s) & (frame.to_s > step.start_s)]
         for name in ("token", "reserved", "over_reserved", "size_class", "tail"):
             assert now[name].sum() == getattr(entry, name)
+
+
+def test_runs_that_decide_alike_have_one_schedule_digest_wherever_their_pages_lie() -> None:
+    def digest(allocator: str, num_pages: int, longer: int = 0) -> str:
+        requests = [request(i, 5 + i + longer, max_tokens=9) for i in range(6)]
+        setup = Setup(allocator, num_pages=num_pages, page_size=4, deferred=True)
+        run = SimulatedRun(setup, Ends(dict.fromkeys(range(6), 9)))
+        run.run(requests)
+        return run.recorder.schedule_digest
+
+    ample = digest("paged", 60)
+    assert digest("paged_cow", 90) == digest("paged_prefix", 60) == ample
+    assert len({ample, digest("paged", 12), digest("paged", 60, longer=1)}) == 3
