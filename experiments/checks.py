@@ -12,9 +12,13 @@ from typing import NamedTuple
 import pandas as pd
 
 from experiments.equality import MARGIN_LIMIT_16_BIT, EqualityReport, check_tokens
+from experiments.verdicts import are_exact, exact_verdict
 from harness.config import AllocatorConfig, RunConfig
 from harness.measure.ledger import CLASSES
+from harness.measure.metrics import METRIC_NAMES
+from harness.measure.statistics import MIN_PAIRS_FOR_VERDICT, compare, paired_differences
 from harness.runs.jobs import Job
+from harness.runs.varied_settings import varied_settings
 
 SHARES = tuple("utilisation" if name == "token" else f"{name}_share" for name in CLASSES)
 """Columns of the shares that add up to the whole pool."""
@@ -41,6 +45,7 @@ def run_checks(rows: pd.DataFrame, jobs: Sequence[Job]) -> Checks:
     parts = (
         _made("ledger check", lambda: check_classes(complete)),
         _made("check of the requests", lambda: check_requests(complete, jobs)),
+        _made("check of settings", lambda: Checks(tuple(idle_settings(complete, jobs)), ())),
         _made("token check", lambda: describe_equality(check_tokens(jobs))),
         _made("check of the order", lambda: Checks(tuple(check_order(complete)), ())),
     )
@@ -131,6 +136,29 @@ def check_requests(rows: pd.DataFrame, jobs: Sequence[Job]) -> Checks:
     return Checks((), tuple(failures))
 
 
+def idle_settings(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[str]:
+    """One line for each setting that a table varies and that no simulated run of it reads: all
+    else the same, the runs are equal in every figure, as where another key overrides it."""
+    lines = []
+    rows = rows[rows["executor"] == "simulated"]
+    for (part, workload), group in rows.groupby(["part", "workload"], sort=False):
+        own = [job for job in jobs if job.run_id in set(group["run_id"]) and job.part == part]
+        varied = varied_settings(own)
+        settings = {key: group["run_id"].map(values) for key, values in varied.items()}
+        columns = [name for name in METRIC_NAMES if name in group and name not in MEASURED]
+        for key in settings:
+            others = [settings[other] for other in settings if other != key]
+            keys = [group["strategy"], group["page_size"], group["seed"], *others]
+            cells = [cell for _, cell in group.groupby(keys, dropna=False) if len(cell) > 1]
+            if cells and all(len(cell[columns].drop_duplicates()) == 1 for cell in cells):
+                values = ", ".join(dict.fromkeys(settings[key]))
+                lines.append(f"{part}, {workload}: {key}={values} changes no figure of any run")
+    return lines
+
+
+MEASURED = ("allocator_us_per_step",)
+"""A time of this machine even in simulation."""
+
 SAME_POOL = 0.01
 """Pools may differ by so much, as what a GPU has left is measured anew, or by a page."""
 
@@ -157,9 +185,11 @@ def _where(rows: pd.DataFrame) -> str:
 def check_order(rows: pd.DataFrame) -> list[str]:
     """One line a part, workload and fit: is contiguous max < pow2 < oracle < paged?
 
-    Compared are means of utilisation and of batched requests at one page size. The order is
-    the PagedAttention paper's (SOSP 2023, Figs. 2 and 13); another one is a finding to look
-    into, not a failure, and none at all where memory was not scarce.
+    Compared are utilisation and batched requests at one page size, each rung with the next, paired
+    by seed; all pairs of a line are one family (docs/statistics.md), and an order is claimed where
+    each of them is significant. The order is the PagedAttention paper's (SOSP 2023, Figs. 2 and
+    13); another one is a finding to look into, not a failure, and none at all where memory was
+    scarce for no rung.
     """
     lines = []
     keys = ["part", "workload", "executor"]
@@ -178,17 +208,57 @@ def check_order(rows: pd.DataFrame) -> list[str]:
 
 
 def _order_line(ladder: Sequence[pd.DataFrame]) -> str:
-    found = []
-    in_order = True
+    found, pairs = [], []
+    names = (*EXPECTED_ORDER, "paged")
     for metric, scale, unit in (("utilisation", 100, " %"), ("batched_requests", 1, "")):
-        means = [float(rung[metric].mean()) for rung in ladder]
-        in_order &= all(a < b for a, b in itertools.pairwise(means))
-        values = " / ".join(f"{scale * mean:.1f}" for mean in means)
-        found.append(f"{metric.replace('_', ' ')} {values}{unit}")
-    verdict = "max < pow2 < oracle < paged" if in_order else "NOT max < pow2 < oracle < paged"
-    if not in_order and not all(rung["memory_bound"].astype(bool).any() for rung in ladder):
-        verdict = "memory was not scarce for all, so their order says nothing"
+        title = metric.replace("_", " ")
+        values = " / ".join(f"{scale * rung[metric].mean():.1f}" for rung in ladder)
+        found.append(f"{title} {values}{unit}")
+        by_seed = [rung.groupby("seed")[metric].mean().to_dict() for rung in ladder]
+        for (first, low), (second, high) in itertools.pairwise(zip(names, by_seed, strict=True)):
+            pairs.append(_Pair(f"{first} and {second} in {title}", low, high))
+    scarce = [bool(rung["memory_bound"].astype(bool).any()) for rung in ladder]
+    if not any(scarce):
+        verdict = "memory was scarce for none of them, so their order says nothing of allocation"
+    else:
+        verdict = _order_in_words(pairs)
+        if not all(scarce):
+            ample = [name for name, is_scarce in zip(names, scarce, strict=True) if not is_scarce]
+            verdict += f" (memory was not scarce for {', '.join(ample)})"
     return f"{verdict}: {', '.join(found)}"
+
+
+class _Pair(NamedTuple):
+    """Two rungs, the higher one expected second, with a metric by seed."""
+
+    words: str
+    low: dict[int, float]
+    high: dict[int, float]
+
+
+def _order_in_words(pairs: Sequence[_Pair]) -> str:
+    """What paired differences carry: the order as expected, another one, or which pairs are left
+    open by so many seeds."""
+    exact = [are_exact(pair.high, pair.low) for pair in pairs]
+    differences = [paired_differences(pair.high, pair.low) for pair in pairs]
+    tested = [each for each, is_exact in zip(differences, exact, strict=True) if not is_exact]
+    n = min(map(len, differences))
+    seeds = "1 seed is" if n == 1 else f"{n} seeds are"
+    if n < MIN_PAIRS_FOR_VERDICT and not all(exact):
+        return f"{seeds} too few for an order, {MIN_PAIRS_FOR_VERDICT} are needed"
+    verdicts = iter(each.verdict for each in compare(tested, higher_is_better=True))
+    found: dict[str, list[str]] = {}
+    for pair, own, is_exact in zip(pairs, differences, exact, strict=True):
+        verdict = exact_verdict(float(own[0]), True) if is_exact else next(verdicts)
+        found.setdefault(verdict, []).append(pair.words)
+    against, better = found.pop("worse", []), found.pop("better", [])
+    expected = f"{' < '.join(EXPECTED_ORDER)} < paged"
+    if len(better) == len(pairs):
+        return expected
+    said = [f"NOT {expected}: the other way round are {'; '.join(against)}"] if against else []
+    if left := [words for same in found.values() for words in same]:
+        said.append(f"not separated by {n} seeds: {'; '.join(left)}")
+    return ". ".join(said)
 
 
 def describe_equality(report: EqualityReport | None) -> Checks:

@@ -10,7 +10,14 @@ import pandas as pd
 
 from experiments.plotting import means
 from harness.conversion import to_mapping
-from harness.measure.statistics import Interval, t_interval
+from harness.measure.statistics import (
+    MIN_PAIRS_FOR_VERDICT,
+    SIGNIFICANCE,
+    Interval,
+    holm,
+    interval_p_value,
+    t_interval,
+)
 from harness.runs.jobs import Job
 
 PLACEMENTS = ("buddy", "first_fit", "best_fit", "paged")
@@ -103,6 +110,23 @@ def slo_in_words(jobs: Sequence[Job]) -> str:
         said = [f"{name} <= {ms:g} ms" for name, ms in bounds.items() if ms is not None]
         found[", ".join(said)] = None
     return " or ".join(filter(None, found)) or "no bound"
+
+
+def doubts(family: Sequence[Interval], value: float = 1.0) -> list[str]:
+    """For each of a family of intervals what keeps a reader from taking it for other than `value`,
+    in words that follow the figure; empty where Holm's correction over the family leaves it
+    significant from six seeds on, or it is the same at every seed."""
+    tested = [each for each in family if each.n >= MIN_PAIRS_FOR_VERDICT or each.half_width == 0]
+    corrected = iter(holm([interval_p_value(each, value) for each in tested]))
+    said = []
+    for each in family:
+        if each not in tested:
+            said.append(f" ({each.n} {'seed' if each.n == 1 else 'seeds'}: too few to tell)")
+        elif next(corrected) < SIGNIFICANCE:
+            said.append("")
+        else:
+            said.append(f" (not separated from {value:g} by {each.n} seeds)")
+    return said
 
 
 def excludes(interval: Interval, value: float) -> bool:

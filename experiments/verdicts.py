@@ -30,7 +30,7 @@ def verdicts(
         raise ValueError(f"no complete run has {by}={baseline}: choose one of {list(values)}")
     others = [value for value in values if value != baseline]
     family = {value: paired_differences(values[value], values[baseline]) for value in others}
-    exact = {value for value in others if _is_exact(values[value], values[baseline])}
+    exact = {value for value in others if are_exact(values[value], values[baseline])}
     tested = [value for value in others if value not in exact]
     compared = compare([family[value] for value in tested], higher_is_better)
     by_value = dict(zip(tested, compared, strict=True))
@@ -38,7 +38,7 @@ def verdicts(
     for value in others:
         if value in exact:
             n, mean = len(family[value]), float(family[value][0])
-            figures = (n, mean, math.nan, math.nan, _exact_verdict(mean, higher_is_better))
+            figures = (n, mean, math.nan, math.nan, exact_verdict(mean, higher_is_better))
         else:
             difference, p_value, verdict = by_value[value]
             figures = (difference.n, difference.mean, difference.half_width, p_value, verdict)
@@ -53,12 +53,14 @@ def is_same_at_every_seed(values: Iterable[float]) -> bool:
     return len(found) > 1 and all(math.isfinite(each) and each == found[0] for each in found)
 
 
-def _is_exact(values: Mapping[int, float], baseline: Mapping[int, float]) -> bool:
+def are_exact(values: Mapping[int, float], baseline: Mapping[int, float]) -> bool:
+    """Both sides are the same at all seeds that they have in common."""
     seeds = values.keys() & baseline.keys()
     return all(is_same_at_every_seed(side[seed] for seed in seeds) for side in (values, baseline))
 
 
-def _exact_verdict(difference: float, higher_is_better: bool) -> str:
+def exact_verdict(difference: float, higher_is_better: bool) -> str:
+    """What a difference that no chance is in comes to."""
     if difference == 0:
         return "the same"
     return "better" if (difference > 0) == higher_is_better else "worse"

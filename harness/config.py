@@ -61,9 +61,9 @@ ALLOCATOR_KEYS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class KVConfig:
-    """The pool: of `pool_tokens`, else `pool_demand` times the mean length of a finished
-    request, else `memory_fraction` of the device less weights and activations, which a GPU
-    measures (docs/gpu.md).
+    """The pool, by one of: `pool_tokens`; `pool_demand` times the mean length of a finished
+    request; `memory_fraction` of the device less weights and activations, which a GPU measures
+    (docs/gpu.md).
     """
 
     page_size: int = 16
@@ -78,6 +78,16 @@ class KVConfig:
         _check_positive("kv.pool_demand", self.pool_demand)
         if self.memory_fraction is not None and not 0 < self.memory_fraction <= 1:
             raise ConfigError(f"kv.memory_fraction={self.memory_fraction}: must be in (0, 1]")
+        sizes = [
+            f"kv.{key}={value}"
+            for key in ("pool_tokens", "pool_demand", "memory_fraction")
+            if (value := getattr(self, key)) is not None
+        ]
+        if len(sizes) > 1:
+            raise ConfigError(
+                f"{' beside '.join(sizes)}: each sizes the pool, keep one; where an experiment "
+                "gives the other, set that to null"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from experiments.paired import (
     PLACEMENT_LABELS,
     PLACEMENTS,
     against,
-    excludes,
+    doubts,
     in_words,
     slo_in_words,
     with_placement,
@@ -107,7 +107,7 @@ def findings(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[str]:
 
 
 def _extremes(guesses: pd.DataFrame, metric: str) -> str:
-    said = []
+    said = {}
     biases, spreads = guesses["expected_bias"], guesses["expected_spread"]
     chosen = {
         "{:g} times too short": (biases.min(), 0.0),
@@ -119,9 +119,12 @@ def _extremes(guesses: pd.DataFrame, metric: str) -> str:
         if len(own):
             interval = t_interval(own[metric].to_numpy(dtype=float))
             amount = spread if bias == 1 else max(bias, 1 / bias)
-            doubt = "" if excludes(interval, 1) else " (within noise)"
-            said.append(f"{words.format(amount)}: {in_words(interval)}{doubt}")
-    return "; ".join(said)
+            said[words.format(amount)] = interval
+    doubt = doubts(list(said.values()))
+    return "; ".join(
+        f"{words}: {in_words(each)}{but}"
+        for (words, each), but in zip(said.items(), doubt, strict=True)
+    )
 
 
 def _compared(rows: pd.DataFrame) -> pd.DataFrame:

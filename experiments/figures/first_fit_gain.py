@@ -23,7 +23,7 @@ from experiments.paired import (
     PLACEMENTS,
     against,
     best_at,
-    excludes,
+    doubts,
     in_words,
     paired_ratio,
     slo_in_words,
@@ -92,15 +92,13 @@ def _capacity_line(rows: pd.DataFrame) -> str:
     }
     if not ratios:
         return ""
-    said = [
-        f"{in_words(ratio)} times {_name(fit)}'s{'' if excludes(ratio, 1) else ' (within noise)'}"
-        for fit, ratio in ratios.items()
-    ]
+    doubt = dict(zip(ratios, doubts(list(ratios.values())), strict=True))
+    said = [f"{in_words(ratio)} times {_name(fit)}'s{doubt[fit]}" for fit, ratio in ratios.items()]
     line = (
         "capacity, contiguous strategies told the true length: the tokens/s of paged are "
         + ", ".join(said)
     )
-    if {"buddy", "first_fit"} <= set(ratios) and excludes(ratios["buddy"], 1):
+    if {"buddy", "first_fit"} <= set(ratios) and not doubt["buddy"]:
         left = (ratios["first_fit"].mean - 1) / (ratios["buddy"].mean - 1)
         line += f"; {100 * left:.0f} % of the gain over buddy is left over first fit"
     return line
@@ -109,15 +107,19 @@ def _capacity_line(rows: pd.DataFrame) -> str:
 def _goodput_line(rows: pd.DataFrame) -> str:
     rates = rows[rows["part"] == "rates"]
     paged = best_at(rates[rates["placement"] == "paged"], GOODPUT, "rate")
-    said = []
+    ratios, means_at_best = {}, {}
     for fit in PLACEMENTS[:-1]:
         own = rates[(rates["placement"] == fit) & (rates["expected"] == "oracle")]
         if len(own) and len(paged):
             best = best_at(own, GOODPUT, "rate")
-            ratio = in_words(paired_ratio(paged, best, GOODPUT))
-            said.append(f"{ratio} times {_name(fit)}'s ({best[GOODPUT].mean():.2f})")
-    if not said:
+            ratios[fit] = paired_ratio(paged, best, GOODPUT)
+            means_at_best[fit] = best[GOODPUT].mean()
+    if not ratios:
         return ""
+    said = [
+        f"{in_words(ratio)} times {_name(fit)}'s ({means_at_best[fit]:.2f}){doubt}"
+        for (fit, ratio), doubt in zip(ratios.items(), doubts(list(ratios.values())), strict=True)
+    ]
     return (
         "goodput, each at its best of the rates, contiguous told the true length: paged has "
         f"{paged[GOODPUT].mean():.2f} requests/s, {', '.join(said)}"

@@ -86,12 +86,11 @@ def findings(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[str]:
     cells = _cells(with_settings(rows[rows["status"] == "complete"], jobs, SETTINGS))
     lines = []
     for expected, own in cells.groupby("expected", sort=False) if len(cells) else ():
-        helps = own[own["differs"] & (own["points"] > 0)]
-        harms = own[own["differs"] & (own["points"] < 0)]
+        helps, harms = (own[own["verdict"] == word] for word in ("better", "worse"))
         line = (
             f"against {_fit_name(own)}, {expected}: paging puts more requests within the SLO in "
-            f"{len(helps)} of {len(own)} cells ({int((helps['verdict'] == 'better').sum())} with "
-            f"all cells tested together), fewer in {len(harms)}; the others are within noise"
+            f"{len(helps)} of {len(own)} cells, fewer in {len(harms)}, all tested together; seeds "
+            "do not separate the others"
         )
         if len(helps):
             low, top = helps["load"].min(), helps.sort_values("points").iloc[-1]

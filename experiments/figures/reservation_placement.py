@@ -19,7 +19,7 @@ from experiments.paired import (
     PLACEMENT_COLOURS,
     PLACEMENT_LABELS,
     PLACEMENTS,
-    excludes,
+    doubts,
     in_words,
     paired_ratio,
     slo_in_words,
@@ -102,11 +102,16 @@ def findings(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[str]:
     factors = _factors(rows)
     if factors.empty:
         return []
-    words = []
-    for _, factor in factors.iterrows():
-        interval = Interval(factor["factor"], factor["factor_ci"], factor["repetitions"])
-        doubt = "" if excludes(interval, 1) else " (within noise)"
-        words.append(f"{factor['label'].replace(chr(10), ' ')} x {in_words(interval)}{doubt}")
+    intervals = [
+        Interval(factor["factor"], factor["factor_ci"], int(factor["repetitions"]))
+        for _, factor in factors.iterrows()
+    ]
+    words = [
+        f"{label.replace(chr(10), ' ')} x {in_words(interval)}{doubt}"
+        for label, interval, doubt in zip(
+            factors["label"], intervals, doubts(intervals), strict=True
+        )
+    ]
     lines = ["capacity, each change alone: " + ", ".join(words)]
     capacity = rows[rows["part"] == "capacity"]
     optimistic, told = (
@@ -115,16 +120,10 @@ def findings(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[str]:
     )
     if len(optimistic) and len(told):
         ratio = paired_ratio(optimistic, told, "output_tokens_per_s")
-        verdict = (
-            "as much as"
-            if not excludes(ratio, 1)
-            else "more than"
-            if ratio.mean > 1
-            else "less than"
-        )
+        (doubt,) = doubts([ratio])
         lines.append(
-            f"a buddy allocator whose sequences grow into their round-up, told nothing, decodes "
-            f"{verdict} first fit told the true length: x {in_words(ratio)}"
+            "a buddy allocator whose sequences grow into their round-up, told nothing, decodes "
+            f"x {in_words(ratio)} of what first fit told the true length does{doubt}"
         )
     return lines
 

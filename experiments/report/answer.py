@@ -167,7 +167,7 @@ def _sentence(
         same = f" ({_enumerated(others)}: the same)" if others else ""
         n = baseline.row.cells[headline.column.metric].n
         return (
-            f"On {setting}, none is ahead of the baseline {labels[id(baseline)]}{same}: "
+            f"On {setting}, no mean is ahead of the baseline's, {labels[id(baseline)]}{same}: "
             f"{headline.number(mean_of(baseline, headline))} {headline.says} ({repetitions(n)})."
         )
     first, *ties = [labels[id(cell)] for cell in best]
@@ -190,7 +190,7 @@ def _best_of_all(group: Group, best: Cell, headline: Headline) -> str:
     label = dict(zip(map(id, group.complete), labels_of(group.complete), strict=True))
     value = headline.number(mean_of(overall[0], headline))
     which = "all" if len(alike) == len(group.complete) else "the comparable"
-    return f" The best of {which} {len(alike)} rows is {label[id(overall[0])]}, with {value}."
+    return f" The best mean of {which} {len(alike)} rows is {value}, of {label[id(overall[0])]}."
 
 
 def _best_alike(group: Group, best: Cell, headline: Headline) -> list[Cell]:

@@ -76,6 +76,17 @@ def paired_p_value(differences: Floats) -> float:
     return float(2 * special.stdtr(n - 1, -abs(t)))
 
 
+def interval_p_value(interval: Interval, value: float) -> float:
+    """Two-sided p value of `value` for the mean of a `t_interval`; as `paired_p_value` where all
+    observations are the same. NaN without an interval."""
+    if math.isnan(interval.half_width):
+        return math.nan
+    if interval.half_width == 0:
+        return 1.0 if interval.mean == value else 0.0
+    standard_error = interval.half_width / float(special.stdtrit(interval.n - 1, 0.975))
+    return float(2 * special.stdtr(interval.n - 1, -abs(interval.mean - value) / standard_error))
+
+
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """P values of a family of tests, corrected so that the chance of any false finding among them
     is bounded (Holm, Scand. J. Statist. 1979): the k-th smallest of m, from 0, times m - k, at

@@ -10,6 +10,7 @@ from harness.cluster.config import ROUTER_KEYS, ClusterConfig
 from harness.cluster.discovery import available, options
 from harness.config import ConfigError, RunConfig
 from harness.own_code import is_file
+from harness.runs.pool_size import is_what_memory_leaves
 from harness.workloads.config import WorkloadConfig
 
 
@@ -58,6 +59,11 @@ _PARALLEL = Need(
     f"{_ROOFLINE.way_out} engine.tensor_parallel=2, or more",
 )
 
+_SIZED_BY_MEMORY = Need(
+    lambda c: c.executor.cost == "roofline" or is_what_memory_leaves(c, 1),
+    "kv.memory_fraction=0.9 in place of kv.pool_tokens or kv.pool_demand",
+)
+
 _FLEET = Need(lambda c: c.cluster.replicas > 1, "cluster.replicas=2")
 
 
@@ -74,6 +80,18 @@ _RATE = _requests(
 _TRACE = _requests(lambda w: w.generator == "trace", "workload=trace")
 _SHARED = _requests(
     lambda w: w.generator == "synthetic" and w.sharing != "none", "workload.sharing=system_prompt"
+)
+_SYNTHETIC = _requests(lambda w: w.generator == "synthetic", "workload.generator=synthetic")
+_TIMED_TRACE = _requests(
+    lambda w: w.generator == "trace" and w.arrivals == "trace",
+    "workload=trace workload.arrivals=trace",
+)
+_FITTED = _requests(
+    lambda w: w.generator == "trace" and (w.length_scale is None or w.max_len is None),
+    "workload=trace without workload.length_scale or workload.max_len",
+)
+_THOUGHT = _requests(
+    lambda w: w.generator == "trace" or w.sharing == "chat", "workload.sharing=chat"
 )
 _CHAT = _requests(
     lambda w: w.generator == "synthetic" and w.sharing == "chat", "workload.sharing=chat"
@@ -125,6 +143,11 @@ NEEDS: Mapping[str, Need] = {
     "engine.cuda_graph": _GPU,
     "engine.overlap": _GPU,
     "engine.compile": _TORCH,
+    "engine.fused": _TORCH,
+    "attention.backend": _TORCH,
+    "device.threads": _TORCH,
+    "device.imagined_memory_gib": _SIZED_BY_MEMORY,
+    "measure.memory_map_period_s": Need(lambda c: c.measure.memory_map, "measure.memory_map=true"),
     "engine.speculation.num_tokens": _DRAFTS,
     "engine.speculation.ngram_min": _LOOKUP,
     "engine.speculation.ngram_max": _LOOKUP,
@@ -136,7 +159,11 @@ NEEDS: Mapping[str, Need] = {
     "workload.concurrency": _requests(
         lambda w: w.arrivals == "closed_loop", "workload.arrivals=closed_loop"
     ),
-    **{f"workload.{key}": _TRACE for key in ("path", "format", "start_s", "speed_up")},
+    **{f"workload.{key}": _TRACE for key in ("path", "format", "start_s", "block_len")},
+    "workload.speed_up": _TIMED_TRACE,
+    "workload.fit_len": _FITTED,
+    "workload.lengths": _SYNTHETIC,
+    "workload.think_s": _THOUGHT,
     **{f"workload.{key}": _lengths("fixed") for key in ("prompt_len", "output_len")},
     **{f"workload.{of}_{end}": _lengths("uniform") for of in _BOTH for end in ("min", "max")},
     **{f"workload.{of}_{key}": _lengths("lognormal") for of in _BOTH for key in ("mean", "cv")},

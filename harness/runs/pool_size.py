@@ -43,7 +43,7 @@ def pool_pages(
     device_bytes: int | None,
     beside: BesidePool | None = None,
 ) -> int:
-    """Pages of the pool, by the first of kv.pool_tokens, kv.pool_demand, kv.memory_fraction.
+    """Pages of the pool, by kv.pool_tokens, kv.pool_demand or kv.memory_fraction.
 
     device_bytes: memory of the device, real or imagined; None on a CPU where none was
     imagined, and then not `needs_device_memory(config)`. kv.pool_demand is a multiple of the

@@ -175,6 +175,12 @@ class WorkloadConfig:
                 f"workload.samples={self.samples} with workload.temperature=0 gives as many equal "
                 "outputs: set workload.temperature above 0"
             )
+        if self.block_len is not None and self.length_scale is not None:
+            raise ValueError(
+                f"workload.block_len={self.block_len} with workload.length_scale="
+                f"{self.length_scale:g}: a block's tokens after scaling give the scale of all "
+                "lengths, so give one of them"
+            )
         if self.max_prompt_len is not None and self.sharing != "chat":
             raise ValueError(
                 f"workload.max_prompt_len={self.max_prompt_len} cuts the history of a chat, and "

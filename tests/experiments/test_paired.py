@@ -11,13 +11,14 @@ from tiny_study import plan
 from experiments.paired import (
     against,
     best_at,
+    doubts,
     excludes,
     paired_ratio,
     with_attainment,
     with_placement,
     with_settings,
 )
-from harness.measure.statistics import Interval
+from harness.measure.statistics import Interval, t_interval
 
 ROWS = pd.DataFrame(
     [
@@ -95,3 +96,24 @@ def test_settings_are_those_of_the_run(tmp_path: Path) -> None:
     chosen = with_settings(rows, jobs, keys)
     assert chosen["burst"].tolist() == [job.config.workload.burstiness for job in reversed(jobs)]
     assert set(chosen["fit"]) == {"buddy"} and chosen["no"].isna().all()
+
+
+def test_a_ratio_is_doubted_where_its_family_does_not_carry_it() -> None:
+    wide, narrow = Interval(1.3, 0.29, 10), Interval(1.3, 0.02, 10)
+    assert doubts([narrow, wide]) == ["", ""]
+    left = " (not separated from 1 by 10 seeds)"
+    assert doubts([narrow, *[wide] * 9]) == ["", *[left] * 9]  # corrected for ten
+    assert doubts([Interval(1.0, 0.0, 8), Interval(1.1, 0.0, 5)]) == [
+        " (not separated from 1 by 8 seeds)",
+        "",  # the same at every seed
+    ]
+    assert doubts([Interval(1.5, 0.1, 5), Interval(1.5, math.nan, 1)]) == [
+        " (5 seeds: too few to tell)",
+        " (1 seed: too few to tell)",
+    ]
+
+
+def test_where_nothing_differs_a_family_of_ratios_is_mostly_doubted() -> None:
+    rng = np.random.default_rng(1)
+    families = [[t_interval(rng.normal(1, 0.1, 8)) for _ in range(5)] for _ in range(400)]
+    assert sum("" in doubts(family) for family in families) <= 0.065 * len(families)

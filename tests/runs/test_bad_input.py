@@ -28,6 +28,7 @@ def assert_ended_at_once(answer, *said: str) -> None:
     assert not Path("results").exists()
 
 
+_SCALED = ("workload.length_scale=1", "workload.max_len=99")
 LENGTHS = "prompt_tokens,output_tokens\n8,4\n200,50\n8,4\n"
 
 
@@ -302,6 +303,11 @@ def test_an_own_allocator_goes_into_an_experiment(command, own_allocator):
         ("engine.speculation.acceptance=0.5", "engine.speculation.method=injected"),
         ("engine.speculation.num_tokens=2", "engine.speculation.method=ngram"),
         ("engine.speculation.ngram_max=5", "engine.speculation.method=ngram"),
+        ("workload.think_s=3.0", "workload.sharing=chat"),
+        ("engine.fused=false", "executor=torch"),
+        ("attention.backend=reference", "executor=torch"),
+        ("device.threads=2", "executor=torch"),
+        ("measure.memory_map_period_s=0.5", "measure.memory_map=true"),
     ],
 )
 def test_a_key_without_effect_is_refused_with_what_gives_it_one(command, key, way_out):
@@ -316,6 +322,44 @@ def test_a_traces_key_without_a_trace_is_refused(command, tmp_path):
         assert_ended_at_once(command(key, "dry_run=true"), key, "add workload=trace")
     rest = ("workload.arrivals=all_at_once", "dry_run=true")
     assert command("workload=trace", *trace, *rest).status == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        (("kv.pool_tokens=512", "kv.memory_fraction=0.5,0.9"), "kv.memory_fraction=0.5"),
+        (("kv.pool_tokens=512", "kv.pool_demand=4"), "kv.pool_demand=4.0"),
+        (
+            ("experiment=compare_allocators", "kv.memory_fraction=0.5,0.9"),
+            "kv.pool_tokens=15728 beside kv.memory_fraction=0.5",
+        ),
+        (("kv.pool_tokens=512", "device.imagined_memory_gib=2"), "device.imagined_memory_gib=2"),
+        (("workload=trace", "workload.block_len=32", "workload.length_scale=0.5"), "block_len=32"),
+        (("workload=trace", "workload.arrivals=poisson", "workload.speed_up=2"), "speed_up=2"),
+        (("workload=trace", "workload.lengths=fixed"), "workload.lengths=fixed"),
+        (("workload=trace", *_SCALED, "workload.fit_len=64"), "workload.fit_len=64"),
+    ],
+)  # fmt: skip
+def test_two_keys_for_one_thing_are_refused(command, tmp_path, keys, named):
+    (tmp_path / "lengths.csv").write_text(LENGTHS)
+    trace = ("workload.path=lengths.csv", "workload.format=lengths_csv")
+    rest = trace if "workload=trace" in keys else ()
+    quick = "experiment" not in keys[0]
+    assert_ended_at_once(command(*keys, *rest, "dry_run=true", quick=quick), named)
+
+
+def test_an_experiments_key_gives_way_to_the_users_by_null(command):
+    sweep = ("experiment=compare_allocators", "kv.memory_fraction=0.5,0.9", "kv.pool_tokens=null")
+    told = command(*sweep, "device.imagined_memory_gib=80", "dry_run=true", quick=False)
+    assert told.status == 0, told
+
+
+def test_a_swept_key_that_no_run_reads_is_told(command):
+    """A key that another overrides, which nothing knew of beforehand."""
+    answer = command("engine.watermark=0.0,0.5", "workload.num_requests=1", "allocator=paged")
+    assert "runs, sharegpt: engine.watermark=0, 0.5 changes no figure of any run" in answer.out
+    answer = command("engine.token_budget=64,512", "workload=fixed")
+    assert "changes no figure" not in answer.out
 
 
 def test_a_key_is_not_refused_where_some_run_reads_it_or_it_changes_nothing(command):
