@@ -33,13 +33,14 @@ class Allocation(NamedTuple):
     copies: page copies due before the next forward pass; all sources are read before any
         destination is written.
     first_changed: index of the first block-table entry that differs from what the engine
-        last saw; the table's length or more when none does. The default, 0, is always safe:
-        it makes the engine read the whole table again.
+        last saw. None says that entries before the next position to be written are as they
+        were: the engine looks at the entry of that position and at new ones, or at the whole
+        table where there are copies.
     """
 
     num_cached_tokens: int = 0
     copies: tuple[PageCopy, ...] = ()
-    first_changed: int = 0
+    first_changed: int | None = None
 
 
 UNCHANGED = Allocation(first_changed=sys.maxsize)
@@ -130,8 +131,9 @@ class KVCacheAllocator(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "refusals_stand" not in vars(cls):
-            cls.refusals_stand = False
+        for flag in ("refusals_stand", "shares_pool"):
+            if flag not in vars(cls):
+                setattr(cls, flag, False)
 
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
@@ -205,7 +207,7 @@ class KVCacheAllocator(ABC):
             if child_id != parent_id:
                 source = self.block_table(parent_id)[:count]
                 copies += copies_between(source, self.block_table(child_id))
-        return Allocation(length, tuple(copies), UNCHANGED.first_changed)
+        return Allocation(length, tuple(copies), sys.maxsize)
 
     def commit(self, seq_id: int, token_ids: Sequence[int]) -> None:  # noqa: B027
         """These tokens, which follow the ones committed before (at first, those cached by
@@ -234,8 +236,12 @@ class KVCacheAllocator(ABC):
 
     def swap_in(self, seq_ids: Sequence[int]) -> Allocation | None:
         """Give all of these sequences room again, or none of them. The engine then restores
-        what they held, whole pages at a time, through the new tables. Default: `allocate`."""
+        what they held, whole pages at a time, through the new tables. Default: `allocate`, once
+        there are pages enough for all, so that a cache is not evicted in vain."""
         states = [self._swapped_state(seq_id) for seq_id in seq_ids]
+        usage = self.usage()
+        if KVCacheAllocator.pages_to_swap_in(self, seq_ids) > usage.free + usage.cached:
+            return None
         for index, (seq_id, state) in enumerate(zip(seq_ids, states, strict=True)):
             ids = self._unknown_ids(state.length)
             if self.allocate(seq_id, ids, state.max_len, state.expected_len) is None:

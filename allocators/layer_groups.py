@@ -25,7 +25,7 @@ class LayerGroups(KVCacheAllocator):
     def __init__(self, groups: Sequence[KVCacheAllocator]) -> None:
         first = groups[0]
         super().__init__(first.pool)
-        if not can_share_pool(type(first)):
+        if not first.shares_pool:
             raise ValueError(f"{first.name} cannot share its pool with other groups of layers")
         for index, group in enumerate(groups[1:], start=1):
             group.join(first, index)
@@ -82,7 +82,7 @@ class LayerGroups(KVCacheAllocator):
                 given.append(one)
             hits = {one.num_cached_tokens for one in given}
             if len(hits) == 1:
-                return Allocation(hits.pop(), _copies(given))
+                return Allocation(hits.pop(), _copies(given), 0)
             # what one group found, another evicted to make room, or could not copy
             self._retract_first(len(given), seq_id)
             limit = min(hits) // self.page_size * self.page_size
@@ -93,7 +93,7 @@ class LayerGroups(KVCacheAllocator):
         given = [self._granted(group.append(seq_id, num_tokens)) for group in self._groups]
         if all(one is UNCHANGED for one in given):
             return UNCHANGED
-        return Allocation(0, _copies(given), min(one.first_changed for one in given))
+        return Allocation(0, _copies(given), _first_changed(given))
 
     def fork(
         self, parent_id: int, child_id: int, max_len: int, expected_len: int
@@ -105,12 +105,11 @@ class LayerGroups(KVCacheAllocator):
             self._granted(group.fork(parent_id, child_id, max_len, expected_len))
             for group in self._groups
         ]
-        return Allocation(given[0].num_cached_tokens, _copies(given))
+        return Allocation(given[0].num_cached_tokens, _copies(given), 0)
 
     def rebranch(self, parents: Mapping[int, int]) -> Allocation | None:
         given = [self._granted(group.rebranch(parents)) for group in self._groups]
-        first_changed = min(one.first_changed for one in given)
-        return Allocation(given[0].num_cached_tokens, _copies(given), first_changed)
+        return Allocation(given[0].num_cached_tokens, _copies(given), _first_changed(given))
 
     def commit(self, seq_id: int, token_ids: Sequence[int]) -> None:
         self._each(lambda group: group.commit(seq_id, token_ids))
@@ -198,9 +197,9 @@ class LayerGroups(KVCacheAllocator):
         return outcome
 
 
-def can_share_pool(strategy: type[KVCacheAllocator]) -> bool:
-    """Whether this very class says so: a subclass may take more than what it inherits says."""
-    return bool(vars(strategy).get("shares_pool", False))
+def _first_changed(given: Sequence[Allocation]) -> int | None:
+    entries = [one.first_changed for one in given if one.first_changed is not None]
+    return min(entries) if len(entries) == len(given) else None
 
 
 def _copies(given: Sequence[Allocation]) -> tuple[PageCopy, ...]:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from allocators.base import NULL_PAGE, UNCHANGED, Allocation, PageCopy, SequenceState
+from allocators.base import NULL_PAGE, Allocation, PageCopy, SequenceState
 from allocators.page_pool import PagePool
 from allocators.paged import Paged
 
@@ -88,7 +89,7 @@ class PagedCopyOnWrite(Paged):
         """Let each key share its value's pages: nothing is copied now, no room is needed."""
         length = self._rebranch_length(parents)
         count = self.pages_for(length)
-        first_changed = UNCHANGED.first_changed
+        first_changed = sys.maxsize
         moves: list[tuple[SequenceState, list[int], int]] = []
         for child_id, parent_id in parents.items():
             if child_id != parent_id:

@@ -90,7 +90,7 @@ class TapeEngine:
             )
         sequence.num_computed = outcome.num_cached_tokens
         self._apply(outcome)
-        self._update_table(seq_id, outcome.first_changed)
+        self._update_table(seq_id, 0)
         usage = allocator.usage()
         if allocator.grows_on_demand and usage.free + usage.cached < keep_free:
             self._fail(f"keep_free={keep_free}, but only {usage} is left")
@@ -121,10 +121,13 @@ class TapeEngine:
         if outcome is None:
             return False
         sequence = self.live[seq_id]
+        first = outcome.first_changed
+        if first is None:  # entries before the one that is written next are as they were
+            first = 0 if outcome.copies else len(sequence.token_ids) // self.page_size
         sequence.kv_ids += self.tape.kv_ids(sequence.kv_ids[-1], token_ids)
         sequence.token_ids += token_ids
         self._apply(outcome)
-        self._update_table(seq_id, outcome.first_changed)
+        self._update_table(seq_id, first)
         self.check()
         return True
 
@@ -149,7 +152,7 @@ class TapeEngine:
             return False
         self.live[child_id] = self.live[parent_id].copy(max_len, expected_len)
         self._apply(outcome)
-        self._update_table(child_id, outcome.first_changed)
+        self._update_table(child_id, 0)
         self.check()
         return True
 
@@ -175,7 +178,7 @@ class TapeEngine:
         self.live.update(branches)
         self._apply(outcome)
         for child_id in parents:
-            self._update_table(child_id, outcome.first_changed)
+            self._update_table(child_id, outcome.first_changed or 0)
         self.check()
         return True
 

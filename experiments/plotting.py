@@ -28,6 +28,7 @@ CLASS_COLOURS = {
     "cached": "#009E73",
     "withheld": "#CC79A7",
     "stranded": "#4D4D4D",
+    "refused": "#999999",
     "free": "#EDEDED",
 }
 
@@ -40,6 +41,7 @@ CLASS_LABELS = {
     "cached": "cached",
     "withheld": "withheld (watermark)",
     "stranded": "stranded (fragmented)",
+    "refused": "refused (policy, alignment)",
     "free": "free",
 }
 

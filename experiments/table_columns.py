@@ -52,6 +52,8 @@ WASTE = (
     _share("cached_share", "cach-\ned", hide_when="zero"),
     _share("withheld_share", "with-\nheld", hide_when="zero"),
     _share("stranded_share", "stran-\nded", "min", hide_when="zero"),
+    _share("refused_share", "re-\nfused", "min", hide_when="zero"),
+    _share("misaligned_share", "mis-\naligned", hide_when="zero"),
     _share("free_share", "free"),
 )
 

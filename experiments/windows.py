@@ -22,7 +22,7 @@ PAPER_VIEW = {
     "token": ("token",),
     "reservation": ("reserved",),
     "internal": ("over_reserved",),
-    "external": ("size_class", "tail", "cached", "withheld", "stranded", "free"),
+    "external": ("size_class", "tail", "cached", "withheld", "stranded", "refused", "free"),
 }
 """The ledger's classes in the four of the PagedAttention paper's Fig. 2 (docs/metrics.md)."""
 

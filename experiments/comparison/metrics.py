@@ -66,6 +66,7 @@ _MORE_SHARES = (
     "size_class_share",
     "tail_share",
     "stranded_share",
+    "refused_share",
 )
 _MORE_TIMES = (
     "output_tokens_per_s_per_gib",

@@ -27,7 +27,7 @@ from harness.runs.jobs import Job
 
 KEYS = ("model", "strategy")
 
-LEFT_OVER = ("withheld_share", "cached_share", "stranded_share", "free_share")
+LEFT_OVER = ("withheld_share", "cached_share", "stranded_share", "refused_share", "free_share")
 """Classes of slots that no live sequence maps."""
 
 COUNTS = (

@@ -32,7 +32,7 @@ NUM_COLUMNS = 720
 
 MAX_PANELS = 4
 MAPPED = ("token", "reserved", "over_reserved", "size_class", "tail")
-UNMAPPED = ("withheld", "stranded", "free")
+UNMAPPED = ("withheld", "stranded", "refused", "free")
 ORDER = (*MAPPED, *UNMAPPED)
 NEIGHBOUR_SHADE = 0.16
 """Every other sequence is this much lighter, so that neighbours can be told apart."""
@@ -88,7 +88,7 @@ def rasterise(
 ) -> tuple[Classes, npt.NDArray[np.bool_]]:
     """Class of each slot (index into ORDER) at NUM_COLUMNS moments, and whether to lighten it.
 
-    Slots that no sequence maps are of the class that the step's refusal says.
+    Slots that no sequence maps are of the one class that the step has for them.
     """
     moments = (np.arange(NUM_COLUMNS) + 0.5) * until_s / NUM_COLUMNS
     classes = np.empty((num_slots, NUM_COLUMNS), np.uint8)
@@ -113,9 +113,10 @@ def rasterise(
 
 def _unmapped_class(steps: pd.DataFrame, moments: npt.NDArray[np.float64]) -> Classes:
     at = np.searchsorted(steps["start_s"].to_numpy(), moments, side="right") - 1
-    refusals = steps["refusal"].to_numpy()[np.maximum(at, 0)]
-    names = [refusal if refusal in UNMAPPED else "free" for refusal in refusals]
-    return np.array([ORDER.index(name) for name in names], np.uint8)
+    present = steps[list(UNMAPPED)].to_numpy()[np.maximum(at, 0)] > 0
+    return (len(MAPPED) + np.where(present.any(1), present.argmax(1), len(UNMAPPED) - 1)).astype(
+        np.uint8
+    )
 
 
 def _colours(classes: Classes, lighter: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

@@ -10,12 +10,18 @@ class Refusal(NamedTuple):
 
     full: fewer pages are available than it needs beside what branches of running groups were
     promised, or it was itself preempted in this step.
-    withheld: it would fit, but for the watermark. stranded: what it needs before any round-up
-    is free, yet not where the strategy could use it (external fragmentation).
+    withheld: it would fit, but for the watermark.
+    unplaced: as many pages are available as it needs, and the strategy refused all the same. It
+    asked for `num_tables` block tables of `pages_each` pages.
+
+    What it needs is counted from what it asked for, hits of a reuse index left aside: nothing
+    that a strategy says of itself decides.
     """
 
     request_id: int
-    kind: Literal["full", "withheld", "stranded"]
+    kind: Literal["full", "withheld", "unplaced"]
+    pages_each: int = 0
+    num_tables: int = 1
 
 
 class Extent(NamedTuple):

@@ -1,9 +1,9 @@
 """The memory ledger: every slot of the pool in exactly one class, at every step.
 
 It is driven by what the scheduler tells the device (tables mapped, sequences freed, tokens
-computed) and takes nothing from the allocator but how many unmapped pages its reuse index can
-still return. A sequence that advances within its pages costs O(1), a change of tables
-O(pages changed); neither depends on the size of the pool.
+computed). From the allocator it takes the number of unmapped pages that its reuse index can still
+return: a claim, bounded by the pages that hold computed KV. A sequence that advances within its
+pages costs O(1), a change of tables O(pages changed); neither depends on the size of the pool.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class LedgerEntry(NamedTuple):
     """Slots by class after a step; `token` to `free` add up to the pool's slots.
 
     dead_window: the part of `token` that a sliding window has left behind for good.
+    misaligned: the part of `refused` that a strategy could not use which places contiguously.
     logical_tokens counts a shared computed slot once for each sequence that maps it;
     mapped_pages and logical_pages count a shared page once and once for each sequence.
     """
@@ -32,15 +33,28 @@ class LedgerEntry(NamedTuple):
     cached: int
     withheld: int
     stranded: int
+    refused: int
     free: int
     dead_window: int
+    misaligned: int
     logical_tokens: int
     mapped_pages: int
     logical_pages: int
 
 
-CLASSES = LedgerEntry._fields[:9]
+CLASSES = LedgerEntry._fields[:10]
 """The classes that add up to the pool."""
+
+
+FEWEST_TABLES = 10
+"""Block tables of two or more pages that must be seen before a strategy is said to place
+contiguously: a paged one that has just begun hands out consecutive pages, too."""
+
+
+def settled(entry: LedgerEntry) -> LedgerEntry:
+    """An entry of a run whose strategy turned out not to place contiguously: it neither strands
+    memory nor fails to align it, it refuses by its admission policy."""
+    return entry._replace(stranded=0, refused=entry.refused + entry.stranded, misaligned=0)
 
 
 class _Row:
@@ -101,6 +115,14 @@ class Ledger:
         self._sums = [0, 0, 0, 0, 0]
         self._logical_tokens = 0
         self._logical_pages = 0
+        self._is_mapped = bytearray(num_pages)
+        self._is_scattered = False
+        self._num_tables = 0
+
+    @property
+    def places_contiguously(self) -> bool:
+        """So far all block tables of two or more pages were of consecutive ones."""
+        return not self._is_scattered and self._num_tables >= FEWEST_TABLES
 
     def admit(self, extent: Extent) -> None:
         """A sequence becomes live. An unknown final length is taken to be what was asked for."""
@@ -158,7 +180,7 @@ class Ledger:
             self._uncount_duplicates(page, sums)
         cached = usage.cached * self.page_size
         unmapped = (self.num_pages - len(self._owners)) * self.page_size - cached
-        kind = refusal.kind if refusal else "full"
+        kind = self._kind_of_unmapped(refusal)
         token, reserved, over_reserved, size_class, tail = sums
         return LedgerEntry(
             token=token,
@@ -169,8 +191,10 @@ class Ledger:
             cached=cached,
             withheld=unmapped if kind == "withheld" else 0,
             stranded=unmapped if kind == "stranded" else 0,
-            free=unmapped if kind == "full" else 0,
+            refused=unmapped if kind in ("refused", "misaligned") else 0,
+            free=unmapped if kind == "free" else 0,
             dead_window=self._dead_slots() if self._slides else 0,
+            misaligned=unmapped if kind == "misaligned" else 0,
             logical_tokens=self._logical_tokens,
             mapped_pages=len(self._owners),
             logical_pages=self._logical_pages,
@@ -185,6 +209,18 @@ class Ledger:
                     bounds = self._page_bounds(page, {row_id: index})
                     result[page] = (row_id // self._num_groups, bounds.counts(0))
         return result
+
+    def _kind_of_unmapped(self, refusal: Refusal | None) -> str:
+        """The class of slots that are neither mapped nor cached. What an unplaced head of the queue
+        left is taken for stranded or misaligned until a table is seen that is not contiguous."""
+        if refusal is None or refusal.kind == "full":
+            return "free"
+        if refusal.kind == "withheld":
+            return "withheld"
+        if self._is_scattered:
+            return "refused"
+        num_runs = self._is_mapped.count(bytes(max(1, refusal.pages_each)))
+        return "misaligned" if num_runs >= refusal.num_tables else "stranded"
 
     def _row_ids(self, seq_id: int) -> range:
         """The rows of a sequence: one for each group of layers."""
@@ -219,6 +255,9 @@ class Ledger:
 
     def _map_page(self, row_id: int, row: _Row, page: int) -> None:
         index = len(row.pages)
+        if index and page != row.pages[-1] + 1 and NULL_PAGE not in (page, row.pages[-1]):
+            self._is_scattered = True
+        self._num_tables += index == 1
         row.pages.append(page)
         if page == NULL_PAGE:
             row.released = index + 1
@@ -226,6 +265,7 @@ class Ledger:
         self._logical_pages += 1
         owner = self._owners.setdefault(page, row_id)
         if owner == row_id:
+            self._is_mapped[page] = 1
             return
         self._unsettle(page)
         sharers = self._sharers.get(page)
@@ -243,6 +283,7 @@ class Ledger:
             sharers = self._sharers.get(page)
             if sharers is None:
                 del self._owners[page]
+                self._is_mapped[page] = 0
                 continue
             self._unsettle(page)
             del sharers[row_id]

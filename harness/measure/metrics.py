@@ -128,6 +128,8 @@ class Metrics:
     cached_share: float
     withheld_share: float
     stranded_share: float
+    refused_share: float
+    misaligned_share: float
     free_share: float
     dead_window_share: float
     token_of_mapped: float
@@ -298,6 +300,7 @@ def _memory(steps: Columns, pool: PoolFacts, output_tokens: float) -> dict[str, 
         "pool_bytes": pool.num_tokens * pool.bytes_per_token,
         "utilisation": share["token"],
         **{f"{name}_share": value for name, value in share.items()},
+        "misaligned_share": weighted_mean(_column(steps, "misaligned"), weights) / slots,
         "dead_window_share": weighted_mean(_column(steps, "dead_window"), weights) / slots,
         "token_of_mapped": _ratio(share["token"] * pool.num_pages * pool.num_groups, mapped),
         "idle_slot_s_per_token": _ratio(idle_slot_s / pool.num_groups, output_tokens),
@@ -308,7 +311,7 @@ def _memory(steps: Columns, pool: PoolFacts, output_tokens: float) -> dict[str, 
         "paper_reservation_share": paper["reserved"],
         "paper_internal_share": paper["over_reserved"],
         "paper_external_share": sum(
-            paper[name] for name in ("size_class", "tail", "cached", "withheld", "stranded", "free")
+            paper[name] for name in CLASSES if name not in ("token", "reserved", "over_reserved")
         ),
     }
 

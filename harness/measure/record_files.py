@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.measure.ledger import LedgerEntry
+from harness.measure.ledger import LedgerEntry, settled
 from harness.measure.records import (
     RequestRecord,
     StepRecord,
@@ -22,6 +22,7 @@ from harness.measure.records import (
 )
 from harness.measure.statistics import Floats
 
+_SETTLING = ("repetition", "replica", "stranded", "refused", "misaligned")
 _STEPS_AT_ONCE = 50_000
 _TOKENS_AT_ONCE = 1_000_000
 _REQUESTS_AT_ONCE = 20_000
@@ -33,6 +34,11 @@ class RecordSink(Protocol):
     def step(self, record: StepRecord, entry: LedgerEntry, draft: LedgerEntry | None) -> None: ...
 
     def request(self, record: RequestRecord) -> None: ...
+
+    def settle(self, replica: int) -> None:
+        """The strategy of a replica turned out not to place contiguously: its steps of this
+        repetition are as `harness.measure.ledger.settled` has them."""
+        ...
 
 
 class KeptRecords:
@@ -53,6 +59,12 @@ class KeptRecords:
     def request(self, record: RequestRecord) -> None:
         self.requests.append(record)
 
+    def settle(self, replica: int) -> None:
+        self.entries = [
+            settled(entry) if record.replica == replica else entry
+            for record, entry in zip(self.steps, self.entries, strict=True)
+        ]
+
 
 class RecordFiles:
     """Writes the records of a run's repetitions, one after the other, to steps.parquet and
@@ -69,6 +81,7 @@ class RecordFiles:
         self._repetition = -1
         self._step_rows: list[tuple[Any, ...]] = []
         self._has_draft = False
+        self._settled: set[tuple[int, int]] = set()
         self._request_rows: list[RequestRecord] = []
         self._num_tokens = 0
 
@@ -88,6 +101,9 @@ class RecordFiles:
         self._num_tokens += record.num_output_tokens
         if self._num_tokens >= _TOKENS_AT_ONCE or len(self._request_rows) >= _REQUESTS_AT_ONCE:
             self._flush_requests()
+
+    def settle(self, replica: int) -> None:
+        self._settled.add((self._repetition, replica))
 
     def steps_of(self, repetition: int) -> StoredColumns:
         """The steps of a repetition, once the files are whole."""
@@ -114,6 +130,17 @@ class RecordFiles:
                 self._requests.write(0, requests_frame([]))
         self._steps.close()
         self._requests.close()
+        if error is None and self._settled:
+            self._steps.change(self._settle, _SETTLING)
+
+    def _settle(self, frame: pd.DataFrame) -> bool:
+        """Settle the rows that are to be; False where there are none."""
+        keys = zip(frame["repetition"], frame["replica"], strict=True)
+        provisional = (frame["stranded"] > 0) | (frame["misaligned"] > 0)
+        rows = provisional & np.fromiter((k in self._settled for k in keys), bool, len(frame))
+        frame.loc[rows, "refused"] += frame.loc[rows, "stranded"]
+        frame.loc[rows, ["stranded", "misaligned"]] = 0
+        return bool(rows.any())
 
     def _flush(self) -> None:
         if self._step_rows:
@@ -159,6 +186,21 @@ class _Table:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+    def change(self, change: Callable[[pd.DataFrame], bool], columns: Sequence[str]) -> None:
+        """Write the file again with its row groups as `change` leaves them, if it changes any. It
+        returns whether it did, and looks at `columns` only."""
+        file = pq.ParquetFile(self._path)
+        numbers = range(file.num_row_groups)
+        if not any(change(file.read_row_group(i, columns=columns).to_pandas()) for i in numbers):
+            return
+        other = _Table(self._path.with_suffix(".settled"))
+        for repetition, number in zip(self._repetitions, numbers, strict=True):
+            frame = file.read_row_group(number).to_pandas()
+            change(frame)
+            other.write(repetition, frame.drop(columns="repetition"))
+        other.close()
+        other._path.replace(self._path)
 
     def of(self, repetition: int) -> StoredColumns:
         groups = [i for i, each in enumerate(self._repetitions) if each == repetition]

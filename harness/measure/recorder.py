@@ -10,6 +10,7 @@ from typing import NamedTuple
 from allocators.base import Usage
 from harness.engine.engine import StepTimes
 from harness.engine.memory_events import Extent, Refusal
+from harness.engine.page_book import PageBook
 from harness.engine.plan import DraftPlan, StepOutcome, TableUpdate
 from harness.engine.request import Request
 from harness.engine.scheduling.held_prefixes import HeldPrefix
@@ -17,7 +18,6 @@ from harness.engine.scheduling.sequence import SequenceGroup
 from harness.engine.scheduling.step_builder import DraftEvents, ScheduledStep
 from harness.measure.ledger import Ledger, LedgerEntry
 from harness.measure.memory_map import MemoryMap
-from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.record_files import RecordSink
 from harness.measure.records import RequestRecord, StepRecord, refused_record
 
@@ -62,7 +62,7 @@ class RunRecorder:
     def __init__(
         self,
         ledger: Ledger,
-        allocator: MeteredAllocator,
+        page_book: PageBook,
         sink: RecordSink,
         *,
         deferred: bool = False,
@@ -72,7 +72,7 @@ class RunRecorder:
         replica: int = 0,
     ) -> None:
         self._ledger = ledger
-        self._allocator = allocator
+        self._page_book = page_book
         self.sink = sink
         self._keeps_tokens = keeps_tokens
         self._replica = replica
@@ -83,14 +83,14 @@ class RunRecorder:
         self._memory_map = memory_map
         self._draft_ledger = draft_ledger
         self._final_len: dict[int, int] = {}
-        self._host_ns_before = allocator.host_ns
+        self._host_ns_before = page_book.host_ns
         self._decided: _Decided | None = None
         self.schedule_digest = ""
 
     def decided(self, step: ScheduledStep, usage: Usage, held: list[HeldPrefix]) -> None:
         """All decisions up to `step` are made; memory is as it is while it runs. `held` became
         live before it."""
-        host_ns = self._allocator.host_ns
+        host_ns = self._page_book.host_ns
         self._decided = _Decided(step, usage, held, host_ns - self._host_ns_before)
         self._host_ns_before = host_ns
 
@@ -208,6 +208,8 @@ class RunRecorder:
         self.schedule_digest = _schedule_digest(log)
         for record, events in log:
             self._enter(record, events._replace(admitted=self._resolved(events.admitted)))
+        if not self._ledger.places_contiguously:
+            self.sink.settle(self._replica)
 
     def _resolved(self, extents: Iterable[Extent]) -> list[Extent]:
         """With the final lengths that are known by now."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from allocators.base import KVCacheAllocator
 from harness.config import RunConfig
 from harness.engine.arrivals import ArrivalSource
 from harness.engine.cost.work_log import WorkLog
@@ -18,7 +19,6 @@ from harness.engine.scheduling.scheduler import Scheduler
 from harness.measure.decisions import Decisions
 from harness.measure.interference import Interference, interference, read_cpu
 from harness.measure.memory_map import MemoryMap
-from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.record_files import RecordSink
 from harness.measure.recorder import RunRecorder
 from harness.runs.one_engine import assemble, make_memory, make_recorder
@@ -38,7 +38,7 @@ class PreparedRun:
     executor: Executor
     recorder: RunRecorder
     memory_map: MemoryMap | None
-    allocator: MeteredAllocator
+    allocator: KVCacheAllocator
     num_layer_groups: int
     work_log: WorkLog | None = None
     outcome_log: OutcomeLog | None = None
@@ -123,7 +123,7 @@ def prepare(
     decisions = None
     if config.measure.outcome_log or replayed is not None:
         decisions = Decisions()
-        draft = memory.draft_allocator
+        draft = memory.draft_strategy
         for each in memory.strategies if draft is None else (*memory.strategies, draft):
             decisions.watch(each)
     if decisions is not None and replayed is not None:

@@ -7,18 +7,18 @@ from typing import NamedTuple
 
 from allocators import discovery
 from allocators.base import KVCacheAllocator
-from allocators.layer_groups import LayerGroups, can_share_pool
 from allocators.page_pool import PagePool
 from harness.config import ConfigError, RunConfig
+from harness.engine.checked_allocator import checked
 from harness.engine.clock import Clock
 from harness.engine.device.model_shape import LayerGroup, ModelShape
 from harness.engine.engine import Engine, Limits
 from harness.engine.executor import Executor
+from harness.engine.page_book import PageBook
 from harness.engine.scheduling.length_estimate import LengthEstimator
 from harness.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from harness.measure.ledger import Ledger
 from harness.measure.memory_map import MemoryMap
-from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.record_files import RecordSink
 from harness.measure.recorder import RunRecorder
 from harness.runs.own_options import as_annotated
@@ -28,13 +28,16 @@ from harness.runs.surroundings import Device
 
 class Memory(NamedTuple):
     """Fresh memory of one engine. num_pages: of all layers; where groups of layers have pages of
-    their own, the pool has so many for each. strategies: one for each group."""
+    their own, the pool has so many for each. strategies: one for each group; allocator: all of
+    them, checked, with what is known of the pool's pages."""
 
     num_pages: int
     pool: PagePool
     groups: tuple[LayerGroup, ...]
     strategies: Sequence[KVCacheAllocator]
-    allocator: MeteredAllocator
+    allocator: KVCacheAllocator
+    page_book: PageBook
+    draft_strategy: KVCacheAllocator | None
     draft_allocator: KVCacheAllocator | None
 
 
@@ -52,11 +55,13 @@ def make_memory(config: RunConfig, num_pages: int, shape: ModelShape) -> Memory:
     groups = layer_groups(config, shape)
     pool = PagePool(num_pages * len(groups), page_size)
     strategies = [build_allocator(config, pool) for _ in groups]
-    allocator = MeteredAllocator(strategies[0] if len(groups) == 1 else LayerGroups(strategies))
-    draft_allocator = None
+    book = PageBook(pool.num_pages, page_size)
+    draft = draft_allocator = None
     if config.engine.speculation.draft is not None:
-        draft_allocator = build_allocator(config, PagePool(num_pages, page_size))
-    return Memory(num_pages, pool, groups, strategies, allocator, draft_allocator)
+        draft = build_allocator(config, PagePool(num_pages, page_size))
+        draft_allocator = checked([draft], PageBook(num_pages, page_size))
+    allocator = checked(strategies, book)
+    return Memory(num_pages, pool, groups, strategies, allocator, book, draft, draft_allocator)
 
 
 def make_recorder(
@@ -74,7 +79,7 @@ def make_recorder(
     has_draft = memory.draft_allocator is not None
     return RunRecorder(
         Ledger(memory.pool.num_pages, page_size, windows),
-        memory.allocator,
+        memory.page_book,
         sink,
         deferred=deferred,
         keeps_tokens=config.executor.kind != "simulated",
@@ -150,7 +155,7 @@ def layer_groups(config: RunConfig, shape: ModelShape) -> tuple[LayerGroup, ...]
     merged = LayerGroup.merged(groups)
     if config.attention.kind != "paged":
         return (LayerGroup(None, merged.layers),)
-    return groups if can_share_pool(discovery.load(config.allocator.name)) else (merged,)
+    return groups if discovery.load(config.allocator.name).shares_pool else (merged,)
 
 
 def build_allocator(config: RunConfig, pool: PagePool) -> KVCacheAllocator:

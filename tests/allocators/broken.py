@@ -419,3 +419,17 @@ class ChangesItsMind(Paged):
         if self.sequences and self._num_asked % 2:
             return None
         return super().allocate(seq_id, token_ids, max_len, expected_len, keep_free)
+
+
+class MovesPagesInSilence(Paged):
+    """Changes the order of pages that hold tokens, and says nothing of it."""
+
+    name: ClassVar[str] = "moves_pages_in_silence"
+
+    def append(self, seq_id: int, num_tokens: int = 1) -> Allocation | None:
+        outcome = super().append(seq_id, num_tokens)
+        table = self.sequences[seq_id].page_ids
+        if outcome is not None and len(table) > 2 and NULL_PAGE not in table[:2]:
+            table[:2] = reversed(table[:2])
+            return Allocation()
+        return outcome

@@ -94,7 +94,7 @@ def test_fork_copies_whole_pages() -> None:
     allocator = Contiguous(PagePool(16, 4), "first_fit")
     allocator.allocate(0, range(6), 20, 0)
     outcome = allocator.fork(0, 1, 20, 12)
-    assert outcome == Allocation(6, (PageCopy(0, 2), PageCopy(1, 3)), 0)
+    assert outcome == Allocation(6, (PageCopy(0, 2), PageCopy(1, 3)))
     assert allocator.block_table(1) == [2, 3, 4]
 
 

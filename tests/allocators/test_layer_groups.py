@@ -12,7 +12,7 @@ from allocators.contiguous import Contiguous
 from allocators.contract import option_sets
 from allocators.discovery import available
 from allocators.endurance import endure
-from allocators.layer_groups import LayerGroups, can_share_pool
+from allocators.layer_groups import LayerGroups
 from allocators.page_pool import PagePool
 from allocators.paged import Paged
 from allocators.paged_prefix import PagedPrefix
@@ -21,7 +21,7 @@ from allocators.replay import Build
 STRATEGIES = [
     pytest.param(cls, choice, id="-".join([cls.name, *choice.values()]))
     for cls in available().values()
-    if can_share_pool(cls)
+    if cls.shares_pool
     for choice in option_sets(cls)
 ]
 

@@ -20,7 +20,6 @@ from simulated_run import (
 )
 
 from allocators import discovery
-from allocators.layer_groups import can_share_pool
 from harness.cluster.router import Replicas, RoutedRequest, Router
 from harness.cluster.routers.least_loaded import LeastLoaded
 from harness.cluster.routers.prefix_aware import PrefixAware
@@ -93,7 +92,7 @@ def test_a_fleet_of_one_leaves_the_records_of_a_single_run(
     branches: bool,
     seed: int | None,
 ) -> None:
-    if not can_share_pool(discovery.load(allocator)):
+    if not discovery.load(allocator).shares_pool:
         setup = {**setup, "windows": (None,)}
     chosen = Setup(allocator, options, **setup)
     if branches and chosen.speculation.method == "none":
@@ -132,7 +131,7 @@ def test_round_robin_in_an_open_loop_is_as_many_runs_of_the_split_workload(
     count: int,
     whole_seconds: bool,
 ) -> None:
-    if not can_share_pool(discovery.load(allocator)):
+    if not discovery.load(allocator).shares_pool:
         setup = {**setup, "windows": (None,)}
     chosen = Setup(allocator, options, **setup)
     requests = random_requests(seed, num_requests=25, shared_len=9, spread_s=20.0)

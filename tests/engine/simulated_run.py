@@ -9,12 +9,13 @@ from typing import Any
 
 from allocators import discovery
 from allocators.base import KVCacheAllocator
-from allocators.layer_groups import LayerGroups
 from allocators.page_pool import PagePool
 from harness.engine.arrivals import RequestSource
+from harness.engine.checked_allocator import checked
 from harness.engine.clock import VirtualClock
 from harness.engine.engine import Engine, Limits
 from harness.engine.executor import Executor
+from harness.engine.page_book import PageBook
 from harness.engine.plan import StepOutcome, StepPlan
 from harness.engine.request import Request, SamplingParams, Workload
 from harness.engine.scheduling.beam_search import BeamParams
@@ -23,7 +24,6 @@ from harness.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from harness.engine.scheduling.speculation import SpeculationConfig
 from harness.engine.simulated_executor import SimulatedExecutor
 from harness.measure.ledger import Ledger
-from harness.measure.metered_allocator import MeteredAllocator
 from harness.measure.record_files import KeptRecords
 from harness.measure.recorder import RunRecorder
 from harness.measure.records import RequestRecord
@@ -75,8 +75,9 @@ class SimulatedRun:
         self.setup = setup
         pool = PagePool(setup.num_pages, setup.page_size)
         groups = [discovery.build(setup.allocator, pool, **setup.options) for _ in setup.windows]
-        self.inner = groups[0] if len(groups) == 1 else LayerGroups(groups)
-        self.allocator = MeteredAllocator(self.inner)
+        self.page_book = PageBook(setup.num_pages, setup.page_size)
+        self.allocator = checked(groups, self.page_book)
+        self.inner = groups[0] if len(groups) == 1 else self.allocator
         self.estimator = LengthEstimator(setup.expected, setup.bias, setup.spread)
         config = SchedulerConfig(
             setup.schedule,
@@ -95,7 +96,7 @@ class SimulatedRun:
         self.scheduler = Scheduler(self.allocator, config, self.estimator)
         self.recorder = RunRecorder(
             Ledger(setup.num_pages, setup.page_size, setup.windows),
-            self.allocator,
+            self.page_book,
             KeptRecords(),
             deferred=setup.deferred,
         )

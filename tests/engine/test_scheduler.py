@@ -12,12 +12,15 @@ from simulated_run import (
     request,
 )
 
+from allocators.base import Allocation
+from allocators.paged import Paged
 from harness.engine.plan import StepOutcome, StepPlan
 from harness.engine.request import SamplingParams
 from harness.engine.scheduling.sequence import SequenceGroup
 from harness.engine.scheduling.speculation import SpeculationConfig
 from harness.engine.scheduling.victims import VICTIM_POLICIES
 from harness.engine.simulated_executor import SimulatedExecutor
+from harness.measure.ledger import LedgerEntry
 
 
 def run(requests: Any, **setup: Any) -> tuple[SimulatedRun, list[StepPlan]]:
@@ -140,26 +143,63 @@ def test_head_larger_than_what_is_free_is_refused_as_full() -> None:
     assert entry.free == 10 * 4 and entry.stranded == entry.withheld == 0
 
 
+def unplaced_entries(ends_first: tuple[int, int], **fields: Any) -> list[LedgerEntry]:
+    """Of steps in which eight pages are free and none of them is given to a head that needs eight.
+
+    Before, sixteen pages were filled by four requests of four pages, two of which ended; and
+    before these six small ones were served, so that the strategy has shown how it places.
+    """
+    lengths = [(16, 1) if i in ends_first else (12, 5) for i in range(4)]
+    requests = [request(i, 7, 2) for i in range(6)]
+    for i, (prompt, output) in enumerate([*lengths, (32, 1)], start=6):
+        requests.append(request(i, prompt, output, arrival_s=20.0))
+    options = {"num_pages": 16, "expected": "oracle", "token_budget": 200}
+    finished, _ = run(requests, **(options | fields))
+    records = finished.recorder.sink
+    return [
+        entry
+        for step, entry in zip(records.steps, records.entries, strict=True)
+        if step.refusal == "unplaced"
+    ]
+
+
 @pytest.mark.parametrize("fit", ["buddy", "first_fit", "best_fit"])
 def test_free_pages_that_lie_apart_are_stranded(fit: str) -> None:
-    # four runs of 4 pages fill the pool; the first and third end, and 8 pages fit nowhere
-    lengths = [(16, 1), (12, 5), (16, 1), (12, 5), (32, 1)]
-    requests = [request(i, prompt, output) for i, (prompt, output) in enumerate(lengths)]
-    finished, _ = run(
-        requests,
-        allocator="contiguous",
-        options={"fit": fit},
-        num_pages=16,
-        expected="oracle",
-        token_budget=200,
-    )
-    assert [step.refusal for step in finished.recorder.sink.steps[:3]] == [
-        "full",
-        "stranded",
-        "stranded",
-    ]
-    assert finished.recorder.sink.entries[1].stranded == 8 * 4
-    assert finished.recorder.sink.entries[1].free == 0
+    entries = unplaced_entries((0, 2), allocator="contiguous", options={"fit": fit})
+    assert entries and all(entry.stranded == 8 * 4 for entry in entries)
+    assert not any(entry.free or entry.refused for entry in entries)
+
+
+def test_a_run_that_a_buddy_cannot_use_is_misaligned_and_not_stranded() -> None:
+    entries = unplaced_entries((1, 2), allocator="contiguous", options={"fit": "buddy"})
+    assert entries and all(entry.refused == entry.misaligned == 8 * 4 for entry in entries)
+    assert not any(entry.free or entry.stranded for entry in entries)
+    assert not unplaced_entries((1, 2), allocator="contiguous", options={"fit": "first_fit"})
+
+
+class LeavesHalfFree(Paged):
+    """Refuses newcomers who would take the last half of the pool from those that run."""
+
+    name = "leaves_half_free"
+
+    def allocate(self, seq_id: int, token_ids: Any, *rest: Any) -> Allocation | None:
+        half = self.pool.num_pages // 2
+        if self.sequences and self.pool.num_free - self.pages_for(len(token_ids)) < half:
+            return None
+        return super().allocate(seq_id, token_ids, *rest)
+
+
+class AndSaysItNeedsAll(LeavesHalfFree):
+    def pages_needed(self, token_ids: Any, expected_len: int) -> int:
+        return self.pool.num_pages
+
+
+def test_what_a_strategy_says_it_needs_decides_no_class() -> None:
+    """A paged strategy strands nothing: what it leaves free is its policy, whatever it says."""
+    entries = unplaced_entries((0, 2), allocator=LeavesHalfFree, expected="none")
+    assert entries and any(entry.refused for entry in entries)
+    assert not any(entry.stranded or entry.misaligned for entry in entries)
+    assert entries == unplaced_entries((0, 2), allocator=AndSaysItNeedsAll, expected="none")
 
 
 def test_the_latest_goes_first_and_loses_no_output() -> None:

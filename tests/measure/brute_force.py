@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 from simulated_run import SimulatedRun
 
-from allocators.base import Allocation, KVCacheAllocator, Usage
+from allocators.base import NULL_PAGE, Allocation, KVCacheAllocator, Usage
 from harness.engine.engine import StepTimes
 from harness.engine.memory_events import Extent
 from harness.engine.plan import StepOutcome, TableUpdate
@@ -77,7 +78,19 @@ def classify(
                 counts["cached"] += 1
             else:
                 counts[{"": "free", "full": "free"}.get(refusal, refusal)] += 1
+    counts["refused"] += counts["misaligned"]
     return counts
+
+
+def num_free_runs(num_pages: int, tables: Iterable[Sequence[int]], length: int) -> int:
+    """Disjoint runs of `length` consecutive pages that no table maps."""
+    mapped = {page for table in tables for page in table}
+    count = run = 0
+    for page in range(num_pages):
+        run = 0 if page in mapped else run + 1
+        if run == length:
+            count, run = count + 1, 0
+    return count
 
 
 class Auditor:
@@ -89,8 +102,10 @@ class Auditor:
     """
 
     def __init__(self, run: SimulatedRun, final_len: Mapping[int, int] | None = None) -> None:
-        self.counts: list[Counter[str]] = []
         self.kinds: list[str] = []
+        self._states: list[tuple[Any, ...]] = []
+        self._seen: dict[tuple[int, int], list[int]] = {}
+        self._are_consecutive: list[bool] = []
         self._run = run
         self._final_len = final_len
         self._asked: dict[int, int] = {}
@@ -139,15 +154,46 @@ class Auditor:
     def check(self) -> None:
         """Every entry of the ledger is what was counted, and its classes make up the pool."""
         setup, entries = self._run.setup, self._run.recorder.sink.entries
-        assert len(entries) == len(self.counts)
-        for index, (entry, counts) in enumerate(zip(entries, self.counts, strict=True)):
+        assert len(entries) == len(self.kinds)
+        for index, (entry, counts) in enumerate(zip(entries, self.counts(), strict=True)):
             found = {name: value for name, value in entry._asdict().items() if value}
             assert found == +counts, f"step {index}: the ledger says {found}, it is {+counts}"
             classes = sum(getattr(entry, name) for name in CLASSES)
             assert classes == setup.num_pages * setup.page_size
 
+    def counts(self) -> list[Counter[str]]:
+        """Slots by class after each step. That a strategy places contiguously is known at the end
+        only: then all tables of two or more pages were of consecutive ones, at least ten."""
+        setup = self._run.setup
+        contiguous = len(self._are_consecutive) >= 10 and all(self._are_consecutive)
+        counts = []
+        for tables, reaches, cached, refusal in self._states:
+            kind = refusal.kind if refusal else ""
+            if kind == "unplaced":
+                kind = "refused"
+                if contiguous:
+                    runs = num_free_runs(setup.num_pages, tables.values(), refusal.pages_each)
+                    kind = "misaligned" if runs >= refusal.num_tables else "stranded"
+            counts.append(
+                classify(
+                    setup.num_pages, setup.page_size, tables, reaches, cached, kind, setup.windows
+                )
+            )
+        return counts
+
+    def _note_placement(self, tables: Mapping[tuple[int, int], list[int]]) -> None:
+        """Of every table that is new or changed, whether it is consecutive."""
+        for key, table in tables.items():
+            if len(table) > 1 and self._seen.get(key) != table:
+                is_new = len(self._seen.get(key, ())) < 2
+                pairs = [(a, b) for a, b in pairwise(table) if NULL_PAGE not in (a, b)]
+                consecutive = all(b == a + 1 for a, b in pairs)
+                if is_new or not consecutive:
+                    self._are_consecutive.append(consecutive)
+        self._seen = tables
+
     def _audit(self, step: ScheduledStep) -> None:
-        inner, setup = self._run.inner, self._run.setup
+        inner = self._run.inner
         tables = {
             (number, seq_id): list(group.block_table(seq_id))
             for number, group in enumerate(inner.layer_groups)
@@ -161,14 +207,14 @@ class Auditor:
                 self._final[seq_id] = self._asked[seq_id] = computed
             reaches[seq_id] = Reach(computed, self._final[seq_id], self._asked[seq_id])
         first = inner.layer_groups[0]
+        first = getattr(first, "inner", first)
         cached = set(first.cached_pages()) if hasattr(first, "cached_pages") else set()
         kind = step.refusal.kind if step.refusal else ""
         if step.refusal and not step.preempted:
             assert kind == self._kind, f"refusal is {kind}, asking again says {self._kind}"
         self.kinds.append(kind)
-        self.counts.append(
-            classify(setup.num_pages, setup.page_size, tables, reaches, cached, kind, setup.windows)
-        )
+        self._note_placement(tables)
+        self._states.append((tables, reaches, cached, step.refusal))
 
     def _final_of(self, request: Request) -> int:
         if self._final_len is not None:
@@ -220,12 +266,13 @@ class Auditor:
             placed, needed, own = self._ask_admission(group, clone)
         left = clone.usage().free + clone.usage().cached
         promised = sum(self._run.scheduler._memory.demand.promised.values())
-        if placed and left >= promised + own:
-            return "withheld"
-        return "stranded" if not placed and needed + promised <= available else "full"
+        if needed + promised > available:
+            return "full"
+        return "withheld" if placed and left >= promised + own else "unplaced"
 
     def _ask_swap_in(self, group: SequenceGroup, clone: KVCacheAllocator) -> tuple[bool, int]:
         holders = [sequence for sequence in group.sequences if sequence.num_slots]
+        available = clone.usage().free + clone.usage().cached
         needed = sys.maxsize  # only what grows is swapped, and that takes pages from anywhere
         if clone.swap_in([sequence.seq_id for sequence in holders]) is None:
             return False, needed
@@ -233,7 +280,7 @@ class Auditor:
             missing = len(sequence.token_ids) - sequence.num_slots
             if missing > 0 and clone.append(sequence.seq_id, missing) is None:
                 return False, needed
-        return True, needed
+        return True, available - clone.usage().free - clone.usage().cached
 
     def _ask_admission(
         self, group: SequenceGroup, clone: KVCacheAllocator
@@ -264,21 +311,9 @@ class Auditor:
             placed = clone.fork(holder, seq_id, request.max_len, expected) is not None
             placed = placed and clone.append(seq_id, len(tokens) - prefix_len) is not None
         else:
-            needed -= _num_hits_in_use(clone, tokens)
             placed = clone.allocate(seq_id, tokens, request.max_len, expected) is not None
         for sibling in siblings:
             placed = placed and (
                 clone.allocate(sibling.seq_id, tokens, request.max_len, expected) is not None
             )
         return placed, needed, own
-
-
-def _num_hits_in_use(allocator: KVCacheAllocator, tokens: Sequence[int]) -> int:
-    """Pages of a prefix that other sequences map: a prompt that starts with them takes none."""
-    groups = allocator.layer_groups
-    if not hasattr(groups[0], "_match"):
-        return 0
-    hits = [group._match(-1, tokens).page_ids for group in groups]  # type: ignore[attr-defined]
-    cached = min(group.num_cached(tokens) for group in groups) // allocator.page_size
-    mapped = allocator.mapped_pages()
-    return sum(page in mapped for pages in hits for page in pages[:cached])

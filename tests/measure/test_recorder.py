@@ -7,12 +7,9 @@ import pytest
 from brute_force import Auditor
 from simulated_run import ALLOCATORS, Setup, SimulatedRun, random_requests, request
 
-from allocators.base import KVCacheAllocator, PagePool
-from allocators.paged_prefix import PagedPrefix
 from harness.engine.plan import StepOutcome, StepPlan
 from harness.engine.request import Request
 from harness.measure.memory_map import MemoryMap
-from harness.measure.metered_allocator import MeteredAllocator
 
 EOS = 99
 
@@ -73,36 +70,6 @@ def test_steps_count_prefill_and_decode_tokens() -> None:
     run = SimulatedRun(Setup(token_budget=8)).run([request(0, 5, 3), request(1, 10, 2)])
     counts = [(s.num_prefill_tokens, s.num_decode_tokens) for s in run.recorder.sink.steps]
     assert counts == [(8, 0), (7, 1), (0, 2)]
-
-
-def test_meter_passes_every_call_of_the_contract_on() -> None:
-    own = vars(MeteredAllocator)
-    inherited = {"pages_for", "mapped_pages", "check_new"}  # arithmetic and shared books
-    among_groups = {"shares_pool", "join", "num_cached", "allocate_from", "pages_needed_from"}
-    among_groups |= {"pages_to_append", "pages_to_fork"}
-    public = {name for name in vars(KVCacheAllocator) if not name.startswith("_")}
-    assert public - inherited - among_groups - {"name"} <= own.keys()
-
-
-def test_meter_shares_the_books_of_the_one_it_times() -> None:
-    inner = PagedPrefix(PagePool(16, 4))
-    meter = MeteredAllocator(inner)
-    meter.allocate(0, range(9), 20, 0)
-    meter.commit(0, range(9))
-    meter.fork(0, 1, 20, 0)
-    meter.rebranch({1: 0})
-    meter.release(1, 4)
-    meter.swap_out([1])
-    meter.swap_in([1])
-    assert meter.mapped_pages() == inner.mapped_pages()
-    meter.swap_out([1])
-    meter.discard_swapped(1)
-    meter.truncate(0, 8)
-    meter.append(0)
-    meter.check_integrity()
-    assert meter.host_ns > 0
-    meter.free(0)
-    assert meter.usage() == inner.usage() and meter.usage().mapped == 0
 
 
 def test_memory_map_keeps_each_state_of_each_page() -> None:

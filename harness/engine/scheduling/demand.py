@@ -63,8 +63,10 @@ class Demand:
         usage = self._allocator.usage()
         available = usage.free + usage.cached
         needed = self.pages_to_branch(group) + sum(self.promised.values())
+        pages_each, num_tables = self._tables_to_admit(group)
         if group.saved is None:
-            needed += self._pages_to_admit(group, prefix_len)
+            needed += pages_each * num_tables
+            needed -= prefix_len // self._allocator.page_size * self._num_groups
         else:
             needed += self._pages_to_return(group)
         request_id = group.request.request_id
@@ -72,7 +74,7 @@ class Demand:
             return Refusal(request_id, "full")
         if needed + self._watermark(is_idle) > available:
             return Refusal(request_id, "withheld")
-        return Refusal(request_id, "stranded")
+        return Refusal(request_id, "unplaced", pages_each, num_tables)
 
     def _watermark(self, is_idle: bool) -> int:
         """It is for sequences that may still grow: with none running, or where each was given
@@ -80,22 +82,29 @@ class Demand:
         grows = self._allocator.grows_on_demand and not self._estimator.is_sufficient
         return 0 if is_idle or not grows else self._watermark_pages
 
-    def _pages_to_admit(self, group: SequenceGroup, prefix_len: int) -> int:
-        allocator = self._allocator
+    def _tables_to_admit(self, group: SequenceGroup) -> tuple[int, int]:
+        """Pages of each block table that an admission asks for, and the number of tables."""
         token_ids, expected_len = self.of_each(group)
-        needed = allocator.pages_needed(token_ids, expected_len)
-        if not group.is_branched and not allocator.forks_share:
-            needed *= len(group.live)
-        return needed - prefix_len // allocator.page_size * self._num_groups
+        num_branches = 1
+        if not group.is_branched and not self._allocator.forks_share:
+            num_branches = len(group.live)
+        pages_each = self._allocator.pages_for(max(len(token_ids), expected_len))
+        return pages_each, num_branches * self._num_groups
 
     def _pages_to_return(self, group: SequenceGroup) -> int:
-        """To be swapped in, and to go on with what it was preempted over."""
+        """To be swapped in, and to go on with what it was preempted over: what was saved, and room
+        that was asked for beyond it."""
+        assert group.saved is not None
         allocator = self._allocator
-        holders = [sequence for sequence in group.sequences if sequence.num_slots]
-        needed = allocator.pages_to_swap_in([sequence.seq_id for sequence in holders])
+        reserved = min(group.asked_len, group.request.max_len)
+        needed = len(group.saved.distinct)
+        for sequence in group.sequences:
+            if sequence.num_slots:
+                had = allocator.pages_for(max(sequence.num_slots, reserved))
+                saved = allocator.pages_for(sequence.num_computed_tokens)
+                needed += (had - saved) * self._num_groups
         if not group.is_branched:
             return needed
-        reserved = min(group.asked_len, group.request.max_len)
         for sequence in group.live:
             had = allocator.pages_for(max(sequence.num_slots, reserved))
             added = allocator.pages_for(len(sequence.token_ids)) - had

@@ -55,7 +55,7 @@ class DraftMemory:
                 return False
             self._slots[seq_id] += missing
             if grown is not UNCHANGED:
-                self._note(seq_id, grown.first_changed)
+                self._note(seq_id, grown.first_changed or 0)
                 self._copies.add(grown.copies)
         return True
 

@@ -113,7 +113,7 @@ class GroupMemory:
         group.parents.clear()
         step.copies.add(allocation.copies)
         for sequence in group.live:
-            step.note_tables(sequence.seq_id, self._groups, allocation.first_changed)
+            step.note_tables(sequence.seq_id, self._groups, allocation.first_changed or 0)
         return True
 
     def shrink(self, sequence: Sequence) -> list[TableUpdate]:
@@ -203,13 +203,17 @@ class GroupMemory:
         assert group.saved is not None
         holders = [sequence for sequence in group.sequences if sequence.num_slots]
         seq_ids = [sequence.seq_id for sequence in holders]
+        to_branch = self.demand.pages_to_branch(group)
+        to_keep = self.demand.keep_free(is_idle) + to_branch
+        usage = self._allocator.usage()
+        needed = self._allocator.pages_to_swap_in(seq_ids)
+        if usage.free + usage.cached < needed + to_keep:  # before a cache is evicted in vain
+            return False
         allocation = self._allocator.swap_in(seq_ids)
         if allocation is None:
             return False
         usage = self._allocator.usage()
-        to_branch = self.demand.pages_to_branch(group)
-        is_short = usage.free + usage.cached < self.demand.keep_free(is_idle) + to_branch
-        if is_short or not self._extend_restored(group):
+        if usage.free + usage.cached < to_keep or not self._extend_restored(group):
             self._allocator.retract_swap_in(seq_ids)
             self.refusal.forget()
             return False
@@ -305,7 +309,7 @@ class GroupMemory:
             for sibling in siblings:
                 sibling.inherit(prompt_len)
                 step.inherited.append((sibling.seq_id, prompt_len))
-                step.note_tables(sibling.seq_id, self._groups, moved.first_changed)
+                step.note_tables(sibling.seq_id, self._groups, moved.first_changed or 0)
         group.is_branched = True
         if carrier.finished:
             self.free_sequence(carrier)

@@ -56,9 +56,9 @@ class HeldPrefixes:
         grown = allocator.append(seq_id, len(token_ids) - request.shared_prefix_len)
         usage = allocator.usage()
         if grown is None or usage.free + usage.cached < keep_free:
-            allocator.free(seq_id)
+            allocator.retract(seq_id)
             return None
-        return Allocation(request.shared_prefix_len, forked.copies + grown.copies)
+        return Allocation(request.shared_prefix_len, forked.copies + grown.copies, 0)
 
     def hold(self, source: sequence.Sequence) -> None:
         """Keep the sequence's declared prefix, once it is computed and if it costs no copy."""
@@ -76,7 +76,7 @@ class HeldPrefixes:
         if allocation is None:
             return
         if allocation.copies:
-            self._allocator.free(holder_id)
+            self._allocator.retract(holder_id)
             return
         self._allocator.truncate(holder_id, prefix_len)
         self._next_id -= 1

@@ -127,7 +127,7 @@ class StepBuilder:
         self, seq_id: int, groups: tuple[KVCacheAllocator, ...], allocation: Allocation
     ) -> None:
         """The device must carry out what `allocation` did for a sequence."""
-        self.note_tables(seq_id, groups, allocation.first_changed)
+        self.note_tables(seq_id, groups, allocation.first_changed or 0)
         if allocation.copies:
             self.copies.add(allocation.copies)
 
