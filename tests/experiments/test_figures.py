@@ -115,7 +115,9 @@ def test_memory_map_puts_classes_in_order_within_a_page() -> None:
             "from_s", "to_s",
         ],
     )  # fmt: skip
-    steps = pd.DataFrame({"start_s": [0.0, 1.0], "refusal": ["", "stranded"]})
+    steps = pd.DataFrame(
+        {"start_s": [0.0, 1.0], "withheld": 0, "stranded": [0, 12], "refused": 0, "free": [12, 0]}
+    )
     classes, lighter = memory_map.rasterise(intervals, steps, 4, 12, 2.0)
     early, late = classes[:, 10], classes[:, -10]
     free, stranded = memory_map.ORDER.index("free"), memory_map.ORDER.index("stranded")
