@@ -41,6 +41,7 @@ COMMON_KEYS: Mapping[str, str] = {
     "dry_run=true": "list the runs and the time they take, and do nothing",
     "repetitions=N": "repeat at seeds seed, seed + 1, ...; intervals from 5, verdicts from 6 on",
     "seed=N": "of the first repetition",
+    "timeout_s=N": "seconds that a run may take before it is ended as failed (3600)",
     "results_dir=DIR": "where runs go, and stored ones are looked for (results)",
     "allocator=NAME|FILE.py:CLASS": "the strategy; its options are allocator.OPTION=",
     "allocator.expected=KIND": "what it is told of lengths: none, max, pow2, oracle, predicted",

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.arguments import read_overrides
 from harness.config import (
     ALLOCATOR_KEYS,
+    TIMEOUT_S,
     ConfigError,
     PartConfig,
     RunConfig,
@@ -77,6 +78,7 @@ class Study:
     dry_run: bool
     results_dir: Path
     tracking: TrackingConfig
+    timeout_s: float = TIMEOUT_S
 
 
 def parse_command(arguments: Sequence[str]) -> Command:
@@ -136,6 +138,7 @@ def compose_study(command: Command) -> Study:
         dry_run=chosen.dry_run,
         results_dir=Path(chosen.results_dir).expanduser(),
         tracking=chosen.tracking,
+        timeout_s=chosen.timeout_s,
     )
 
 

@@ -347,18 +347,25 @@ class RunConfig:
             )
 
 
+TIMEOUT_S = 3600.0
+"""Many times what any preset's run takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class SteeringConfig:
-    """How an experiment is run, none of which changes a number."""
+    """How an experiment is run, none of which changes a number. timeout_s: that a run may take,
+    with all of its repetitions; what takes longer is ended, as an allocator that loops is."""
 
     preset: str = "quick"
     dry_run: bool = False
     results_dir: str = "results"
+    timeout_s: float = TIMEOUT_S
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         if not self.results_dir:
             raise ConfigError("results_dir='': names no folder; give one, `.` for this one")
+        _check_positive("timeout_s", self.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -26,6 +28,24 @@ _SETTLING = ("repetition", "replica", "stranded", "refused", "misaligned")
 _STEPS_AT_ONCE = 50_000
 _TOKENS_AT_ONCE = 1_000_000
 _REQUESTS_AT_ONCE = 20_000
+
+
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+class RecordsNotWrittenError(OSError):
+    """A file of records cannot be written: the disk is full, or no disk to write to. The same
+    error of another's, such as an allocator's own, is that run's alone."""
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise RecordsNotWrittenError(error.errno, error.strerror) from error
 
 
 class RecordSink(Protocol):
@@ -175,17 +195,18 @@ class _Table:
 
     def write(self, repetition: int, frame: pd.DataFrame) -> None:
         frame.insert(0, "repetition", repetition)
-        if self._writer is None:
-            table = pa.Table.from_pandas(frame, schema=_schema(frame), preserve_index=False)
-            self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
-        else:
-            table = pa.Table.from_pandas(frame, schema=self._writer.schema, preserve_index=False)
-        self._writer.write_table(table, row_group_size=max(1, len(frame)))
+        schema = _schema(frame) if self._writer is None else self._writer.schema
+        table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+        with _writing():
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
+            self._writer.write_table(table, row_group_size=max(1, len(frame)))
         self._repetitions.append(repetition)
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with _writing():
+                self._writer.close()
 
     def change(self, change: Callable[[pd.DataFrame], bool], columns: Sequence[str]) -> None:
         """Write the file again with its row groups as `change` leaves them, if it changes any. It

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from allocators import discovery
-from harness.config import ALLOCATOR_KEYS, AllocatorConfig, ConfigError, RunConfig
+from harness.config import ALLOCATOR_KEYS, TIMEOUT_S, AllocatorConfig, ConfigError, RunConfig
 from harness.conversion import to_mapping
 from harness.facts import CodeFacts, one_line
 from harness.own_code import file_of, is_file
@@ -33,6 +33,7 @@ class Job:
     search: that it is a probe of. device: that it is addressed with, by its name, or "simulated";
     unknown of a run that was only read. sources: as `own_sources` has them, when it was planned.
     is_redo: it takes the place of the complete run that is stored.
+    timeout_s: after which it is ended, and failed.
     """
 
     config: RunConfig
@@ -44,6 +45,7 @@ class Job:
     search: Search | None = None
     device: str = ""
     own_code: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = TIMEOUT_S
     sources: Mapping[str, bytes] = field(default_factory=dict)
     is_redo: bool = False
 

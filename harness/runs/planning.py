@@ -109,7 +109,7 @@ def plan_study(
     devices: if they are not this machine's; what only they can tell of a config is left to its
     run, and a dry run does not ask them."""
     _check_allocator_keys(study, command)
-    planner = _Planner(command, folder)
+    planner = _Planner(command, folder, study.timeout_s)
     cells = expand(study.parts, command.fixed, command.swept, _takes)
     configs = [
         planner.compose(cell, None if cell.search is None else cell.search.low) for cell in cells
@@ -152,7 +152,8 @@ def plan_study(
 class _Planner:
     """Makes the jobs of cells."""
 
-    def __init__(self, command: Command, folder: Path) -> None:
+    def __init__(self, command: Command, folder: Path, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
         self._verbatim = command.verbatim
         self._folder = folder
         self._composer = Composer()
@@ -178,10 +179,11 @@ class _Planner:
         """The runs of a config in a cell: one, or one a repetition."""
         name = self._device_names.get(config.device, "simulated")
         label = strategy_label(told_apart([config.allocator, *self._allocators])[0])
-        return [
+        jobs = [
             make_job(each, cell.part, self._folder, name, self._hashes, label)
             for each in _interleave(config)
         ]
+        return [dataclasses.replace(job, timeout_s=self._timeout_s) for job in jobs]
 
     def device_names(self, configs: Sequence[RunConfig], devices: Devices) -> list[str]:
         """What the runs that need a device will be done on, found out once for each."""

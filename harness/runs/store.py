@@ -18,6 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from harness.measure.environment import Environment
+from harness.measure.record_files import RecordsNotWrittenError
 from harness.runs.claims import remove_abandoned
 from harness.runs.half_written import partial_path, remove_half_written
 
@@ -25,8 +26,6 @@ RunStatus = Literal["complete", "failed", "out_of_memory"]
 
 _FRAMES = ("steps", "requests", "replicas", "memory_map", "step_work", "outcome_log")
 _NEEDED = ("steps", "requests")
-
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class NotStoredError(OSError):
@@ -157,7 +156,7 @@ class RunStore:
     @contextmanager
     def scratch(self, run_id: str) -> Iterator[Path]:
         """A folder for what a run writes while it goes on; gone afterwards. Raises
-        NotStoredError where none can be made, or the disk is full."""
+        NotStoredError where none can be made, or its records cannot be written."""
         folder = partial_path(self.root / f"{run_id}.rows")
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -166,10 +165,8 @@ class RunStore:
             raise self._not_stored(run_id, error) from error
         try:
             yield folder
-        except OSError as error:
-            if error.errno in _CANNOT_WRITE:
-                raise self._not_stored(run_id, error) from error
-            raise
+        except RecordsNotWrittenError as error:
+            raise self._not_stored(run_id, error) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from harness.runs.estimate import usable_cores
 from harness.runs.half_written import remove_half_written
 from harness.runs.host_devices import HostDevices, Lease
 from harness.runs.job_queue import JobQueue
-from harness.runs.jobs import Job
+from harness.runs.jobs import Job, strategy_label
 from harness.runs.live import LiveBoard
 from harness.runs.store import NotStoredError, RunStore, StoredRun
 from harness.runs.worker import Worker, save_failure
@@ -119,8 +119,13 @@ class Drain:
                 busy = {worker.connection: worker for worker in self._workers if worker.job}
                 is_held_up = self._queue.is_waiting or self._queue.next is not None
                 if busy:
-                    for connection in wait(list(busy), LOOK_EVERY_S if is_held_up else None):
+                    left_s = max(0.0, min(map(self._left_s, busy.values())))
+                    ready = wait(list(busy), min(left_s, LOOK_EVERY_S) if is_held_up else left_s)
+                    for connection in ready:
                         self._take_in(busy[connection])  # type: ignore[index]
+                    for worker in busy.values():
+                        if worker.job is not None and self._left_s(worker) <= 0:
+                            self._end_overdue(worker, worker.job)
                 elif is_held_up:
                     time.sleep(LOOK_EVERY_S)
                 else:
@@ -143,6 +148,30 @@ class Drain:
         busy = [worker.connection for worker in self._workers if worker.job]
         wait(busy, LAST_WORDS_S)
 
+    def _left_s(self, worker: Worker) -> float:
+        """Until the run of a busy worker has taken as long as it may."""
+        assert worker.job is not None
+        taken_s = time.perf_counter() - self._started[worker.job.run_id].begun_s
+        return worker.job.timeout_s - taken_s
+
+    def _end_overdue(self, worker: Worker, job: Job) -> None:
+        worker.stop()
+        error = (
+            f"did not end within timeout_s={job.timeout_s:g}: raise that if it was at work, or see "
+            f"whether {strategy_label(job.config.allocator)} loops or refuses for ever"
+        )
+        self._failed(worker, job, error)
+
+    def _failed(self, worker: Worker, job: Job, error: str) -> None:
+        """The row of a run whose worker is gone."""
+        started = self._started.pop(job.run_id)
+        save_failure(job, error, time.perf_counter() - started.begun_s, self._environment)
+        remove_half_written(job.root)  # the rows up to there
+        self._workers.remove(worker)
+        started.lease.release()
+        self._queue.release(job)
+        self._tell(job)
+
     def _take_in(self, worker: Worker) -> None:
         """The result of a worker that has one, or is gone."""
         job = worker.job
@@ -150,12 +179,13 @@ class Drain:
         result = worker.result()
         if result is not None and result.status == "not stored":
             raise NotStoredError(result.error)
-        started = self._started.pop(job.run_id)
         if result is None:
-            wall_s = time.perf_counter() - started.begun_s
-            save_failure(job, worker.how_it_ended(job), wall_s, self._environment)
-            remove_half_written(job.root)  # the rows up to there
-        if result is None or not result.is_clean:  # the next run gets a new process
+            error = worker.how_it_ended(job)
+            worker.stop()
+            self._failed(worker, job, error)
+            return
+        started = self._started.pop(job.run_id)
+        if not result.is_clean:  # the next run gets a new process
             worker.stop()
             self._workers.remove(worker)
         started.lease.release()

@@ -29,6 +29,8 @@ from harness.engine.device.parallel.launched import LAST_WORDS_S, Launch
 from harness.engine.executor import CaptureRefusedError, RankLostError
 from harness.engine.process_end import how_it_ended, last_words
 from harness.measure.environment import Environment, capture_environment
+from harness.own_code import blame, file_of
+from harness.runs.code_hash import OWN_CODE, own_specs
 from harness.runs.device_cache import CheckedDevices, DeviceCache
 from harness.runs.jobs import Job, check_unchanged
 from harness.runs.live import LiveBoard
@@ -204,8 +206,19 @@ def _try_job(job: Job, devices: DeviceCache, board: LiveBoard | None) -> _Failur
         if not isinstance(failure, ValueError):
             traceback.print_exc(file=sys.stderr)
         is_refusal = isinstance(failure, CaptureRefusedError)
-        return _Failure("failed", _one_line(failure), leaves_clean=not is_refusal)
+        return _Failure("failed", _said(failure, job), leaves_clean=not is_refusal)
     return None
+
+
+def _said(failure: Exception, job: Job) -> str:
+    """What a run died of, with the line of own code that it comes from."""
+    said = _one_line(failure)
+    raised_in = {frame.filename for frame in traceback.extract_tb(failure.__traceback__)}
+    for folder, spec in own_specs(job.config).items():
+        what = f"{OWN_CODE[folder].removesuffix('.name')}={spec}"
+        if str(file_of(spec).resolve()) in raised_in and not said.startswith(what):
+            return f"{what}: {blame(failure, spec)}"
+    return said
 
 
 def _work(connection: Connection, board: LiveBoard, checks_device: bool) -> None:

@@ -10,6 +10,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
 import psutil
 import pytest
 
@@ -188,3 +189,35 @@ def test_what_own_code_does_to_its_process_meets_no_other_run(
     assert len(children) == 2  # of the run, and of where its options were tried before
     assert not any(psutil.pid_exists(int(child)) for child in children)
     assert before == (threading.active_count(), time.perf_counter, dict(os.environ))
+
+
+ENDLESS = """
+from allocators.paged import Paged
+
+
+class Loops(Paged):
+    def append(self, seq_id, num_tokens=1):
+        while True:
+            pass
+
+
+class Full(Paged):
+    def append(self, seq_id, num_tokens=1):
+        raise OSError(28, "No space left on device")
+"""
+
+
+def test_own_code_that_loops_or_fails_is_a_failed_row_and_the_sweep_goes_on(
+    tmp_path: Path, command: Any
+) -> None:
+    (tmp_path / "own.py").write_text(ENDLESS)
+    assert command("allocator=own.py:Full,paged").status == 1
+    rows = pd.read_csv("results/single/summary.csv").set_index("strategy")
+    assert rows["status"].to_dict() == {"Full": "failed", "paged": "complete"}
+    said = "allocator=own.py:Full: line 13: OSError: [Errno 28] No space left on device"
+    assert rows.loc["Full", "error"] == said
+    assert command("allocator=own.py:Loops,paged", "timeout_s=2").status == 1
+    rows = pd.read_csv("results/single/summary.csv").set_index("strategy")
+    assert [*rows.index] == ["Loops", "paged"]
+    said = "did not end within timeout_s=2: raise that if it was at work, or see whether Loops"
+    assert rows.loc["Loops", "error"].startswith(said)
