@@ -18,6 +18,7 @@ from harness.config import ConfigError, RunConfig
 from harness.conversion import from_mapping
 from harness.runs.jobs import Job, jobs_told_apart
 from harness.runs.store import RunStore, StoredRun
+from harness.runs.stored_text import printable_frame, read_json
 from harness.runs.study_record import RecordedRun, StudyRecord
 
 CODE = "code"
@@ -41,7 +42,7 @@ def exported_jobs(record: StudyRecord, folder: Path) -> list[Job]:
 
 def exported_rows(folder: Path) -> pd.DataFrame:
     """The rows, as from `collect_rows`."""
-    return pd.read_parquet(folder / ROWS)
+    return printable_frame(pd.read_parquet(folder / ROWS))
 
 
 def exported_run(folder: Path, run_id: str, label: str, rows: pd.DataFrame) -> StoredRun:
@@ -98,7 +99,7 @@ def read_by_run(path: Path) -> dict[str, dict[str, Any]]:
 def _read_by_run(path: Path, _modified_ns: int) -> dict[str, dict[str, Any]]:
     """A report asks for each run's environment and config several times."""
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
         return {run_id: _merged(values["shared"], own) for run_id, own in values["runs"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(

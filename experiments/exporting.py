@@ -22,6 +22,7 @@ from experiments.stored import StoredStudy
 from harness.config import ConfigError
 from harness.conversion import to_stored
 from harness.runs.code_hash import OWN_CODE
+from harness.runs.stored_text import for_spreadsheets
 from harness.runs.study_record import write_study
 
 REPORT = "report.html"
@@ -72,13 +73,13 @@ def _write(
     study: StoredStudy, folder: Path, *, with_report: bool, with_pdf: bool
 ) -> tuple[str, ...]:
     write_study(study.record, folder)
-    study.rows.to_csv(folder / ROWS_AS_TEXT, index=False)
+    for_spreadsheets(study.rows).to_csv(folder / ROWS_AS_TEXT, index=False)
     study.rows.to_parquet(folder / ROWS, index=False, **SMALLEST)
     configs = {job.run_id: to_stored(job.config) for job in study.jobs}
     _write_json(folder / CONFIGS, by_run(configs))
     _write_json(folder / ENVIRONMENTS, by_run({j.run_id: environment(j) for j in study.jobs}))
     _write_own_code(study, folder / CODE)
-    unread = Console(file=io.StringIO())
+    unread = Console(file=io.StringIO(), markup=False)
     shown = present(study.rows, study.jobs, study.record.figures, folder, unread)
     if not with_pdf:
         for path in shown.paths:

@@ -18,6 +18,7 @@ from experiments.provenance import provenance
 from harness.measure.ledger import CLASSES
 from harness.measure.statistics import t_interval
 from harness.runs.jobs import Job
+from harness.runs.stored_text import for_spreadsheets
 
 CLASS_COLOURS = {
     "token": "#0072B2",
@@ -84,7 +85,7 @@ def save(
 
 def write_points(points: pd.DataFrame, path: Path) -> None:
     """As CSV, numbers to twelve digits: in those beyond, processors differ in their sums."""
-    points.to_csv(path, index=False, float_format="%.12g")
+    for_spreadsheets(points).to_csv(path, index=False, float_format="%.12g")
 
 
 def save_pictures(figure: Figure, name: str, folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from experiments.tables import make_tables
 from harness.config import ConfigError
 from harness.runs.early_tables import TableKey
 from harness.runs.jobs import Job
+from harness.runs.stored_text import for_spreadsheets
 
 
 class Presentation(NamedTuple):
@@ -51,9 +52,13 @@ def present(
     paths = [markdown, csv]
     if len(sustained):
         paths.append(folder / "sustained.csv")
-        sustained.to_csv(paths[-1], index=False)
+        for_spreadsheets(sustained).to_csv(paths[-1], index=False)
     if given := answers(figures, complete, jobs):
-        wide = console if console.is_terminal else Console(file=console.file, width=PIPE_WIDTH)
+        wide = (
+            console
+            if console.is_terminal
+            else Console(file=console.file, width=PIPE_WIDTH, markup=False)
+        )
         for answer in given:
             console.print()
             wide.print(answer)

@@ -12,6 +12,7 @@ import pandas as pd
 from experiments.exported import exported_environment, is_exported
 from harness.conversion import to_mapping
 from harness.runs.jobs import Job
+from harness.runs.stored_text import read_json
 
 
 def with_device(rows: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
@@ -34,7 +35,7 @@ def environment(job: Job) -> dict[str, Any]:
         return exported_environment(job.root, job.run_id)
     path = job.root / job.run_id / "environment.json"
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values: dict[str, Any] = read_json(path)
     except (OSError, json.JSONDecodeError):
         return {}
     return values

@@ -13,6 +13,7 @@ from rich.text import Text
 from experiments.table_columns import Column
 from experiments.tables import Table, TableRow
 from harness.measure.statistics import Interval
+from harness.runs.stored_text import for_spreadsheets
 
 PIPE_WIDTH = 118
 """Columns of a table that is not printed to a terminal."""
@@ -24,7 +25,7 @@ QUEUE_GROWS = "queue grows"
 def print_table(table: Table, console: Console) -> None:
     """The table and its notes, in as many blocks as the width asks for. A lone row is a list."""
     if not console.is_terminal:  # it would be taken for 80 columns
-        console = Console(file=console.file, width=PIPE_WIDTH)
+        console = Console(file=console.file, width=PIPE_WIDTH, markup=False)
     console.print()
     console.print(Text(table.title, style="bold"))
     for block in table.blocks:
@@ -43,7 +44,7 @@ def to_markdown(tables: Sequence[Table], lines: Sequence[str]) -> str:
     parts = []
     for table in tables:
         columns = all_columns(table)
-        heads = [*table.label_heads, *(c.title for c in columns), "n", ""]
+        heads = [*map(markdown_cell, table.label_heads), *(c.title for c in columns), "n", ""]
         rule = [*("---" for _ in table.label_heads), *("---:" for _ in columns), "---:", "---"]
         body = [heads, rule]
         for row in table.rows:
@@ -52,14 +53,22 @@ def to_markdown(tables: Sequence[Table], lines: Sequence[str]) -> str:
                 f"**{text}**" if column.metric in row.best else text
                 for column, text in zip(columns, cells, strict=True)
             ]
-            said = (row.error or _remarks(row)).replace("|", "\\|").replace("\n", " ")
-            body.append([*row.labels, *marked, str(row.repetitions), said])
+            said = markdown_cell(row.error or _remarks(row))
+            body.append([*map(markdown_cell, row.labels), *marked, str(row.repetitions), said])
         text = "\n".join("| " + " | ".join(line) + " |" for line in body)
         notes = "\n".join(f"- {in_bold(note).strip('†‡ ')}" for note in table.notes)
         parts.append(f"## {table.title}\n\n{text}\n\n{notes}\n")
     if lines:
         parts.append("## Checks\n\n" + "\n".join(f"- {line.strip()}" for line in lines) + "\n")
     return "\n".join(parts)
+
+
+def markdown_cell(text: str) -> str:
+    """As Markdown and the HTML within it show it."""
+    return "".join(_SHOWN.get(character, character) for character in text)
+
+
+_SHOWN = {"|": "\\|", "\n": " ", "<": "&lt;", ">": "&gt;"}
 
 
 def to_csv_rows(tables: Sequence[Table]) -> pd.DataFrame:
@@ -80,7 +89,7 @@ def to_csv_rows(tables: Sequence[Table]) -> pd.DataFrame:
             line["best in"] = "; ".join(c.title for c in columns if c.metric in row.best)
             line["note"] = row.error or _remarks(row)
             lines.append(line)
-    return pd.DataFrame(lines)
+    return for_spreadsheets(pd.DataFrame(lines))
 
 
 def in_bold(note: str) -> str:

@@ -44,7 +44,7 @@ def _run(arguments: Sequence[str]) -> int:
     def study() -> int:
         command = parse_command(arguments)
         with hydra_session():
-            return run_study(command, Console(soft_wrap=True))
+            return run_study(command, Console(soft_wrap=True, markup=False))
 
     return reporting(study)
 

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     question = parse_question(arguments)
     error = report.error_in_words(question)  # a file that cannot be read ends it here
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    console = Console(markup=False) if sys.stdout.isatty() else Console(width=WIDTH, markup=False)
     shape = model_shape(model_preset(question.model))
     window = busiest_window(read_rows(question), shape, question)
     report.say(console, report.trace_in_words(question, window))

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("--device cuda: there is no CUDA device here; take cpu or auto")
     found = "cuda" if torch.cuda.is_available() else "cpu"
     device = found if given.device == "auto" else given.device
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     environment = attention_latency.environment(device)
     measured = attention_latency.measure(device, given.rounds)
     path = attention_latency.store(measured, given.results_dir, environment)

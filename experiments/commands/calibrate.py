@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, keys = _parser().parse_known_args(arguments)
     if unknown := [key for key in keys if "=" not in key]:
         raise ConfigError(f"{unknown[0]}: neither an option of this command nor a key=value")
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     if given.runs is not None:
         if keys or given.validate:
             raise ConfigError("--runs fits stored runs alone: leave out keys and --validate")

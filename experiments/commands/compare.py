@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metrics=given.metric,
         threshold=given.threshold / 100,
     )
-    console = Console()
+    console = Console(markup=False)
     print_comparison(found, console, every_cell=given.all, exact=given.exact)
     for path, text in (
         (given.markdown, lambda: to_markdown(found, exact=given.exact)),

@@ -77,7 +77,7 @@ def _save(dashboard: Dashboard) -> int:
 def _answer(study: StoredStudy) -> Answer:
     from experiments.dashboard.definition import Answer
 
-    quiet = Console(file=io.StringIO())
+    quiet = Console(file=io.StringIO(), markup=False)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         paths = present(study.rows, study.jobs, study.record.figures, folder, quiet).paths

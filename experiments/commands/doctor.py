@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         values = [{**check._asdict(), "stops_all": check.stops_all} for check in checks]
         print(json.dumps({"can_run": can_run(checks), "checks": values}, indent=1))
     else:
-        print_checks(checks, Console())
+        print_checks(checks, Console(markup=False))
     return 0 if can_run(checks) else 1
 
 

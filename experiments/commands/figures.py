@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     """Draw what is named. 0, 1 where a study cannot be drawn from or nothing is, 2 for a wrong
     command line."""
     options = _parser().parse_args(arguments)
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    console = Console(markup=False) if sys.stdout.isatty() else Console(width=WIDTH, markup=False)
     if options.list:
         _print_list(options.results_dir, console)
         return 0

@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     families = tuple(FAMILIES) if given.family == "all" else (given.family,)
     transformers.utils.logging.disable_progress_bar()
-    console = Console()
+    console = Console(markup=False)
     try:
         columns = strategies(given.allocator)
         given.out.mkdir(parents=True, exist_ok=True)

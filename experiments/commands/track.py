@@ -56,7 +56,7 @@ def _tell(line: str) -> None:
 def _present(study: StoredStudy, folder: Path) -> list[Path]:
     """Its rows, tables and figures again: those in its folder may be of a later command."""
     paths = write_rows(study.rows, folder)
-    quiet = Console(file=io.StringIO())
+    quiet = Console(file=io.StringIO(), markup=False)
     return paths + present(study.rows, study.jobs, study.record.figures, folder, quiet).paths
 
 

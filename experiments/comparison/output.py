@@ -15,6 +15,7 @@ from rich.text import Text
 
 from experiments.comparison.comparison import CANNOT_TELL, Comparison, Side
 from experiments.comparison.sections import Section, change_in_words, sections, where
+from experiments.table_output import markdown_cell
 
 _STYLES = {
     "noise": "dim",
@@ -204,7 +205,7 @@ def _rich_table(section: Section) -> Table:
 
 def _cell(text: str) -> str:
     indent = len(text) - len(text.lstrip())
-    return "&nbsp;" * indent + text.lstrip().replace("|", "\\|")
+    return "&nbsp;" * indent + markdown_cell(text.lstrip())
 
 
 def _named(title: str, cell: str, change: str) -> str:

@@ -26,7 +26,7 @@ _FAILED = "!"
 def print_cells(cells: Sequence[Cell], console: Console) -> None:
     """The table, in as many parts as the width asks for, its notes and what went wrong."""
     if not console.is_terminal:  # it would be taken for 80 columns
-        console = Console(file=console.file, width=PIPE_WIDTH)
+        console = Console(file=console.file, width=PIPE_WIDTH, markup=False)
     console.print(Text(_title(cells), style="bold"))
     for table in _tables(cells, console):
         console.print(table, soft_wrap=True)

@@ -62,7 +62,7 @@ def printed_answers(study: StoredStudy) -> list[str]:
     texts = []
     for answer in given:
         file = io.StringIO()
-        Console(file=file, width=PIPE_WIDTH).print(answer)
+        Console(file=file, width=PIPE_WIDTH, markup=False).print(answer)
         texts.append("\n".join(line.rstrip() for line in file.getvalue().splitlines()))
     return texts
 

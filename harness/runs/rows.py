@@ -13,6 +13,7 @@ from harness.conversion import from_mapping
 from harness.runs.half_written import partial_path
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun
+from harness.runs.stored_text import for_spreadsheets
 
 _OF_FLEETS = ("replicas", "router", "balance_abs_threshold")
 
@@ -38,7 +39,7 @@ def write_rows(rows: pd.DataFrame, folder: Path) -> list[Path]:
     for path in paths:
         partial = partial_path(path)
         if path.suffix == ".csv":
-            rows.to_csv(partial, index=False)
+            for_spreadsheets(rows).to_csv(partial, index=False)
         else:
             rows.to_parquet(partial, index=False)
         partial.replace(path)

@@ -21,6 +21,7 @@ from harness.measure.environment import Environment
 from harness.measure.record_files import RecordsNotWrittenError
 from harness.runs.claims import remove_abandoned
 from harness.runs.half_written import partial_path, remove_half_written
+from harness.runs.stored_text import read_json
 
 RunStatus = Literal["complete", "failed", "out_of_memory"]
 
@@ -114,7 +115,7 @@ class RunStore:
         """
         path = self.root / run_id
         try:
-            status = json.loads((path / "status.json").read_text())
+            status = read_json(path / "status.json")
             run = StoredRun(
                 path,
                 run_id,
@@ -122,8 +123,8 @@ class RunStore:
                 status["status"],
                 status["error"],
                 status["wall_s"],
-                json.loads((path / "config.json").read_text()),
-                [_nan_for_null(row) for row in json.loads((path / "summary.json").read_text())],
+                read_json(path / "config.json"),
+                [_nan_for_null(row) for row in read_json(path / "summary.json")],
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,8 +18,11 @@ from harness.runs.bisection import Search
 from harness.runs.half_written import partial_path
 from harness.runs.jobs import Job, jobs_told_apart
 from harness.runs.store import RunStore, StoredRun
+from harness.runs.stored_text import read_json
 
 FOLDER = "studies"
+
+_NAME = re.compile(r"\w[\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +101,15 @@ def now() -> str:
 
 def _read(path: Path) -> StudyRecord:
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
         for name in ("arguments", "figures"):
             values[name] = tuple(values[name])
         values["runs"] = tuple(_read_run(run) for run in values["runs"])
-        return StudyRecord(**values)
+        record = StudyRecord(**values)
+        for name in (record.experiment, record.study_id, *(run.run_id for run in record.runs)):
+            if not _NAME.fullmatch(name):  # it becomes part of paths
+                raise ValueError(f"{name!r} is no name")
+        return record
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: not a study ({error}): repeat its command") from error
 

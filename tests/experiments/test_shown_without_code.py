@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import csv
+import io
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_study import Study, record
 
+import harness
 from experiments import commands
 from experiments.__main__ import main
 from harness.cluster.config import ClusterConfig
@@ -112,3 +118,39 @@ def test_what_runs_name_is_not_executed(
             assert "error" not in answer.err
     if command == "table":
         assert "mine knob=1" in answer.out and "mine knob=2" in answer.out
+
+
+def test_what_a_stored_text_says_is_shown_and_not_obeyed(
+    downloaded: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Terminals, spreadsheets, Markdown, rich markup, paths."""
+    folder = shutil.copytree(downloaded / "s", tmp_path / "s") / "single"
+    evil = '=cmd()|[red]<script>x()</script>\x1b]0;title\x07,"a=b'
+    for path in folder.glob("*/config.json"):
+        values = json.loads(path.read_text())
+        if "facts" in values["allocator"]:
+            values["allocator"]["facts"]["name"] = evil
+            path.write_text(json.dumps(values))
+    shown = {}
+    for kind in ("markdown", "csv", "latex"):
+        main(["table", "single", "--results-dir", str(folder.parent), "--format", kind])
+        shown[kind] = capsys.readouterr().out
+        assert "\x1b" not in shown[kind] and "[red]" in shown[kind]
+    (line,) = [line for line in shown["markdown"].splitlines() if "knob=2" in line]
+    assert "<script>" not in line and r"=cmd()\|[red]" in line
+    labels = {row["strategy"] for row in csv.DictReader(io.StringIO(shown["csv"]))}
+    assert sorted(label[:7] for label in labels) == ["'=cmd()", "'=cmd()", "paged"]
+    (study,) = folder.glob("studies/*.json")
+    study.write_text(study.read_text().replace('"single"', '"../../away"', 1))
+    assert main(["export", str(folder)]) == 2
+    assert "'../../away' is no name" in capsys.readouterr().err
+
+
+def test_no_console_reads_markup_in_what_it_prints() -> None:
+    """Nor does a new one: labels, paths and errors are not written for rich."""
+    root = Path(harness.__file__).parent.parent
+    for path in (*root.glob("harness/**/*.py"), *root.glob("experiments/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Console":
+                named = {each.arg for each in node.keywords}
+                assert "markup" in named or "gpu" in str(path), f"{path}:{node.lineno}"
