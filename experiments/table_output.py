@@ -19,6 +19,7 @@ PIPE_WIDTH = 118
 """Columns of a table that is not printed to a terminal."""
 
 NOT_BOUND = "not memory-bound"
+NO_LONGER_BOUND = "not memory-bound, as others here are"
 QUEUE_GROWS = "queue grows"
 
 
@@ -191,5 +192,5 @@ def cell_text(row: TableRow, column: Column, *, with_interval: bool) -> str:
 
 
 def _remarks(row: TableRow) -> str:
-    bound = [] if row.is_memory_bound else [NOT_BOUND]
+    bound = [] if row.is_memory_bound else [NO_LONGER_BOUND if row.is_relieved else NOT_BOUND]
     return "; ".join([*bound, QUEUE_GROWS] if row.queue_grows else bound)

@@ -17,7 +17,6 @@ from experiments.table_columns import (
     SIMULATED_BLOCK,
     Column,
 )
-from harness.measure.metrics import MEMORY_BOUND_SHARE
 from harness.measure.statistics import MIN_REPETITIONS_FOR_INTERVAL, Interval, t_interval
 from harness.runs.jobs import Job
 from harness.runs.varied_settings import short_name, varied_settings
@@ -27,14 +26,16 @@ from harness.runs.varied_settings import short_name, varied_settings
 class TableRow:
     """labels: strategy, pages, and the settings that differ. cells, best: by metric.
 
-    queue_grows: in most repetitions. error: of a failed run, else empty. pool_tokens: mean of the
-    repetitions, NaN where unknown, as of a failed run. run_ids: what it is made from.
+    is_relieved: not memory-bound, while another row under the same conditions is. queue_grows: in
+    most repetitions. error: of a failed run, else empty. pool_tokens: mean of the repetitions, NaN
+    where unknown, as of a failed run. run_ids: what it is made from.
     """
 
     labels: tuple[str, ...]
     cells: Mapping[str, Interval]
     best: frozenset[str]
     is_memory_bound: bool
+    is_relieved: bool = False
     error: str = ""
     queue_grows: bool = False
     pool_tokens: float = math.nan
@@ -110,12 +111,16 @@ def _table(
     conditions = [key for key in settings if key.startswith(CONDITIONS)]
     places = [tuple(settings.loc[runs.index[0], conditions]) for runs, _ in cells]
     best = _best(columns.values(), [cell for _, cell in cells], places)
+    short = {
+        place for place, (runs, _) in zip(places, cells, strict=True) if _is_memory_bound(runs)
+    }
     table_rows = tuple(
         _row(
             runs,
             values,
             tuple(settings.loc[runs.index[0]]),
             frozenset(metric for metric in columns if index in best[metric]),
+            not _is_memory_bound(runs) and places[index] in short,
         )
         for index, (runs, values) in enumerate(cells)
     )
@@ -139,6 +144,7 @@ def _row(
     values: Mapping[str, Interval],
     settings: tuple[str, ...],
     best: frozenset[str],
+    is_relieved: bool,
 ) -> TableRow:
     first = runs.iloc[0]
     pools = runs.dropna(subset=["pool_pages"]) if "pool_pages" in runs else runs.iloc[:0]
@@ -146,17 +152,23 @@ def _row(
     if len(pools):
         shown += f" x {_range(pools['pool_pages'], ',.0f', '-')}"
     failed = runs[runs["status"] != "complete"]
-    saturated = values["saturated_share"].mean
     return TableRow(
         labels=(str(first["strategy"]), shown, *settings),
         cells=values,
         best=best,
-        is_memory_bound=bool(saturated >= MEMORY_BOUND_SHARE),
+        is_memory_bound=_is_memory_bound(runs),
+        is_relieved=is_relieved,
         error=str(failed.iloc[0]["error"]) if len(failed) else "",
         queue_grows="queue_grows" in runs and bool(runs["queue_grows"].mean() > 0.5),
         pool_tokens=float(pools["pool_tokens"].mean()) if len(pools) else math.nan,
         run_ids=tuple(dict.fromkeys(runs["run_id"])),
     )
+
+
+def _is_memory_bound(runs: pd.DataFrame) -> bool:
+    """In at least half of the repetitions that were done."""
+    known = runs["memory_bound"].dropna() if "memory_bound" in runs else []
+    return bool(len(known) and known.astype(bool).mean() >= 0.5)
 
 
 def _interval(runs: pd.DataFrame, metric: str) -> Interval:
@@ -242,11 +254,7 @@ def _notes(
             "CPU figures: most of a step is matrix multiplication (bound by GEMM), which no "
             "allocator changes; on a GPU memory weighs more."
         )
-    if any(not row.is_memory_bound and not row.error for row in rows):
-        notes.append(
-            "† not memory-bound: the queue waited for memory less than half of the time, so the "
-            "row says little about allocation."
-        )
+    notes += _unbound_notes([row for row in rows if not row.is_memory_bound and not row.error])
     if any(row.queue_grows for row in rows):
         notes.append(
             "‡ the queue grows: requests come faster than they are served, so latencies are those "
@@ -255,6 +263,27 @@ def _notes(
     notes += [f"FAILED {' · '.join(row.labels)}: {row.error}" for row in rows if row.error]
     return tuple(notes)
 
+
+def _unbound_notes(rows: Sequence[TableRow]) -> list[str]:
+    """What the mark of rows that are not memory-bound means beside the others."""
+    if not rows:
+        return []
+    note = (
+        "† not memory-bound: the queue waited for memory less than half of the time before the "
+        "drain"
+    )
+    relieved = sum(row.is_relieved for row in rows)
+    if relieved == len(rows):
+        return [f"{note}, while it does under another strategy: {RELIEVED}."]
+    note += ", so the row says little about allocation"
+    return [
+        f"{note}, but where it does wait under another strategy: {RELIEVED}."
+        if relieved
+        else f"{note}."
+    ]
+
+
+RELIEVED = "what a row is ahead by there is due to memory, and at least so much"
 
 _COST_NOTES = {
     "roofline": (

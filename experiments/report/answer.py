@@ -17,6 +17,7 @@ from experiments.report.differences import (
 )
 from experiments.report.headline import LATENCY, USED, Headline, headline_of, mean_of
 from experiments.report.table_view import TableView, plain_view
+from experiments.tables import RELIEVED
 from experiments.verdicts import is_same_at_every_seed
 
 MAX_VALUES = 6
@@ -215,13 +216,17 @@ def _unbound(named: Sequence[Cell], best: Sequence[Cell], labels: dict[int, str]
 
 
 def _not_bound(cells: Sequence[Cell], labels: dict[int, str]) -> str:
-    names = dict.fromkeys(labels[id(cell)] for cell in cells if not cell.row.is_memory_bound)
-    if not names:
+    unbound = [cell for cell in cells if not cell.row.is_memory_bound]
+    if not unbound:
         return ""
-    return (
+    names = dict.fromkeys(labels[id(cell)] for cell in unbound)
+    head = (
         f"{_enumerated(list(names))}. The queue waited for memory less than half of the time "
-        "there, so the figure says little about allocation."
+        "there, the drain left aside"
     )
+    if all(cell.row.is_relieved for cell in unbound):
+        return f"{head}, while it does under another strategy: {RELIEVED}."
+    return f"{head}, so the figure says little about allocation."
 
 
 def _remarks(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from harness.measure.backlog import backlog
@@ -16,8 +17,10 @@ from harness.measure.pooled import Pooled
 from harness.measure.record_files import Columns, TokenTimes, token_times, without_tokens
 from harness.measure.statistics import Floats, weighted_mean
 
+Bools = npt.NDArray[np.bool_]
+
 MEMORY_BOUND_SHARE = 0.5
-"""A run saturated for less of its time than this says nothing about allocation."""
+"""A run saturated for less of its time than this, the drain left aside, was not short of memory."""
 
 STEADY_SHARE_OF_PEAK = 0.8
 
@@ -186,7 +189,8 @@ def compute_metrics(
     values |= _throughput(steps, requests, done, pool)
     values |= _latency(done, slo, values["duration_s"])
     values |= _of_tokens(steps, tokens, pool.num_replicas)
-    values |= _memory(steps, pool, values["output_tokens"])
+    last_arrival_s = float(requests["arrival_s"].max()) if len(requests) else -math.inf
+    values |= _memory(steps, pool, values["output_tokens"], last_arrival_s)
     values |= _strategy(steps, done, pool)
     values |= fleet_metrics(steps, requests, pool.num_replicas)
     return Metrics(**values)  # type: ignore[arg-type]
@@ -283,7 +287,20 @@ def _latency(done: pd.DataFrame, slo: ServiceLevel, duration_s: float) -> dict[s
     }
 
 
-def _memory(steps: Columns, pool: PoolFacts, output_tokens: float) -> dict[str, float]:
+def _is_memory_bound(steps: Columns, saturated: Bools, last_arrival_s: float) -> bool:
+    """At least MEMORY_BOUND_SHARE of the time is saturated until the last request has come and none
+    waits any more: the drain after that says nothing of the load."""
+    start, duration = _column(steps, "start_s"), _column(steps, "duration_s")
+    waits = saturated | (_column(steps, "num_waiting") > 0)
+    until_s = max(last_arrival_s, float((start + duration)[waits].max(initial=-math.inf)))
+    under_load = duration * (start < until_s)
+    share = _ratio(float((under_load * saturated).sum()), float(under_load.sum()))
+    return bool(share >= MEMORY_BOUND_SHARE)
+
+
+def _memory(
+    steps: Columns, pool: PoolFacts, output_tokens: float, last_arrival_s: float
+) -> dict[str, float]:
     weights = _column(steps, "duration_s")
     slots = pool.num_slots
     share = {name: weighted_mean(_column(steps, name), weights) / slots for name in CLASSES}
@@ -306,7 +323,7 @@ def _memory(steps: Columns, pool: PoolFacts, output_tokens: float) -> dict[str, 
         "idle_slot_s_per_token": _ratio(idle_slot_s / pool.num_groups, output_tokens),
         "sharing_saved": 1 - _ratio(mapped, logical),
         "saturated_share": saturated_share,
-        "memory_bound": bool(saturated_share >= MEMORY_BOUND_SHARE),
+        "memory_bound": _is_memory_bound(steps, saturated, last_arrival_s),
         "paper_token_share": paper["token"],
         "paper_reservation_share": paper["reserved"],
         "paper_internal_share": paper["over_reserved"],

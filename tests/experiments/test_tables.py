@@ -115,6 +115,16 @@ def test_rows_without_memory_pressure_say_so(run_tiny: Runner) -> None:
     assert to_markdown(make_tables(study.rows, study.jobs), []).count("| not memory-bound |") == 2
 
 
+def test_a_strategy_that_no_longer_waits_for_memory_is_not_dismissed(run_tiny: Runner) -> None:
+    study = run_tiny("allocator=paged,contiguous", "kv.pool_tokens=100000")
+    rows = study.rows.assign(memory_bound=study.rows["allocator"] == "contiguous")
+    shown = " ".join(printed(rows, study).split())
+    assert "while it does under another strategy: what a row is ahead by there is due" in shown
+    assert "says little about allocation" not in shown
+    markdown = to_markdown(make_tables(rows, study.jobs), [])
+    assert markdown.count("| not memory-bound, as others here are |") == 1
+
+
 def test_simulated_tables_show_no_times_and_timed_ones_do(
     compared: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,14 @@ import pytest
 from simulated_run import Setup, SimulatedRun, random_requests, request
 
 from harness.measure.ledger import CLASSES, LedgerEntry
-from harness.measure.metrics import METRIC_NAMES, Metrics, PoolFacts, ServiceLevel, compute_metrics
+from harness.measure.metrics import (
+    METRIC_NAMES,
+    Metrics,
+    PoolFacts,
+    ServiceLevel,
+    _is_memory_bound,
+    compute_metrics,
+)
 from harness.measure.records import (
     RequestRecord,
     StepRecord,
@@ -245,6 +252,18 @@ def test_requests_of_one_token_have_no_tpot_and_no_gaps() -> None:
     assert math.isnan(result.tpot_ms) and math.isnan(result.itl_p50_ms)
     assert result.ttft_ms == result.e2e_ms == result.normalised_latency_ms == 1000.0
     assert result.goodput_requests_per_s == 3.0
+
+
+def test_the_drain_says_nothing_of_the_load() -> None:
+    """All at once: refused memory for 3 s of the 4 s that any request waits, then 20 s of drain."""
+    steps = pd.DataFrame(
+        {"start_s": [0.0, 1.0, 4.0], "duration_s": [1.0, 3.0, 20.0], "num_waiting": [1, 1, 0]}
+    )
+    saturated = np.array([False, True, False])
+    assert _is_memory_bound(steps, saturated, last_arrival_s=0.0)
+    assert not _is_memory_bound(steps, saturated, last_arrival_s=20.0)
+    ample = steps.assign(num_waiting=0)
+    assert not _is_memory_bound(ample, np.zeros(3, bool), last_arrival_s=0.0)
 
 
 def test_run_that_never_refused_memory_has_no_paper_view() -> None:
