@@ -11,8 +11,9 @@ from time import perf_counter_ns
 
 from allocators.base import UNCHANGED, Allocation, KVCacheAllocator, Usage
 from allocators.layer_groups import LayerGroups
+from harness.engine.allocator_call import AllocatorError, Call
 from harness.engine.page_book import PageBook
-from harness.engine.sequence_book import AllocatorError, Call, SequenceBook
+from harness.engine.sequence_book import SequenceBook
 
 
 class CheckedAllocator(KVCacheAllocator):
@@ -132,7 +133,12 @@ class CheckedAllocator(KVCacheAllocator):
 
     def commit(self, seq_id: int, token_ids: Sequence[int]) -> None:
         self._book.committed(seq_id, token_ids)
-        self._ask(Call("commit", (seq_id, token_ids)))
+        begin = perf_counter_ns()
+        try:
+            self.inner.commit(seq_id, token_ids)
+        except Exception as error:
+            raise self._own_error(Call("commit", (seq_id, token_ids)), error) from error
+        self._pages.host_ns += perf_counter_ns() - begin
 
     def truncate(self, seq_id: int, new_len: int) -> None:
         call = Call("truncate", (seq_id, new_len))

@@ -32,6 +32,7 @@ def digest(prefix: int, token_ids: Iterable[int]) -> int:
 class PageBook:
     """One book a pool, shared by the layer groups that draw from it.
 
+    counts: block-table entries that are a page, by page.
     num_mapped: pages in at least one block table. num_idle_computed: pages in none that hold
     computed KV, which is all that a reuse index can return. host_ns: time spent in the strategies.
     """
@@ -43,29 +44,25 @@ class PageBook:
         self.num_idle_computed = 0
         self.host_ns = 0
         self.contents: dict[int, PageContent] = {}
-        self._mappings = [0] * num_pages
-
-    def count(self, page: int) -> int:
-        """Block-table entries that are this page."""
-        return self._mappings[page]
+        self.counts = [0] * num_pages
 
     def map(self, page: int) -> None:
         """One more block-table entry is this page."""
-        self._mappings[page] += 1
-        if self._mappings[page] == 1:
+        self.counts[page] += 1
+        if self.counts[page] == 1:
             self.num_mapped += 1
             self.num_idle_computed -= page in self.contents
 
     def unmap(self, page: int) -> None:
         """One block-table entry fewer is this page."""
-        self._mappings[page] -= 1
-        if not self._mappings[page]:
+        self.counts[page] -= 1
+        if not self.counts[page]:
             self.num_mapped -= 1
             self.num_idle_computed += page in self.contents
 
     def forget(self, page: int) -> None:
         """The page's KV is about to be overwritten."""
-        if self.contents.pop(page, None) is not None and not self._mappings[page]:
+        if self.contents.pop(page, None) is not None and not self.counts[page]:
             self.num_idle_computed -= 1
 
     def copy(self, copies: Sequence[PageCopy]) -> None:
@@ -81,7 +78,21 @@ class PageBook:
         """The page now holds a copy of `content`."""
         self.forget(page)
         self.contents[page] = PageContent(content.prefix, content.token_ids.copy())
-        self.num_idle_computed += not self._mappings[page]
+        self.num_idle_computed += not self.counts[page]
+
+    def first_mismatch(
+        self, token_ids: Sequence[int], table: Sequence[int], digests: list[int]
+    ) -> int | None:
+        """The first entry of `table` that does not hold the KV of its part of `token_ids`, a
+        sequence's first tokens. digests: of no tokens; those of full pages are added."""
+        for start in range(0, len(token_ids), self.page_size):
+            index, wanted = start // self.page_size, token_ids[start : start + self.page_size]
+            content = self.contents.get(table[index])
+            if content is None or not content.holds(digests[-1], wanted):
+                return index
+            if len(wanted) == self.page_size:
+                digests.append(digest(digests[-1], wanted))
+        return None
 
     def write(
         self, table: Sequence[int], start: int, token_ids: Sequence[int], digests: list[int]
@@ -89,16 +100,18 @@ class PageBook:
         """The KV of `token_ids` is computed at positions `start`, ... of `table`. digests: of the
         full pages before (the first entry stands for no page at all); completed pages are added."""
         size, contents = self.page_size, self.contents
-        taken, index, offset = 0, *divmod(start, size)
-        while taken < len(token_ids):
+        index, offset = divmod(start, size)
+        taken, count = 0, len(token_ids)
+        while taken < count:
             page = table[index]
-            new = token_ids[taken : taken + size - offset]
             held = contents.get(page)
             if held is None or not offset:
                 held = contents[page] = PageContent(digests[index], [])
-            del held.token_ids[offset:]
-            held.token_ids.extend(new)
-            if offset + len(new) == size:
-                digests.append(digest(digests[index], held.token_ids))
-            taken += len(new)
+            tokens = held[1]
+            if offset < len(tokens):
+                del tokens[offset:]
+            tokens.extend(token_ids[taken : taken + size - offset])
+            taken += len(tokens) - offset
+            if len(tokens) == size:
+                digests.append(digest(digests[index], tokens))
             index, offset = index + 1, 0

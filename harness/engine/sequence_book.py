@@ -4,50 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import NoReturn
 
 from allocators.base import NULL_PAGE, UNCHANGED, Allocation, PageCopy
-from harness.engine.page_book import PageBook, PageContent, digest
-
-
-class AllocatorError(ValueError):
-    """A strategy broke the allocator contract: which one, in which call, with which value."""
-
-
-class Call(NamedTuple):
-    """A call of the allocator contract."""
-
-    name: str
-    arguments: tuple[Any, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name}({', '.join(_shown(value) for value in self.arguments)})"
-
-
-class _Held:
-    """A sequence that holds memory.
-
-    pages: its block table. length: tokens it has room for. num_released: leading entries that are
-    NULL_PAGE. num_committed, digests: tokens that are computed as far as the strategy was told,
-    and the digest of each full page of them, after that of no page. unused: destinations of copies
-    that no step has carried out yet. swap, saved: the swap it left with, and what its pages held.
-    """
-
-    __slots__ = (
-        "digests", "length", "num_committed", "num_released", "pages", "saved", "swap", "unused",
-    )  # fmt: skip
-
-    def __init__(
-        self, pages: list[int], length: int, num_committed: int, digests: list[int]
-    ) -> None:
-        self.pages = pages
-        self.length = length
-        self.num_released = 0
-        self.num_committed = num_committed
-        self.digests = digests
-        self.unused: tuple[int, ...] = ()
-        self.swap = 0
-        self.saved: list[PageContent | None] = []
+from harness.engine.allocator_call import AllocatorError, Call, shown
+from harness.engine.held_sequence import HeldSequence, first_difference, leading_nulls
+from harness.engine.page_book import PageBook
 
 
 class SequenceBook:
@@ -63,11 +25,12 @@ class SequenceBook:
     def __init__(self, strategy: str, book: PageBook, root: int, *, tracks: bool) -> None:
         self._strategy = strategy
         self._book = book
+        self._counts = book.counts
         self._size = book.page_size
         self._root = root
         self._tracks = tracks
-        self._held: dict[int, _Held] = {}
-        self._left: dict[int, _Held] = {}
+        self._held: dict[int, HeldSequence] = {}
+        self._left: dict[int, HeldSequence] = {}
         self._num_swaps = 0
 
     def table(self, seq_id: int) -> list[int]:
@@ -96,7 +59,7 @@ class SequenceBook:
             self._check_hits(call, token_ids[:num_cached], table, digests)
         for index in range(num_hits + (num_partial > 0), len(table)):
             self._book.forget(table[index])
-        held = _Held(table, length, num_cached, digests)
+        held = HeldSequence(table, length, num_cached, digests)
         held.unused = tuple(copy.destination for copy in given.copies)
         self._enter(call, seq_id, held)
         return Allocation(num_cached, given.copies, 0)
@@ -106,50 +69,42 @@ class SequenceBook:
     ) -> bool:
         """Whether an append that changed nothing was entered: the common case."""
         held = self._held[seq_id]
-        pages = held.pages
-        index, offset = divmod(held.length, self._size)
+        pages, length, size = held.pages, held.length, self._size
+        index = length // size
         if (
-            offset + num_tokens > self._size
-            or given.copies
-            or given.first_changed not in (None, sys.maxsize)
+            length % size + num_tokens > size
+            or not (given is UNCHANGED or given == _SILENCE)
             or index >= len(pages)
             or len(table) != len(pages)
             or table[index] != pages[index]
-            or self._book.count(pages[index]) > 1
+            or self._counts[pages[index]] > 1
         ):
             return False
-        held.length += num_tokens
+        held.length = length + num_tokens
         return True
 
     def appended(
         self, call: Call, seq_id: int, num_tokens: int, given: Allocation, table: Sequence[int]
     ) -> Allocation:
         """A sequence with room for more tokens."""
-        held, size = self._held[seq_id], self._size
-        pages, old_len = held.pages, held.length
-        self._check_room(call, table, old_len + num_tokens)
-        first = old_len // size
-        if given.first_changed is not None:
-            first = min(first, given.first_changed)
-        elif given.copies:
-            first = 0
-        changed = [i for i in range(first, len(table)) if i >= len(pages) or table[i] != pages[i]]
-        self._check_moved(call, [i for i in changed if i * size < old_len], held, given, table)
-        self._unmap([pages[i] for i in changed if i < len(pages)] + pages[len(table) :])
-        for index in changed:
-            self._check_unmapped(call, table[index])
-            self._book.map(table[index])
-        self._copy(call, given.copies, table)
-        for index in changed:
-            if index * size >= old_len:
-                self._book.forget(table[index])
-        if changed or len(table) < len(pages):
-            pages[first:] = table[first:]
-        self._check_writable(call, seq_id, held, old_len // size, old_len + num_tokens)
-        held.length = old_len + num_tokens
-        if not changed and not given.copies:
+        held = self._held[seq_id]
+        new_len = held.length + num_tokens
+        first, known = held.length // self._size, len(held.pages)
+        self._check_room(call, table, new_len)
+        said = first if given.first_changed is None else given.first_changed
+        if given.copies or said < first or list(table[first:known]) != held.pages[first:]:
+            changed = self._moved(call, held, 0 if given.copies else min(said, first), given, table)
+        else:
+            added = list(table[known:])
+            for page in added:
+                self._take(call, page)
+            held.pages += added
+            changed = known if added else sys.maxsize
+        self._check_writable(call, seq_id, held, first, new_len)
+        held.length = new_len
+        if changed == sys.maxsize and not given.copies:
             return UNCHANGED
-        return Allocation(0, given.copies, min(changed, default=sys.maxsize))
+        return Allocation(0, given.copies, changed)
 
     def forked(
         self, call: Call, parent_id: int, child_id: int, given: Allocation, table: list[int]
@@ -162,7 +117,7 @@ class SequenceBook:
                 f"returned num_cached_tokens={given.num_cached_tokens}: the parent has "
                 f"{parent.length}",
             )
-        child = _Held(table, parent.length, parent.num_committed, parent.digests.copy())
+        child = HeldSequence(table, parent.length, parent.num_committed, parent.digests.copy())
         self._check_room(call, table, child.length)
         for index, page in enumerate(table):
             if index >= len(parent.pages) or page != parent.pages[index]:
@@ -184,14 +139,14 @@ class SequenceBook:
         before = {parent_id: self._held[parent_id] for parent_id in parents.values()}
         self._copy(call, given.copies, [page for table in tables.values() for page in table])
         first_changed = sys.maxsize
-        children: dict[int, _Held] = {}
+        children: dict[int, HeldSequence] = {}
         for child_id, parent_id in parents.items():
             parent, old, table = before[parent_id], self._held[child_id], tables[child_id]
-            child = _Held(table, old.length, parent.num_committed, parent.digests.copy())
+            child = HeldSequence(table, old.length, parent.num_committed, parent.digests.copy())
             self._check_room(call, table, child.length)
             if child_id != parent_id:
                 self._check_branch(call, child, parent.pages, given.copies, old.num_released)
-            first_changed = min(first_changed, _first_difference(old.pages, table))
+            first_changed = min(first_changed, first_difference(old.pages, table))
             children[child_id] = child
         for child_id in parents:
             self._unmap(self._held[child_id].pages)
@@ -201,7 +156,7 @@ class SequenceBook:
             shared = before[parent_id].pages
             for index, page in enumerate(tables[child_id]):
                 is_shared = index < len(shared) and page == shared[index]
-                if page != NULL_PAGE and not is_shared and self._book.count(page) > 1:
+                if page != NULL_PAGE and not is_shared and self._counts[page] > 1:
                     self.fail(call, f"mapped page {page} for {child_id}: another maps it")
         return Allocation(given.num_cached_tokens, given.copies, first_changed)
 
@@ -267,7 +222,7 @@ class SequenceBook:
                     self._book.forget(page)
                 else:
                     self._book.put(page, content)
-            held.pages, held.num_released = table, _leading_nulls(table)
+            held.pages, held.num_released = table, leading_nulls(table)
             self._held[seq_id] = held
         return Allocation(0, given.copies, 0)
 
@@ -279,7 +234,7 @@ class SequenceBook:
         """Raise AllocatorError where a table was changed in silence. O(pages)."""
         pages = self._held[seq_id].pages
         if list(table) != pages:
-            index = _first_difference(pages, table)
+            index = first_difference(pages, table)
             self.fail(
                 call,
                 f"finds the block table of sequence {seq_id} changed at entry {index} without "
@@ -299,12 +254,12 @@ class SequenceBook:
         """Raise AllocatorError."""
         raise AllocatorError(f"allocator {self._strategy}: {call} {what}")
 
-    def _enter(self, call: Call, seq_id: int, held: _Held) -> None:
-        held.num_released = _leading_nulls(held.pages)
+    def _enter(self, call: Call, seq_id: int, held: HeldSequence) -> None:
+        held.num_released = leading_nulls(held.pages)
         mapped = held.pages[held.num_released :]
         self._check_pages(call, mapped)
         if len(set(mapped)) < len(mapped):
-            self.fail(call, f"mapped a page twice in one block table: {_shown(held.pages)}")
+            self.fail(call, f"mapped a page twice in one block table: {shown(held.pages)}")
         for page in mapped:
             self._book.map(page)
         self._held[seq_id] = held
@@ -345,7 +300,7 @@ class SequenceBook:
         if page == NULL_PAGE:
             return
         self._check_pages(call, (page,))
-        if self._book.count(page):
+        if self._counts[page]:
             users = [s for s, held in self._held.items() if page in held.pages]
             user = f"sequence {users[0]}" if users else "another entry"
             self.fail(call, f"handed out page {page}, which {user} maps")
@@ -354,24 +309,21 @@ class SequenceBook:
         self, call: Call, token_ids: Sequence[int], table: Sequence[int], digests: list[int]
     ) -> None:
         """Each claimed page holds the KV of just these tokens. Adds the digests of full pages."""
-        for start in range(0, len(token_ids), self._size):
-            page, wanted = table[start // self._size], list(token_ids[start : start + self._size])
-            content = self._book.contents.get(page)
-            if content is None or not content.holds(digests[-1], wanted):
-                holds = "other tokens" if content is not None else "nothing computed"
-                self.fail(
-                    call,
-                    f"claims that {len(token_ids)} tokens are cached, but page {page} (tokens "
-                    f"{start} to {start + len(wanted) - 1}) holds {holds}"
-                    + ("" if self._tracks else ": a strategy that reuses KV overrides `commit`"),
-                )
-            if len(wanted) == self._size:
-                digests.append(digest(digests[-1], wanted))
+        index = self._book.first_mismatch(token_ids, table, digests)
+        if index is not None:
+            holds = "other tokens" if table[index] in self._book.contents else "nothing computed"
+            first = index * self._size
+            self.fail(
+                call,
+                f"claims that {len(token_ids)} tokens are cached, but page {table[index]} (tokens "
+                f"{first} to {min(first + self._size, len(token_ids)) - 1}) holds {holds}"
+                + ("" if self._tracks else ": a strategy that reuses KV overrides `commit`"),
+            )
 
     def _check_branch(
         self,
         call: Call,
-        child: _Held,
+        child: HeldSequence,
         source: Sequence[int],
         copies: Sequence[PageCopy],
         num_released: int = 0,
@@ -391,34 +343,46 @@ class SequenceBook:
                     f"left page {page} at entry {index}: no copy of the parent's page {wanted}",
                 )
 
-    def _check_moved(
-        self,
-        call: Call,
-        entries: Sequence[int],
-        held: _Held,
-        given: Allocation,
-        table: Sequence[int],
-    ) -> None:
-        """Entries that held tokens were only replaced by copies of theirs."""
-        written = held.num_committed if self._tracks else held.length
-        for index in entries:
-            if (
-                index * self._size < written
-                and PageCopy(held.pages[index], table[index]) not in given.copies
-            ):
+    def _moved(
+        self, call: Call, held: HeldSequence, first: int, given: Allocation, table: Sequence[int]
+    ) -> int:
+        """Enter a table of which any entry from `first` on may be another; the first that is."""
+        pages, written = held.pages, held.num_committed if self._tracks else held.length
+        if given.first_changed is not None:
+            first = min(given.first_changed, held.length // self._size)
+        changed = [i for i in range(first, len(table)) if i >= len(pages) or table[i] != pages[i]]
+        moves = [PageCopy(pages[i], table[i]) for i in changed if i * self._size < written]
+        for move in moves:
+            if move not in given.copies:
                 self.fail(
                     call,
-                    f"replaced page {held.pages[index]} by {table[index]} at entry {index}, which "
-                    "holds tokens, without a copy",
+                    f"replaced page {move.source}, which holds tokens, by {move.destination} "
+                    "without a copy",
                 )
+        self._unmap([pages[i] for i in changed if i < len(pages)] + pages[len(table) :])
+        for index in changed:
+            self._check_unmapped(call, table[index])
+            self._book.map(table[index])
+        self._copy(call, given.copies, table)
+        for index in changed:
+            if index * self._size >= held.length:
+                self._book.forget(table[index])
+        pages[first:] = table[first:]
+        return min(changed, default=sys.maxsize)
+
+    def _take(self, call: Call, page: int) -> None:
+        """A page that is to be written."""
+        self._check_unmapped(call, page)
+        self._book.forget(page)
+        self._book.map(page)
 
     def _check_writable(
-        self, call: Call, seq_id: int, held: _Held, first: int, new_len: int
+        self, call: Call, seq_id: int, held: HeldSequence, first: int, new_len: int
     ) -> None:
         """No other sequence has tokens where the next ones are written."""
         for index in range(first, -(-new_len // self._size)):
             page = held.pages[index]
-            if self._book.count(page) == 1:
+            if self._counts[page] == 1:
                 continue
             offset = max(0, held.length - index * self._size)
             for other_id, place in self._users(page):
@@ -436,20 +400,4 @@ class SequenceBook:
                 yield seq_id, held.pages.index(page)
 
 
-def _shown(value: object) -> str:
-    """An argument, long sequences by their length."""
-    if isinstance(value, Sequence) and len(value) > 8:
-        return f"[{len(value)} values]"
-    return repr(value)
-
-
-def _leading_nulls(pages: Sequence[int]) -> int:
-    return next((i for i, page in enumerate(pages) if page != NULL_PAGE), len(pages))
-
-
-def _first_difference(table: Sequence[int], other: Sequence[int]) -> int:
-    """The first index at which the tables differ; sys.maxsize if none."""
-    for index in range(max(len(table), len(other))):
-        if index >= min(len(table), len(other)) or table[index] != other[index]:
-            return index
-    return sys.maxsize
+_SILENCE = Allocation()

@@ -22,10 +22,10 @@ from allocators.base import (
 from allocators.contract import random_operations
 from allocators.page_pool import PagePool
 from allocators.paged_prefix import PagedPrefix
+from harness.engine.allocator_call import AllocatorError
 from harness.engine.checked_allocator import CheckedAllocator, checked
 from harness.engine.page_book import PageBook
 from harness.engine.scheduling.speculation import SpeculationConfig
-from harness.engine.sequence_book import AllocatorError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "allocators"))
 import broken
@@ -190,7 +190,7 @@ FAULTS: Mapping[str, tuple[type[KVCacheAllocator], str]] = {
     "a table that is too short": (TooShort, r"append\(0, 1\) left a block table of 3 pages of 4"),
     "a page freed twice": (FreesTwice, r"handed out page \d+, which sequence \d+ maps"),
     "a table rewritten in silence": (RewritesInSilence, r"free\(0\) finds the block table of"),
-    "the page that is written moved": (RewritesTheLastPage, r"replaced page \d+ by \d+ at entry"),
+    "the page that is written moved": (RewritesTheLastPage, r"replaced page \d+, which holds"),
     "an error of its own": (Raises, r"append\(0, 1\) raised OSError: .*No space left"),
     "an endless recursion": (Recurses, r"append\(0, 1\) raised RecursionError"),
     "no Allocation": (SaysTrue, r"returned True: neither an Allocation nor None"),
