@@ -17,8 +17,10 @@ from experiments.figure_layout import PanelSize, arrange, subplots
 from experiments.figure_style import DEFAULT, FigureStyle, note_size
 from experiments.line_panels import published
 from experiments.plotting import STRATEGY_COLOURS, save_pictures, write_points
+from harness.config import ConfigError
 from harness.measure.environment import Environment, capture_environment
 from harness.measure.statistics import Interval, t_interval
+from harness.runs.half_written import write_whole
 
 BATCHES = (8, 32)
 CONTEXTS = (64, 128, 256)
@@ -54,17 +56,20 @@ def measure(device: str, rounds: int) -> pd.DataFrame:
 def store(measured: pd.DataFrame, results_dir: Path, environment: Environment) -> Path:
     """`attention_latency/latency.csv` below `results_dir`, with its environment beside it."""
     folder = results_dir / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    measured.to_csv(folder / "latency.csv", index=False)
+    write_whole(folder / "latency.csv", measured.to_csv(index=False))
     text = json.dumps(dataclasses.asdict(environment), indent=1, default=str)
-    (folder / "environment.json").write_text(text + "\n")
+    write_whole(folder / "environment.json", text + "\n")
     return folder / "latency.csv"
 
 
 def load(study_folder: Path) -> pd.DataFrame | None:
-    """What was stored last beside an experiment's folder; None if nothing was."""
+    """What was stored last beside an experiment's folder; None if nothing was. Raises ConfigError
+    for a file that is damaged."""
     path = study_folder.parent / FOLDER / "latency.csv"
-    return pd.read_csv(path) if path.is_file() else None
+    try:
+        return pd.read_csv(path) if path.is_file() else None
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}): measure it again") from error
 
 
 def overheads(measured: pd.DataFrame) -> dict[tuple[int, int], Interval]:

@@ -17,7 +17,7 @@ import pandas as pd
 from harness.config import ConfigError, RunConfig
 from harness.conversion import from_mapping
 from harness.runs.jobs import Job, jobs_told_apart
-from harness.runs.store import RunStore, StoredRun
+from harness.runs.store import RunStore, StoredRun, read_frame
 from harness.runs.stored_text import printable_frame, read_json
 from harness.runs.study_record import RecordedRun, StudyRecord
 
@@ -41,8 +41,8 @@ def exported_jobs(record: StudyRecord, folder: Path) -> list[Job]:
 
 
 def exported_rows(folder: Path) -> pd.DataFrame:
-    """The rows, as from `collect_rows`."""
-    return printable_frame(pd.read_parquet(folder / ROWS))
+    """The rows, as from `collect_rows`. Raises ConfigError for a file that is damaged."""
+    return printable_frame(read_frame(folder / ROWS))
 
 
 def exported_run(folder: Path, run_id: str, label: str, rows: pd.DataFrame) -> StoredRun:

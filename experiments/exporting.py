@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from experiments.stored import StoredStudy
 from harness.config import ConfigError
 from harness.conversion import to_stored
 from harness.runs.code_hash import OWN_CODE
+from harness.runs.half_written import partial_path
 from harness.runs.stored_text import for_spreadsheets
 from harness.runs.study_record import write_study
 
@@ -58,14 +58,16 @@ def export_study(
         raise ConfigError(f"{study.folder}: is an export already: copy the folder")
     if folder.exists() and not is_exported(folder) and any(folder.iterdir()):
         raise ConfigError(f"{folder}: holds something else than an export: give another folder")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial, earlier = partial_path(folder), partial_path(folder.with_name(f"{folder.name}.old"))
     shutil.rmtree(partial, ignore_errors=True)
     try:
         failures = _write(study, partial, with_report=with_report, with_pdf=with_pdf)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.rename(earlier)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)
     return Exported(sorted(path for path in folder.rglob("*") if path.is_file()), failures)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,6 +18,7 @@ from experiments.checks import SHARES
 from experiments.provenance import provenance
 from harness.measure.ledger import CLASSES
 from harness.measure.statistics import t_interval
+from harness.runs.half_written import replacing, write_whole
 from harness.runs.jobs import Job
 from harness.runs.stored_text import for_spreadsheets
 
@@ -72,31 +74,50 @@ def line_width(allocator: str = "", otherwise: float = 1.0) -> float:
 def save(
     figure: Figure, name: str, folder: Path, points: pd.DataFrame, jobs: Sequence[Job]
 ) -> list[Path]:
-    """NAME.pdf, NAME.png, NAME.svg, NAME.csv (the plotted points), NAME.json (their provenance).
+    """NAME.pdf, NAME.png, NAME.svg, NAME.csv (the plotted points), NAME.json (their provenance);
+    they replace earlier ones together, once all are written.
 
     The same data give the same bytes, on other machines too.
     """
-    paths = save_pictures(figure, name, folder)
     csv, origin = folder / f"{name}.csv", folder / f"{name}.json"
-    write_points(points, csv)
-    origin.write_text(json.dumps(provenance(jobs), indent=1) + "\n")
+    with replacing(csv) as new_points, replacing(origin) as new_origin:
+        new_points.write_text(_as_csv(points))
+        new_origin.write_text(json.dumps(provenance(jobs), indent=1) + "\n")
+        paths = save_pictures(figure, name, folder)
     return [*paths, csv, origin]
 
 
 def write_points(points: pd.DataFrame, path: Path) -> None:
     """As CSV, numbers to twelve digits: in those beyond, processors differ in their sums."""
-    for_spreadsheets(points).to_csv(path, index=False, float_format="%.12g")
+    write_whole(path, _as_csv(points))
+
+
+def _as_csv(points: pd.DataFrame) -> str:
+    return str(for_spreadsheets(points).to_csv(index=False, float_format="%.12g"))
 
 
 def save_pictures(figure: Figure, name: str, folder: Path) -> list[Path]:
     """NAME.pdf, NAME.png and NAME.svg, without a date or the version of what wrote them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pdf, png, svg = (folder / f"{name}.{end}" for end in ("pdf", "png", "svg"))
-    figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    figure.savefig(png, metadata={"Software": None})
-    figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    return write_pictures(figure, [folder / f"{name}.{end}" for end in _UNDATED])
+
+
+_UNDATED: Mapping[str, Mapping[str, None]] = {
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+}
+"""Metadata that is left out, by format."""
+
+
+def write_pictures(figure: Figure, paths: Sequence[Path]) -> list[Path]:
+    """`figure` in the formats of `paths`, which replace earlier ones together; it is closed."""
+    with ExitStack() as stack:
+        for path in paths:
+            kind = path.suffix.removeprefix(".")
+            partial = stack.enter_context(replacing(path))
+            figure.savefig(partial, format=kind, metadata=_UNDATED[kind])
     plt.close(figure)
-    return [pdf, png, svg]
+    return list(paths)
 
 
 def thin_line() -> float:

@@ -16,6 +16,7 @@ from experiments.table_output import PIPE_WIDTH, print_table, to_csv_rows, to_ma
 from experiments.tables import make_tables
 from harness.config import ConfigError
 from harness.runs.early_tables import TableKey
+from harness.runs.half_written import write_whole
 from harness.runs.jobs import Job
 from harness.runs.stored_text import for_spreadsheets
 
@@ -45,14 +46,13 @@ def present(
     tables = make_tables(rows, jobs)
     sustained = sustained_rates(rows, jobs)
     complete = rows[rows["status"] == "complete"]
-    folder.mkdir(parents=True, exist_ok=True)
     markdown, csv = folder / "comparison.md", folder / "comparison.csv"
-    markdown.write_text(to_markdown(tables, []))
-    to_csv_rows(tables).to_csv(csv, index=False)
+    write_whole(markdown, to_markdown(tables, []))
+    write_whole(csv, to_csv_rows(tables).to_csv(index=False))
     paths = [markdown, csv]
     if len(sustained):
         paths.append(folder / "sustained.csv")
-        for_spreadsheets(sustained).to_csv(paths[-1], index=False)
+        write_whole(paths[-1], for_spreadsheets(sustained).to_csv(index=False))
     if given := answers(figures, complete, jobs):
         wide = (
             console
@@ -71,7 +71,7 @@ def present(
     drawn, failures = _drawn(figures, complete, jobs, folder / "figures")
     checks = run_checks(rows, jobs)  # last: all else is on disk, whatever becomes of them
     failures = [*checks.failures, *failures]
-    markdown.write_text(to_markdown(tables, [*checks.lines, *failures]))
+    write_whole(markdown, to_markdown(tables, [*checks.lines, *failures]))
     console.print()
     for line in checks.lines:
         console.print(line, highlight=False, markup=False)

@@ -36,7 +36,7 @@ def environment(job: Job) -> dict[str, Any]:
     path = job.root / job.run_id / "environment.json"
     try:
         values: dict[str, Any] = read_json(path)
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return {}
     return values
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments.figure_layout import PanelSize, arrange, subplots
 from experiments.figure_style import FigureStyle
 from experiments.figures.memory_map import draw_runs
-from experiments.plotting import CLASS_COLOURS, class_patches
+from experiments.plotting import CLASS_COLOURS, class_patches, write_pictures
 from harness.measure.ledger import CLASSES
 from harness.runs.store import StoredRun
 
@@ -43,8 +42,7 @@ def save_picture(run: StoredRun, folder: Path) -> Picture:
             figure, caption = draw_runs([run], STYLE)[0], "memory map: slot by slot over time"
         else:
             figure, caption = _draw_classes(run), "ledger classes over time"
-        figure.savefig(path, metadata={"Software": None})
-        plt.close(figure)
+        write_pictures(figure, [path])
     return Picture(path, f"{caption}, repetition 0 ({run.label})")
 
 

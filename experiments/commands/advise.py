@@ -49,6 +49,7 @@ from experiments.advice.window import Window, busiest_window, read_rows
 from harness.compose import hydra_session
 from harness.config import ConfigError
 from harness.engine.device.model_shape import model_preset, model_shape
+from harness.runs.half_written import write_whole
 from harness.runs.store import RunStore
 
 WIDTH = 118
@@ -161,9 +162,8 @@ def conclude(
         report.say(console, "The queue grows to the end of this stretch: a longer one fares worse.")
     folder = question.results_dir / "advise" / question.name
     arriving = question.load * window.requests_per_s
-    folder.mkdir(parents=True, exist_ok=True)
     everything = folder / "tried.csv"
-    table.to_csv(everything, index=False)
+    write_whole(everything, table.to_csv(index=False))
     ids = set(comparable["run_id"])
     jobs = [job for job in runs.jobs.values() if job.run_id in ids]
     paths = [

@@ -22,6 +22,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from harness.runs.half_written import write_whole
 from harness.workloads.byte_tokenizer import ByteTokenizer
 from harness.workloads.config import WorkloadConfig
 
@@ -145,7 +146,8 @@ def train(
     result = TrainedPair(
         **pair, seed=seed, text_sha256=hashlib.sha256(raw).hexdigest(), text_bytes=len(raw)
     )
-    (out / "training.json").write_text(json.dumps(asdict(result), indent=2, default=str) + "\n")
+    text = json.dumps(asdict(result), indent=2, default=str) + "\n"
+    write_whole(out / "training.json", text)
     return result
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.commands.byte_models import HELD_OUT_FRACTION, shipped_text
+from harness.runs.half_written import write_whole
 from harness.workloads.config import WorkloadConfig
 from harness.workloads.lengths import sampler
 from harness.workloads.streams import Stream, rng
@@ -56,8 +57,7 @@ def write_trace(pairs: Sequence[tuple[str, str]], path: Path) -> None:
         json.dumps({"timestamp": 0, "session_id": index, "input": prompt, "output": output})
         for index, (prompt, output) in enumerate(pairs)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

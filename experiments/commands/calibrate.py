@@ -29,6 +29,7 @@ from harness.engine.cost.calibrated import Calibration
 from harness.measure.environment import capture_environment
 from harness.runs.code_hash import CodeHashes
 from harness.runs.display import SweepDisplay
+from harness.runs.half_written import write_whole
 from harness.runs.interrupted import go_on, resumable, what_is_left
 from harness.runs.jobs import Job, make_job
 from harness.runs.planning import plan_study
@@ -187,7 +188,7 @@ def _validate(held_out: Sequence[Job], path: Path, folder: Path, console: Consol
     if frame.empty:
         return
     text = to_markdown(frame)
-    (folder / "simulator_error.md").write_text(text)
+    write_whole(folder / "simulator_error.md", text)
     console.print(f"\n{text}")
     written = draw(frame, [job for pair in pairs for job in pair], folder / "figures")
     names = ", ".join(["simulator_error.md", *(file.name for file in written)])

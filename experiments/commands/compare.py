@@ -28,6 +28,7 @@ from experiments.comparison.selection import find_side
 from experiments.exported import refuse_export
 from experiments.stored import NAMES
 from harness.config import ConfigError
+from harness.runs.half_written import write_whole
 
 _EXAMPLES = """\
 examples:
@@ -60,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (given.json, lambda: to_json(found, exact=given.exact)),
     ):
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text())
+            write_whole(path, text())
     return found.exit_status(exact=given.exact)
 
 

@@ -33,6 +33,7 @@ from experiments.modes.table import closing_line, print_cells, strategies_of, to
 from harness.config import AllocatorConfig, RunConfig
 from harness.conversion import to_mapping
 from harness.measure.environment import capture_environment
+from harness.runs.half_written import write_whole
 from harness.runs.interrupted import go_on, resumable
 from harness.runs.one_engine import build_allocator
 
@@ -106,9 +107,9 @@ def provenance(cells: Sequence[Cell]) -> dict[str, Any]:
 def write(cells: Sequence[Cell], folder: Path) -> list[Path]:
     """Markdown, CSV and provenance into `folder`, which exists."""
     paths = [folder / name for name in ("modes.md", "modes.csv", "modes.json")]
-    paths[0].write_text(to_markdown(cells))
-    to_frame(cells).to_csv(paths[1], index=False)
-    paths[2].write_text(json.dumps(provenance(cells), indent=2, default=str) + "\n")
+    write_whole(paths[0], to_markdown(cells))
+    write_whole(paths[1], to_frame(cells).to_csv(index=False))
+    write_whole(paths[2], json.dumps(provenance(cells), indent=2, default=str) + "\n")
     return paths
 
 

@@ -9,12 +9,12 @@ for a name that is not there.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.stored import NAMES, available, find_study, no_study
 from harness.config import ConfigError
+from harness.runs.half_written import write_whole
 from harness.runs.study_record import read_studies
 
 EXAMPLES = """\
@@ -39,16 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.output is None and studies[0].is_exported and (default / FILE).exists():
         raise ConfigError(f"{default / FILE}: an export's own page, which has more: give --output")
     path = given.output or default / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, make_page(studies))
+    write_whole(path, make_page(studies))
     print(f"report: {path}  ({path.stat().st_size / 1e6:.2f} MB)")
     return 0
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _list(results_dir: Path) -> int:

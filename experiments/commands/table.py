@@ -26,6 +26,7 @@ from experiments.table_output import shown_columns, to_csv_rows, to_markdown
 from experiments.tables import Table, derived, make_tables
 from harness.config import ConfigError
 from harness.conversion import unknown_name
+from harness.runs.half_written import write_whole
 
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
 
@@ -52,8 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.output is None:
         sys.stdout.write(text)
     else:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text)
+        write_whole(options.output, text)
         print(options.output)
     return 0
 

@@ -12,6 +12,7 @@ import pandas as pd
 from experiments.comparison.matching import Cell
 from harness.measure.ledger import CLASSES
 from harness.runs.jobs import Job
+from harness.runs.store import read_frame
 
 TOTALS = {
     "num_finished": "finished requests",
@@ -110,7 +111,7 @@ def _runs(jobs: Sequence[Job], rows: pd.DataFrame) -> dict[int, _Run]:
         return {}
     for run_id, group in rows.groupby("run_id", sort=False):
         columns = ["repetition", *dict.fromkeys((*_DECISIONS, *_SLOTS))]
-        steps = pd.read_parquet(roots[run_id] / run_id / "steps.parquet", columns=columns)
+        steps = read_frame(roots[run_id] / run_id / "steps.parquet", columns)
         by_repetition = dict(list(steps.groupby("repetition")))
         for _, row in group.iterrows():
             totals = row[[name for name in TOTALS if name in row]].astype(float)

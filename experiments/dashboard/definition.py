@@ -14,6 +14,7 @@ from wandb_workspaces.reports.v2.internal import ReportViewspec
 from wandb_workspaces.workspaces.internal import View
 
 from experiments.dashboard.panels import PAGE_SIZE, STRATEGY, figures, sections, table
+from harness.runs.half_written import write_whole
 from harness.runs.study_record import StudyRecord
 from harness.tracking import keys
 from harness.tracking.wandb_records import group_name
@@ -66,8 +67,7 @@ def from_json(text: str) -> Dashboard:
 
 def write(dashboard: Dashboard, path: Path) -> None:
     """`to_json` into `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_json(dashboard))
+    write_whole(path, to_json(dashboard))
 
 
 def _workspace(entity: str, project: str) -> ws.Workspace:

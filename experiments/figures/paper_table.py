@@ -14,6 +14,7 @@ import experiments.figures
 from experiments.figure_style import DEFAULT, FigureStyle
 from experiments.paper.quantities import Quantity, as_frame, to_markdown, to_terminal
 from experiments.plotting import write_points
+from harness.runs.half_written import write_whole
 from harness.runs.jobs import Job
 
 
@@ -26,9 +27,8 @@ def draw(
     if not found:
         return []
     target = folder.parent if folder.name == "figures" else folder
-    target.mkdir(parents=True, exist_ok=True)
     markdown, csv = target / "paper_table.md", target / "paper_table.csv"
-    markdown.write_text(to_markdown(found))
+    write_whole(markdown, to_markdown(found))
     write_points(as_frame(found), csv)
     return [markdown, csv]
 

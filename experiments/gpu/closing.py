@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from experiments.gpu.goals import Goal, goals
 from experiments.gpu.rows import read_rows
 from experiments.gpu.running import StageStatus, read_status
 from experiments.gpu.stages import STAGES
+from harness.runs.half_written import write_whole
 
 RUN_FILE = "run.json"
 _DRY = "dry run on a CPU: no figure here is one of a GPU"
@@ -60,17 +62,17 @@ def write(
 ) -> list[Path]:
     """Markdown, CSV and JSON of the goals, and of the run. Stages that this command did not run
     stand with how they ended before."""
-    folder.mkdir(parents=True, exist_ok=True)
     names = ("goals.md", "goals.csv", "goals.json", RUN_FILE)
     markdown, table, numbers, run = paths = [folder / name for name in names]
-    markdown.write_text(to_markdown(reached, dry=dry))
-    with table.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(Goal._fields)
-        writer.writerows(reached)
+    write_whole(markdown, to_markdown(reached, dry=dry))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(Goal._fields)
+    writer.writerows(reached)
+    write_whole(table, text.getvalue())
     records = [goal._asdict() for goal in reached]
-    numbers.write_text(json.dumps({"dry": dry, "goals": records}, indent=1) + "\n")
-    run.write_text(json.dumps(_run_record(folder, statuses, found, dry), indent=1) + "\n")
+    write_whole(numbers, json.dumps({"dry": dry, "goals": records}, indent=1) + "\n")
+    write_whole(run, json.dumps(_run_record(folder, statuses, found, dry), indent=1) + "\n")
     return paths
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from experiments.figure_style import DEFAULT
 from experiments.gpu.rows import Row, refuse_dry
 from experiments.line_panels import published
-from experiments.plotting import write_points
+from experiments.plotting import write_pictures, write_points
 
 LOOKS = {
     ("paged", 16): ("ours, pages of 16", "#0072B2", "o", "-"),
@@ -130,9 +130,6 @@ def _short(tokens: int) -> str:
 
 
 def _save(figure: Figure, points: pd.DataFrame, path: Path) -> list[Path]:
-    pdf, png, csv = (path.with_suffix(end) for end in (".pdf", ".png", ".csv"))
-    figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    figure.savefig(png, metadata={"Software": None})
-    plt.close(figure)
+    csv = path.with_suffix(".csv")
     write_points(points.dropna(axis="columns", how="all"), csv)
-    return [pdf, png, csv]
+    return [*write_pictures(figure, [path.with_suffix(end) for end in (".pdf", ".png")]), csv]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.runs.half_written import write_whole
+
 Row = dict[str, Any]
 
 ROWS_FILE = "rows.jsonl"
@@ -37,7 +39,7 @@ class RowLog:
             for row in read_rows(folder)
             if row["key"] == key and row["dry"] == dry and row["status"] in DONE
         }
-        self._path.write_text("".join(map(_line, self._rows.values())))
+        write_whole(self._path, "".join(map(_line, self._rows.values())))
 
     def is_done(self, case: str) -> bool:
         """Whether `case` has its answer."""

@@ -74,7 +74,11 @@ def _views(paths: Sequence[Path]) -> list[FigureView]:
 def _view(picture: Path, paths: Sequence[Path]) -> FigureView:
     name = picture.stem
     by_suffix = {path.name.removeprefix(name): path for path in paths}
-    points = pd.read_csv(by_suffix.get(".csv") or by_suffix[".csv.gz"])
+    table = by_suffix.get(".csv") or by_suffix[".csv.gz"]
+    try:
+        points = pd.read_csv(table)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{table}: cannot be read ({error}): draw it again") from error
     alternative = (
         f"Figure {name}, of {len(points):,} points over {', '.join(points.columns[:6])}; "
         "they are in the table below it"

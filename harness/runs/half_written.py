@@ -8,6 +8,9 @@ import platform
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -25,10 +28,33 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what is to be at `path`: it is put there in one rename once the block has
+    ended well. Otherwise what was there stays. A device or a pipe is written to as it is."""
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = path.resolve()  # a link stays one
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """A file with this content (text as UTF-8), put in its place in one rename."""
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def remove_half_written(root: Path) -> None:
-    """Delete the files and folders in `root` that writers which are gone have not finished; those
-    of living ones, here or on other machines, are let be."""
-    for path in root.glob(".*.partial"):
+    """Delete the files and folders in `root` and its `figures` that writers which are gone have not
+    finished; those of living ones, here or on other machines, are let be."""
+    for path in chain(root.glob(".*.partial"), root.glob("figures/.*.partial")):
         if not _is_abandoned(path):
             continue
         if path.is_dir():

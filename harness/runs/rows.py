@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.config import RunConfig
 from harness.conversion import from_mapping
-from harness.runs.half_written import partial_path
+from harness.runs.half_written import replacing
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.stored_text import for_spreadsheets
@@ -34,16 +34,11 @@ def collect_rows(jobs: Sequence[Job]) -> pd.DataFrame:
 
 def write_rows(rows: pd.DataFrame, folder: Path) -> list[Path]:
     """`summary.csv` and `summary.parquet` in `folder`, each replaced in one rename."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "summary.csv", folder / "summary.parquet"]
-    for path in paths:
-        partial = partial_path(path)
-        if path.suffix == ".csv":
-            for_spreadsheets(rows).to_csv(partial, index=False)
-        else:
-            rows.to_parquet(partial, index=False)
-        partial.replace(path)
-    return paths
+    csv, parquet = folder / "summary.csv", folder / "summary.parquet"
+    with replacing(csv) as as_text, replacing(parquet) as as_columns:
+        for_spreadsheets(rows).to_csv(as_text, index=False)
+        rows.to_parquet(as_columns, index=False)
+    return [csv, parquet]
 
 
 def settings(config: RunConfig) -> dict[str, Any]:

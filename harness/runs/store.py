@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import pyarrow as pa
 
+from harness.config import ConfigError
 from harness.measure.environment import Environment
 from harness.measure.record_files import RecordsNotWrittenError
 from harness.runs.claims import remove_abandoned
@@ -75,12 +78,12 @@ class StoredRun:
         columns: Sequence[str] | None = None,
     ) -> pd.DataFrame:
         """The rows of one kind, with a column `repetition`; requests by `request_id`, steps with
-        their work where it was recorded. columns: to be read alone."""
-        wanted = None if columns is None else list(columns)
-        frame = pd.read_parquet(self.path / f"{name}.parquet", columns=wanted)
+        their work where it was recorded. columns: to be read alone. Raises ConfigError for a file
+        that is damaged."""
+        frame = read_frame(self.path / f"{name}.parquet", columns)
         work = self.path / "step_work.parquet"
         if name == "steps" and columns is None and work.is_file():
-            frame = frame.join(pd.read_parquet(work).drop(columns="repetition"))
+            frame = frame.join(read_frame(work).drop(columns="repetition"))
         if "request_id" in frame:
             frame = frame.sort_values(["repetition", "request_id"], ignore_index=True)
         return frame
@@ -94,6 +97,18 @@ class StoredRun:
             is_first &= steps["replica"] == 0
         first: pd.DataFrame = steps[is_first]
         return first
+
+
+def read_frame(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A stored table. Raises ConfigError for a file that is none, or that lacks a column."""
+    try:
+        return pd.read_parquet(path, columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowException) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"{path}: cannot be read ({said}): delete the folder {path.parent} and repeat its "
+            "command"
+        ) from error
 
 
 def make_run_id(config: Mapping[str, Any], code: str, device: str) -> str:
@@ -111,11 +126,30 @@ class RunStore:
     def find(self, run_id: str) -> StoredRun | None:
         """The run of this id if it was ever written whole, whatever its status.
 
-        A folder that lacks a file or holds one that cannot be read is no run: it is done again.
+        A folder that lacks a file or holds one that is damaged is no run: it is done again.
         """
+        found = self._read(run_id)
+        return found if isinstance(found, StoredRun) else None
+
+    def damage(self, run_id: str) -> str:
+        """What keeps a run that was written from being found, in words; empty where nothing
+        does."""
+        found = self._read(run_id)
+        return found if isinstance(found, str) and (self.root / run_id).is_dir() else ""
+
+    def _read(self, run_id: str) -> StoredRun | str:
+        """A run, or what is wrong with it. status.json is written last and has the size of each
+        other file, so that a damaged one is found without being read."""
         path = self.root / run_id
         try:
             status = read_json(path / "status.json")
+            for name, size in status["files"].items():
+                info = (path / name).stat()
+                if info.st_size != size or not stat.S_ISREG(info.st_mode):
+                    return f"{name} has {info.st_size:,} bytes, not {size:,}"
+                if name.endswith(".parquet") and not _is_parquet(path / name):
+                    return f"{name} is no Parquet file"
+            read_json(path / "environment.json")["device"]
             run = StoredRun(
                 path,
                 run_id,
@@ -126,12 +160,14 @@ class RunStore:
                 read_json(path / "config.json"),
                 [_nan_for_null(row) for row in read_json(path / "summary.json")],
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-        if run.status != "complete":
-            return run
-        is_whole = run.summary and all((path / f"{name}.parquet").is_file() for name in _NEEDED)
-        return run if is_whole else None
+        except OSError as error:
+            return f"{Path(error.filename or path).name}: {error.strerror}"
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"a file is not as it was written ({type(error).__name__}: {error})"
+        lacking = [name for name in _NEEDED if f"{name}.parquet" not in status["files"]]
+        if run.status == "complete" and (lacking or not run.summary):
+            return f"it lacks {', '.join(lacking) or 'its summary'}"
+        return run
 
     def write(self, record: RunRecord, *, replaces: bool = False) -> Path:
         """Write a run beside its place and move it there in one rename.
@@ -221,21 +257,29 @@ class RunStore:
         _write_json(folder / "config.json", record.config)
         _write_json(folder / "environment.json", dataclasses.asdict(record.environment))
         _write_json(folder / "summary.json", [null_for_nan(row) for row in record.summary])
-        _write_json(
-            folder / "status.json",
-            {
-                "label": record.label,
-                "status": record.status,
-                "error": record.error,
-                "wall_s": record.wall_s,
-            },
-        )
         for name, source in record.sources.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(source)
+        written = sorted(path for path in folder.rglob("*") if path.is_file())
+        status = {
+            "label": record.label,
+            "status": record.status,
+            "error": record.error,
+            "wall_s": record.wall_s,
+            "files": {p.relative_to(folder).as_posix(): p.stat().st_size for p in written},
+        }
+        _write_json(folder / "status.json", status)
         for path in folder.rglob("*"):
             _sync(path)
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether it begins and ends as one: what lies between is read when it is asked for."""
+    with path.open("rb") as file:
+        head = file.read(4)
+        file.seek(-4, os.SEEK_END)
+        return head == file.read(4) == b"PAR1"
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +42,7 @@ def run_study(command: Command, console: Console) -> int:
         )
     pending = pending_jobs(plan.jobs)
     _announce(study, plan, pending, console)
+    _tell_of_damage(pending, console)
     if study.dry_run:
         for job in plan.jobs:
             console.print(f"  {job.part:<10} {job.label}", highlight=False, markup=False)
@@ -52,6 +53,7 @@ def run_study(command: Command, console: Console) -> int:
     RunStore(folder).remove_partial()
     _record(study, command, plan, folder)
     tracker = make_tracker(study.tracking, folder)
+    tracker.catch_up(_stored(plan.jobs))
     environment = capture_environment("none", 1)
     display = SweepDisplay(console, pending, plan.jobs, searching=bool(plan.searches))
 
@@ -143,6 +145,25 @@ def _announce(study: Study, plan: Plan, pending: Sequence[Job], console: Console
             "other, of which the next is listed",
             highlight=False,
         )
+
+
+def _stored(jobs: Sequence[Job]) -> Iterator[tuple[StoredRun, str]]:
+    """Runs that are there already, each with its part."""
+    for job in jobs:
+        run = RunStore(job.root).find(job.run_id)
+        if run is not None:
+            yield run, job.part
+
+
+def _tell_of_damage(pending: Sequence[Job], console: Console) -> None:
+    """Which runs are done again though they were stored, and why."""
+    for job in pending:
+        if damage := RunStore(job.root).damage(job.run_id):
+            console.print(
+                f"{job.root / job.run_id}: damaged ({damage}), so it is done again",
+                highlight=False,
+                markup=False,
+            )
 
 
 def _conclude(

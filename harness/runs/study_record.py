@@ -15,7 +15,7 @@ from typing import Any
 from harness.config import ConfigError, RunConfig
 from harness.conversion import from_mapping
 from harness.runs.bisection import Search
-from harness.runs.half_written import partial_path
+from harness.runs.half_written import write_whole
 from harness.runs.jobs import Job, jobs_told_apart
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.stored_text import read_json
@@ -62,10 +62,7 @@ def study_id(arguments: Sequence[str], jobs: Sequence[Job]) -> str:
 def write_study(record: StudyRecord, folder: Path) -> Path:
     """`folder/studies/STUDY_ID.json`, replaced in one rename. folder: of the experiment."""
     path = folder / FOLDER / f"{record.study_id}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(path)
-    partial.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
     return path
 
 
@@ -110,8 +107,10 @@ def _read(path: Path) -> StudyRecord:
             if not _NAME.fullmatch(name):  # it becomes part of paths
                 raise ValueError(f"{name!r} is no name")
         return record
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{path}: not a study ({error}): repeat its command") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: not a study ({error}): delete it, or repeat its command"
+        ) from error
 
 
 def _read_run(values: dict[str, Any]) -> RecordedRun:

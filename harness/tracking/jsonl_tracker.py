@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.runs.rows import stored_settings
 from harness.runs.store import StoredRun, null_for_nan
@@ -15,12 +17,19 @@ from harness.tracking.tracker import Tell
 
 
 class JsonlTracker:
-    """Appends to a file that any tool can follow. A metric that is not a number is null."""
+    """Appends to a file that any tool can follow, and that several sweeps may share. A run has one
+    line each time that it is stored, whoever tells of it and how often. A metric that is not a
+    number is null."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_torn_line(path)
-        self._file = path.open("ab", buffering=0)  # one line is one write: sweeps may share a file
+        self._file = path.open("a+b", buffering=0)
+        self._read_bytes = 0
+        self._known: set[tuple[object, ...]] = set()
+
+    def catch_up(self, runs: Iterable[tuple[StoredRun, str]]) -> None:
+        for run, part in runs:
+            self.log_run(run, part)
 
     def log_run(self, run: StoredRun, part: str) -> None:
         line = {
@@ -33,7 +42,10 @@ class JsonlTracker:
             **stored_settings(run),
             "summary": [null_for_nan(row) for row in run.summary],
         }
-        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        with self._locked():
+            self._read_others()
+            if _key(line) not in self._known:
+                self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
     def close(self) -> None:
         self._file.close()
@@ -43,11 +55,29 @@ class JsonlTracker:
     ) -> None:
         return None
 
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Nobody else writes meanwhile, where the file system has locks."""
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)
 
-def _drop_torn_line(path: Path) -> None:
-    """A full disk or a kill may have cut the last line off; the next would be glued to it."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
+    def _read_others(self) -> None:
+        """Lines that are new in the file. A full disk or a kill may have cut the last one off: it
+        goes, or the next would be glued to it."""
+        self._file.seek(self._read_bytes)
+        whole, end, _ = self._file.read().rpartition(b"\n")
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that is not ours
+                self._known.add(_key(json.loads(line)))
+        self._read_bytes += len(whole) + len(end)
+        self._file.truncate(self._read_bytes)
+
+
+def _key(line: Mapping[str, Any]) -> tuple[object, ...]:
+    """Tells the lines of a run's attempts apart."""
+    return line["run_id"], line["part"], line["status"], line["wall_s"]

@@ -125,8 +125,7 @@ def _shares(steps: pd.DataFrame, prefix: str, names: Any) -> dict[str, pd.Series
 def _requests(run: StoredRun) -> pd.DataFrame:
     """Without their tokens, which are most of the file."""
     columns = [*_REQUEST_COLUMNS, *_TIMES]
-    frame = pd.read_parquet(run.path / "requests.parquet", columns=columns)
-    return frame.sort_values(["repetition", "request_id"], ignore_index=True)
+    return run.frame("requests", columns)
 
 
 def _first_repetition(frame: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,10 @@ Tell = Callable[[str], None]
 
 class Tracker(Protocol):
     """Hears of each run once it is stored, and of the sweep once its tables are written."""
+
+    def catch_up(self, runs: Iterable[tuple[StoredRun, str]]) -> None:
+        """Runs that were stored before, each with its part: an earlier command may have been
+        killed before it told of them."""
 
     def log_run(self, run: StoredRun, part: str) -> None:
         """A run is stored. A timed one may be next: takes no longer than a line in a file."""
@@ -31,6 +35,9 @@ class Tracker(Protocol):
 
 class NoTracker:
     """Reports to nobody."""
+
+    def catch_up(self, runs: Iterable[tuple[StoredRun, str]]) -> None:
+        return None
 
     def log_run(self, run: StoredRun, part: str) -> None:
         return None

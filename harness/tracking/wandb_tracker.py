@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.config import TrackingConfig
@@ -19,6 +19,9 @@ class WandbTracker:
 
     def __init__(self, config: TrackingConfig) -> None:
         self._config = config
+
+    def catch_up(self, runs: Iterable[tuple[StoredRun, str]]) -> None:
+        return None
 
     def log_run(self, run: StoredRun, part: str) -> None:
         return None

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from rich.console import Console
+from tiny_study import rewrite
 
 import harness.launching.runner
 from experiments.commands import compare as command
@@ -144,7 +145,7 @@ def test_a_slot_more_in_one_step_is_found(results: Path, tmp_path: Path) -> None
     steps = pd.read_parquet(path)
     at = steps.index[steps["repetition"] == 2][5]
     steps.loc[at, ["tail", "free"]] += [1, -1]
-    steps.to_parquet(path, index=False)
+    rewrite(path, steps)
     found = compared(results, "page4/single", str(folder))
     assert sum(each.num_pairs - each.num_equal for each in found.counts) == 1
     (cell,) = [each for each in found.counts if not each.is_equal]
@@ -344,7 +345,7 @@ def test_another_package_version_and_a_busy_machine_are_told(results: Path, tmp_
         environment = json.loads(path.read_text())
         environment["packages"]["torch"] = "9.9"
         environment["load_average"] = environment["num_cores"] + 1.5
-        path.write_text(json.dumps(environment))
+        rewrite(path, environment)
     changes, load = compared(results, "page4/single", str(folder)).surroundings
     (change,) = changes
     assert (change.what, change.after) == ("torch", "9.9")

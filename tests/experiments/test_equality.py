@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tiny_study import Runner
+from tiny_study import Runner, rewrite
 
 from experiments.checks import describe_equality
 from experiments.equality import MARGIN_LIMIT, MISSING_ID, check_tokens, compare_tokens
@@ -99,7 +99,7 @@ def plant(job: Job, margin: float) -> None:
     frame.at[row, "chosen_ids"] = [*ids[:-1], ids[-1] + 1]
     if len(margins):  # beams have none
         frame.at[row, "margins"] = [*margins[:-1], margin]
-    frame.to_parquet(path)
+    rewrite(path, frame)
 
 
 def margins_to(jobs: list[Job], margin: float) -> None:
@@ -107,7 +107,7 @@ def margins_to(jobs: list[Job], margin: float) -> None:
         path = job.root / job.run_id / "requests.parquet"
         frame = pd.read_parquet(path)
         frame["margins"] = frame["margins"].map(lambda values: values * 0 + margin)
-        frame.to_parquet(path)
+        rewrite(path, frame)
 
 
 def test_real_runs_have_equal_tokens(timed_jobs: list[Job]) -> None:
@@ -136,7 +136,7 @@ def test_what_is_not_compared_is_said_with_the_reason(timed_jobs: list[Job]) -> 
     path = timed_jobs[2].root / timed_jobs[2].run_id / "requests.parquet"
     frame = pd.read_parquet(path)
     frame.loc[0, "status"] = "refused"
-    frame.to_parquet(path)
+    rewrite(path, frame)
     other = dataclasses.replace(
         timed_jobs[2].config, workload=dataclasses.replace(timed_jobs[2].config.workload, rate=7.0)
     )
@@ -240,9 +240,9 @@ def test_draws_that_differ_while_the_logits_agree_fail(run_tiny: Runner, tmp_pat
     path = jobs[1].root / jobs[1].run_id / "requests.parquet"
     frame = pd.read_parquet(path)
     frame.at[0, "chosen_ids"] = [*frame.at[0, "chosen_ids"][:-1], 1]
-    frame.to_parquet(path)
+    rewrite(path, frame)
     assert "but for a position" in describe_equality(check_tokens(jobs)).lines[0]
     frame["chosen_ids"] = frame["chosen_ids"].map(lambda ids: [each + 1 for each in ids])
-    frame.to_parquet(path)
+    rewrite(path, frame)
     (failure,) = describe_equality(check_tokens(jobs)).failures
     assert "draws that differ while the logits agree" in failure

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import platform
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
+from experiments.plotting import save
 from harness.runs import half_written
+from harness.runs.half_written import write_whole
 from harness.runs.rows import write_rows
 from harness.runs.store import RunStore
 
@@ -87,3 +92,109 @@ def test_nothing_is_left_of_a_run_that_killed_its_process(command, tmp_path: Pat
     assert answer.status == 1
     assert "exit code 7" in answer.out
     assert not list(Path("results/single").glob(".*"))
+
+
+WRITERS = ("write_text", "write_bytes", "to_csv", "to_parquet", "savefig", "open")
+ROOT = Path(__file__).parents[2]
+IN_PLACE = {
+    "experiments/exporting.py": "a folder that is moved to its place whole",
+    "harness/runs/store.py": "a folder that is moved to its place whole",
+    "harness/engine/cost/calibrated.py": "does as write_whole, below harness.runs",
+    "harness/engine/process_end.py": "a process's last words",
+    "harness/launching/job.py": "handed to jobs of this command",
+    "harness/tracking/jsonl_tracker.py": "a log: lines are added, and a torn one is dropped",
+    "harness/tracking/wandb_records.py": "a log",
+    "harness/tracking/wandb_process.py": "handed to the parent process",
+    "harness/tracking/wandb_upload.py": "handed to a child process; a log",
+    "harness/workloads/make_sharegpt_table.py": "run once by who maintains the table",
+    "experiments/gpu/rows.py": "a log, read up to its last whole line",
+    "experiments/gpu/running.py": "does as write_whole; a log",
+    "experiments/gpu/sanitizer.py": "a log",
+}
+
+
+def torn_by_a_kill(source: str) -> list[str]:
+    """Calls that write a file in its place, in functions that use no `replacing`."""
+    found = []
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+        if any(getattr(call.func, "id", "") == "replacing" for call in calls):
+            continue
+        names = [call.func.attr if isinstance(call.func, ast.Attribute) else "" for call in calls]
+        for call, name in zip(calls, names, strict=True):
+            texts = [a.value for a in call.args if isinstance(a, ast.Constant)]
+            if name == "to_csv" and not call.args:  # as text
+                continue
+            if name == "open" and not any(str(t)[:1] in ("w", "a", "x") for t in texts):
+                continue
+            if name in WRITERS:
+                found.append(f"{function.name}: {ast.unparse(call)}")
+    return found
+
+
+def test_every_result_is_put_in_its_place_whole() -> None:
+    planted = "def f(path):\n    path.write_text('')\n    frame.to_csv(path)\n    path.open('w')"
+    assert len(torn_by_a_kill(planted)) == 3
+    found = {
+        path.relative_to(ROOT).as_posix(): calls
+        for package in ("harness", "experiments")
+        for path in (ROOT / package).rglob("*.py")
+        if (calls := torn_by_a_kill(path.read_text()))
+    }
+    assert found.keys() == IN_PLACE.keys(), found
+
+
+@pytest.mark.parametrize("when", ["while it is written", "when it is put in its place"])
+def test_what_dies_while_it_writes_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    path = tmp_path / "table.md"
+    write_whole(path, "before")
+
+    def dies(self: Path, *_: object) -> None:
+        if self.exists():
+            assert self.read_bytes() == b"after"
+        else:
+            with self.open("wb") as file:
+                file.write(b"aft")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes" if "while" in when else "replace", dies)
+        with pytest.raises(KeyboardInterrupt):
+            write_whole(path, "after")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("table.md", "before")]
+
+
+def test_a_link_and_a_pipe_stay_what_they_are(tmp_path: Path) -> None:
+    link, target = tmp_path / "link.md", tmp_path / "target.md"
+    link.symlink_to(target)
+    write_whole(link, "text")
+    assert link.is_symlink() and target.read_text() == "text"
+    reading, writing = os.pipe()
+    write_whole(Path(f"/dev/fd/{writing}"), "text")
+    assert os.read(reading, 9) == b"text"
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_figure_s_files_are_replaced_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = pd.DataFrame({"x": [1.0]})
+    earlier = {path: path.read_bytes() for path in save(plt.figure(), "f", tmp_path, points, [])}
+    original = Figure.savefig
+
+    def dies(self: Figure, target: Path, **options: object) -> None:
+        original(self, target, **options)
+        if options["format"] == "svg":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", dies)
+    figure = plt.figure()
+    figure.text(0, 0, "another")
+    with pytest.raises(KeyboardInterrupt):
+        save(figure, "f", tmp_path, points + 1, [])
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == earlier

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import multiprocessing as mp
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.config import ConfigError
 from harness.measure.environment import Environment
 from harness.runs import store as store_module
 from harness.runs.store import NotStoredError, RunRecord, RunStore
@@ -77,15 +79,66 @@ def test_a_run_that_lacks_a_file_is_none(tmp_path, name):
     assert store.find("abc").status == "complete"
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"{}", b"[]", b"null", b"\xff\xfe", b'{"label": 1}']
+DAMAGES = {
+    "emptied": lambda content: b"",
+    "truncated": lambda content: content[: len(content) // 2],
+    "cut short": lambda content: content[:-1],
+    "longer": lambda content: content + b" ",
+    "garbage": lambda content: b"\xff\xfe",
+    "garbage of its length": lambda content: b"\xff" * len(content),
+    "other JSON": lambda content: b"[]",
+    "null": lambda content: b"null",
+    "other keys": lambda content: b'{"label": 1}',
+}
+
+
+HARMLESS = (
+    ("status.json", "cut short"),  # by its last line's end
+    ("status.json", "longer"),
+    ("allocator/mine.py", "garbage of its length"),  # which no command reads
 )
-@pytest.mark.parametrize("name", ["status.json", "summary.json"])
-def test_a_corrupt_run_is_none(tmp_path, name, content):
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [*FILES, "environment.json", "allocator/mine.py"])
+def test_a_damaged_run_is_none_and_is_done_again(tmp_path, name, damage):
     store = RunStore(tmp_path)
-    store.write(make_record())
-    (tmp_path / "abc" / name).write_bytes(content)
+    record = dataclasses.replace(make_record(), sources={"allocator/mine.py": b"x = 1\n"})
+    path = store.write(record) / name
+    assert store.damage("abc") == ""
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    if (name, damage) in HARMLESS:
+        return
     assert store.find("abc") is None
+    assert path.name in store.damage("abc") or "not as it was written" in store.damage("abc")
+    store.write(record)
+    assert store.find("abc").status == "complete"
+    assert [path.name for path in tmp_path.iterdir()] == ["abc"]
+
+
+def test_a_command_says_what_is_damaged_and_does_it_again(command):
+    assert command().status == 0
+    store = RunStore(Path("results/single"))
+    (run,) = (store.find(path.parent.name) for path in store.root.glob("*/status.json"))
+    for name in ("steps.parquet", "config.json"):
+        path = run.path / name
+        path.write_bytes(path.read_bytes()[:-30])
+        again = command()
+        assert again.status == 0 and "Traceback" not in again.err
+        assert f"{run.path}: damaged ({name} has " in again.out
+        assert "already stored" not in again.out
+        assert store.find(run.run_id).summary[0]["utilisation"] == run.summary[0]["utilisation"]
+    assert "damaged" not in command().out
+
+
+def test_damage_that_only_reading_shows_is_one_line(tmp_path):
+    path = RunStore(tmp_path).write(make_record()) / "steps.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(len(content) - 8) + content[-4:])
+    run = RunStore(tmp_path).find("abc")
+    with pytest.raises(ConfigError, match=f"{path}: cannot be read .* delete the folder") as told:
+        run.frame("steps")
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("failing", ["parquet", "json", "sync", "mkdir", "rename"])

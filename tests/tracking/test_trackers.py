@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from harness.config import RunConfig, TrackingConfig
 from harness.conversion import to_mapping
 from harness.runs.store import RunStore, StoredRun
 from harness.runs.study import run_study
+from harness.tracking.jsonl_tracker import JsonlTracker
 from harness.tracking.tracker import NoTracker, make_tracker
 
 ARGUMENTS = ("executor=simulated", "model=tiny", "workload.num_requests=6", "repetitions=2")
@@ -65,6 +67,38 @@ def test_a_line_that_a_crash_cut_off_spoils_no_other(tmp_path):
         "first",
         "abc",
     ]
+
+
+def ids(folder: Path) -> list[str]:
+    return [json.loads(line)["run_id"] for line in (folder / "runs.jsonl").open()]
+
+
+def test_a_kill_just_after_a_store_neither_loses_nor_doubles_a_line(tmp_path, monkeypatch):
+    """Whether it came before the run was told of, or while its line was written."""
+    command = "kv.page_size=8,16,32"
+    with monkeypatch.context() as patch:
+        patch.setattr(JsonlTracker, "log_run", lambda self, run, part: None)
+        patch.setattr(JsonlTracker, "catch_up", lambda self, runs: None)
+        runs = sweep(tmp_path, command)
+    assert ids(tmp_path / "single") == []
+    sweep(tmp_path, command)
+    assert sorted(ids(tmp_path / "single")) == sorted(run.run_id for run in runs)
+    path = tmp_path / "single" / "runs.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    sweep(tmp_path, command)
+    sweep(tmp_path, command)
+    assert sorted(ids(tmp_path / "single")) == sorted(run.run_id for run in runs)
+
+
+def test_two_sweeps_that_tell_of_one_run_write_one_line(tmp_path):
+    run = stored_run(tmp_path)
+    one, other = (make_tracker(TrackingConfig("jsonl"), tmp_path) for _ in range(2))
+    for tracker in (one, other, one):
+        tracker.log_run(run, "runs")
+    other.log_run(replace(run, wall_s=2.0), "runs")  # it was done again
+    one.close()
+    other.close()
+    assert ids(tmp_path) == ["abc", "abc"]
 
 
 def test_none_writes_nothing(tmp_path):
