@@ -39,7 +39,7 @@ class Difference(NamedTuple):
     error: float
 
     def __str__(self) -> str:
-        return f"at position {self.position} by {100 * self.error:.2g} % of the largest"
+        return f"at position {self.position} by {100 * self.error:.3g} % of the largest"
 
 
 class Verdict(NamedTuple):
