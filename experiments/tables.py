@@ -260,8 +260,21 @@ def _notes(
             "‡ the queue grows: requests come faster than they are served, so latencies are those "
             "of a run of this length (docs/metrics.md)."
         )
+    notes += _untested_note(group)
     notes += [f"FAILED {' · '.join(row.labels)}: {row.error}" for row in rows if row.error]
     return tuple(notes)
+
+
+def _untested_note(group: pd.DataFrame) -> list[str]:
+    if "contract_tested" not in group or group["contract_tested"].all():
+        return []
+    own = group[~group["contract_tested"].astype(bool)]
+    names = ", ".join(dict.fromkeys(own["strategy"]))
+    specs = " or A=".join(dict.fromkeys(own["allocator"]))
+    return [
+        f"Not put through the contract test: {names}. It may break promises where no run "
+        f"looks: make contract A={specs}."
+    ]
 
 
 def _unbound_notes(rows: Sequence[TableRow]) -> list[str]:
