@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from harness.measure.interference import DISTURBED_SHARE
+from harness.measure.statistics import MIN_REPETITIONS_FOR_INTERVAL
 
 LIMIT = f"{100 * DISTURBED_SHARE:.0f} % of the cores"
 
@@ -27,3 +28,16 @@ def interference_notes(rows: pd.DataFrame) -> list[str]:
         which = "" if not known else f" in {len(rows) - known} of {len(rows)} repetitions"
         notes.append(f"Interference not measured{which}: what others had of the cores is unknown.")
     return notes
+
+
+def measured_notes(rows: pd.DataFrame, points: pd.DataFrame) -> list[str]:
+    """For below a figure of `points`, as from `experiments.plotting.means`, that shows times of
+    `rows`; none where these are simulated."""
+    timed = rows[rows["executor"] != "simulated"]
+    if timed.empty:
+        return []
+    fewest, most = int(points["repetitions"].min()), int(points["repetitions"].max())
+    n = f"n = {fewest}" if fewest == most else f"n = {fewest} to {most}"
+    is_sampled = fewest >= MIN_REPETITIONS_FOR_INTERVAL
+    said = "bars and bands are 95 % intervals" if is_sampled else "too few for an interval"
+    return [f"{n} repetitions; {said}", *interference_notes(timed)]
