@@ -52,6 +52,7 @@ COMMON_KEYS: Mapping[str, str] = {
     "executor=simulated": "a virtual clock in place of the model; executor.cost= says whose",
     "device=auto|cpu|cuda": "where a model runs",
     "workload=NAME": "the requests; workload.num_requests=, workload.rate=, workload.path=",
+    "workload.format=NAME|FILE.py:NAME": "what wrote the trace; workload.generator= likewise",
     "engine.schedule=NAME": "mixed_chunked, mixed_unchunked, prefill_first, static",
     "engine.preemption=KIND": "recompute or swap; engine.victim= says whom",
     "cluster.replicas=N": "a simulated fleet; cluster.router= says who gets a request",

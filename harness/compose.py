@@ -118,10 +118,10 @@ def compose_study(command: Command) -> Study:
     if unknown := values.keys() - keys:
         raise ConfigError(unknown_name(min(unknown), keys, "key"))
     sweep = from_mapping(SweepConfig, values["sweep"], "sweep.")
-    if values["preset"] not in sweep.presets:
-        raise ConfigError("preset: " + unknown_name(str(values["preset"]), sweep.presets, "value"))
     steering = {key: values[key] for key in _STEERING_KEYS if key != "sweep"}
     chosen = from_mapping(SteeringConfig, steering)
+    if chosen.preset not in sweep.presets:
+        raise ConfigError("preset: " + unknown_name(chosen.preset, sweep.presets, "value"))
     parts = [
         from_mapping(PartConfig, part, f"sweep.presets.{chosen.preset}[{index}].")
         for index, part in enumerate(sweep.presets[chosen.preset])

@@ -136,6 +136,9 @@ class EngineConfig:
             raise ConfigError(f"engine.watermark={self.watermark}: must be in [0, 1)")
 
 
+_LARGEST_MEMORY_GIB = 2.0**20
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceConfig:
     """kind: auto takes a CUDA GPU where there is one. threads: torch's; None leaves its own.
@@ -150,6 +153,11 @@ class DeviceConfig:
     def __post_init__(self) -> None:
         _check_at_least_one("device.threads", self.threads)
         _check_positive("device.imagined_memory_gib", self.imagined_memory_gib)
+        if (self.imagined_memory_gib or 0) > _LARGEST_MEMORY_GIB:
+            raise ConfigError(
+                f"device.imagined_memory_gib={self.imagined_memory_gib:g}: must be at most "
+                f"{_LARGEST_MEMORY_GIB:g}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

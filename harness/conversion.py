@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from harness.config import ConfigError
+from harness.numbers import LARGEST_INT, check_finite, shown
 
 T = TypeVar("T")
 
@@ -80,9 +81,6 @@ _MANY_NAMES = 20
 _SHORT_NAME = 2
 
 
-_LARGEST_INT = 2**62
-"""So that sums of a few stay within an int64, which records and tables have."""
-
 _SCALARS: Mapping[type, str] = {
     int: "a whole number",
     float: "a number",
@@ -117,6 +115,11 @@ def convert(hint: Any, value: Any, key: str) -> Any:
         return convert(hint, value, key)
     if hint in (int, float, str, bool):
         return _convert_scalar(hint, value, key)
+    if hint in (Any, object):
+        try:
+            check_finite(value, key)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     wanted = origin or hint
     if isinstance(wanted, type) and hint is not Any and not isinstance(value, wanted):
         raise ConfigError(f"{key}={value!r}: expected {_CONTAINERS.get(wanted, wanted.__name__)}")
@@ -129,14 +132,14 @@ def convert(hint: Any, value: Any, key: str) -> Any:
 
 
 def _convert_scalar(kind: type, value: Any, key: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, float) and not math.isfinite(value):  # neither counts nor goes into JSON
         raise ConfigError(f"{key}={value}: expected {_SCALARS[kind]} that is finite")
-    if isinstance(value, int) and abs(value) > _LARGEST_INT:
-        raise ConfigError(f"{key}={value}: must be at most 2**62, counts are of 64 bits")
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        raise ConfigError(f"{key}={shown(value)}: must be at most 2**62, counts are of 64 bits")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     swept = ""

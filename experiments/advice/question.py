@@ -11,6 +11,7 @@ from harness.config import ConfigError
 from harness.conversion import unknown_name
 from harness.engine.cost.gpu import GPUS
 from harness.engine.device.model_shape import model_presets
+from harness.own_code import is_file
 from harness.workloads.traces import readers
 
 TYPICAL_HOST_US = 4000.0
@@ -37,7 +38,7 @@ OWN_KEYS = {
 }
 """Settings that advice makes itself, with what to do instead."""
 
-BOUNDS = ("ttft_ms", "tpot_ms", "normalised_ms")
+_BOUNDS = ("ttft_ms", "tpot_ms", "normalised_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,8 @@ def parse_question(words: Sequence[str]) -> Question:
             raise ConfigError(unknown_name(key, NEEDED + OPTIONAL, "key"))
     if missing := [key for key in NEEDED if not given.get(key)]:
         raise ConfigError(f"{', '.join(missing)} is missing: {USAGE}")
-    _check_name("format", given["format"], readers())
+    if not is_file(given["format"]):
+        _check_name("format", given["format"], readers())
     _check_name("model", given["model"], set(model_presets()) - {"hub"})
     _check_name("gpu", given["gpu"], GPUS)
     requests = _number("requests", given["requests"], 10, None) if "requests" in given else None
@@ -145,8 +147,8 @@ def _slo(text: str) -> dict[str, float]:
     bounds: dict[str, float] = {}
     for part in text.strip("{}").split(","):
         name, _, value = re.sub(r"\s", "", part).partition(":")
-        if name not in BOUNDS:
-            raise ConfigError(f"slo: {unknown_name(name, BOUNDS, 'bound')}")
+        if name not in _BOUNDS:
+            raise ConfigError(f"slo: {unknown_name(name, _BOUNDS, 'bound')}")
         if name in bounds:
             raise ConfigError(f"slo={text}: {name} is given twice; leave one out")
         bounds[name] = _number(f"slo={name}", value, 1e-3, None)

@@ -10,6 +10,8 @@ from typing import Literal
 from harness.facts import CodeFacts
 from harness.workloads.config import WorkloadConfig
 
+_MOST_REPLICAS = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
@@ -36,8 +38,10 @@ class ClusterConfig:
     facts: CodeFacts | None = None
 
     def __post_init__(self) -> None:
-        if self.replicas < 1:
-            raise ValueError(f"cluster.replicas={self.replicas}: must be at least 1")
+        if not 1 <= self.replicas <= _MOST_REPLICAS:
+            raise ValueError(
+                f"cluster.replicas={self.replicas}: must be at least 1 and at most {_MOST_REPLICAS}"
+            )
         if not 0 <= self.cache_threshold <= 1:
             raise ValueError(
                 f"cluster.cache_threshold={self.cache_threshold}: must be in [0, 1], a share of "

@@ -163,11 +163,10 @@ class Preflight:
         self._checked_kernels.add(key)
 
     def _check_trace(self, config: RunConfig, shape: ModelShape) -> None:
-        """Read a trace to its end. A checkpoint's own tokenizer is left to the run."""
+        """Make the requests, of a trace from all of its rows. A checkpoint's own tokenizer is left
+        to the run."""
         workload = config.workload
         key = (repr(workload), shape.vocab_size, longest_request_len(config, shape))
-        if workload.path is None and workload.generator == "synthetic":
-            return
         if config.model.path is not None or key in self._replayed:
             return
         own = [each for each in (workload.generator, workload.format) if each and is_file(each)]

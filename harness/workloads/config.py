@@ -143,6 +143,10 @@ class WorkloadConfig:
             value = getattr(self, key)
             if not value >= 0:
                 raise ValueError(f"workload.{key}={value}: must be 0 or more")
+        if self.num_requests is not None and self.num_requests > _MOST_REQUESTS:
+            raise ValueError(
+                f"workload.num_requests={self.num_requests}: must be at most {_MOST_REQUESTS}"
+            )
         if self.scale > _MAX_SCALE:
             raise ValueError(
                 f"workload.length_scale={self.length_scale:g}: must be at most {_MAX_SCALE:g}"
@@ -204,6 +208,9 @@ _AT_LEAST_ONE = (
     "output_mean", "max_output_len", "max_prompt_len", "samples", "beam_width", "concurrency",
     "turns", "fit_len", "block_len", "page_multiple",
 )  # fmt: skip
+_MOST_REQUESTS = 10_000_000
+"""Whose lengths take a gigabyte."""
+
 _MAX_SCALE = 1_000.0
 """Turns a hundred tokens into more than any model is served with."""
 

@@ -231,8 +231,7 @@ def wrong_tables(folder: Path) -> list[str]:
         == to_csv_rows(tables).to_csv(index=False),
     }
     if folder.name not in ANSWERED:
-        output = (folder / OUTPUT).read_text()
-        found[OUTPUT] = all(text in output for text in as_printed(tables, checks))
+        found[OUTPUT] = as_printed(tables, checks) in (folder / OUTPUT).read_text()
     return [what for what, is_right in found.items() if not is_right]
 
 
@@ -253,15 +252,13 @@ def is_as_configured(job: Job, rows: pd.DataFrame) -> bool:
     )
 
 
-def as_printed(tables: Sequence[Table], checks: Checks) -> list[str]:
-    """The tables and the check of the ledger, as they stand in the output: simulated tables before
-    the lines of timed runs."""
-    texts = []
+def as_printed(tables: Sequence[Table], checks: Checks) -> str:
+    """The tables and the check of the ledger, as they stand in the output."""
+    screen = io.StringIO()
     for table in tables:
-        screen = io.StringIO()
         print_table(table, Console(file=screen))
-        texts.append("\n".join(line.rstrip() for line in screen.getvalue().splitlines()))
-    return [*texts, *checks.lines[:1]]
+    print("", *checks.lines[:1], sep="\n", file=screen)
+    return "\n".join(line.rstrip() for line in screen.getvalue().splitlines())
 
 
 def wrong_figures(folder: Path, drawn: Path) -> list[str]:

@@ -84,10 +84,17 @@ def test_a_page_size_that_the_kernels_do_not_take_is_told_before_the_run(command
         (["attention.backend=tritn"], ["attention.backend=tritn", "triton"]),
         (["kv.page_size=-1"], ["kv.page_size=-1", "at least 1"]),
         (["model=hub"], ["model=hub needs a checkpoint: add model.path"]),
+        (["model=hub", "model.path=abc"], ["model.path=abc", "no such folder", "OWNER/NAME"]),
         (["model=hub", "model.path=/no/such"], ["model.path=/no/such", "no such folder"]),
         (["model.path=./no/such"], ["model.path=./no/such", "no such folder", "OWNER/NAME"]),
-        (["model.config.num_hidden_layers=0"], ["num_layers=0", "at least 1"]),
-        (["model.config.hidden_size=wide"], ["model.config describes no llama"]),
+        (["model.config.num_hidden_layers=0"], ["num_hidden_layers=0", "from 1 to 10,000"]),
+        (["model.config.hidden_size=wide"], ["hidden_size='wide' is not an integer"]),
+        (["model.config.head_dim=nan"], ["model.config.head_dim=nan", "finite"]),
+        (["model.config.num_hidden_layers=1e9"], ["num_hidden_layers=1000000000.0", "10,000"]),
+        (["model.config.vocab_size='3'"], ["vocab_size='3' is not an integer"]),
+        (["preset=[1,2]"], ["preset=[1, 2]", "expected text"]),
+        (["workload.max_len=1"], ["raise workload.max_len"]),
+        (["workload.num_requests=1e18"], ["workload.num_requests=", "must be at most 10000000"]),
         (
             ["engine.tensor_parallel=2", "device=cuda", "engine.cuda_graph=false"],
             ["engine.cuda_graph=false has no effect", "engine.tensor_parallel=1"],
@@ -120,6 +127,7 @@ def test_a_draft_model_that_is_not_there_is_told_by_its_key(command, draft, said
         raise OSError("the hub was asked")
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", ask_hub)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: [])
     method = "engine.speculation.method=draft_model"
     answer = command(method, f"engine.speculation.draft={draft}")
     assert_ended_at_once(answer, f"engine.speculation.draft={draft}", said)
@@ -172,7 +180,7 @@ AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.97,30,4\n"
     [
         ("yesterday,3,4", "TIMESTAMP='yesterday' is not a time"),
         ("2023-11-16 18:17:04.00,many,4", "ContextTokens='many' is not an integer"),
-        ("2023-11-16 18:17:04.00,3,0", "GeneratedTokens=0 must be at least 1"),
+        ("2023-11-16 18:17:04.00,3,-1", "GeneratedTokens='-1' must be from 0"),
     ],
 )
 def test_a_malformed_trace_line_is_named_with_file_and_number(command, tmp_path, line, said):

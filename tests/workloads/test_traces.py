@@ -490,3 +490,58 @@ def test_a_trace_needs_a_path():
 
 def test_formats_are_discovered():
     assert {"azure", "mooncake", "lengths_csv", "sessions_jsonl", "servegen"} <= set(readers())
+
+
+OWN_READER = """
+from harness.workloads.trace_row import TraceRow
+
+def read(path, context):
+    for line in path.read_text().splitlines():
+        prompt, output = line.split()
+        yield TraceRow(int(prompt), int(output), 0.5 * float(prompt))
+
+def careless(path, context):
+    yield TraceRow(3, 4, float("nan"))
+"""
+OWN_GENERATOR = """
+from harness.engine.request import Request, Workload
+
+def generate(config, context):
+    return Workload("mine", [Request(0, 0.0, (5, 6), 3, forced_ids=(7,))], "one request")
+
+def strays(config, context):
+    return Workload("mine", [Request(0, 0.0, (5, 60_000), 3, forced_ids=(7,))], "one request")
+"""
+
+
+@pytest.mark.parametrize("suffix", ["", ":read"])
+def test_a_reader_of_ones_own_is_a_file(tmp_path, suffix):
+    write(tmp_path / "mine.py", OWN_READER)
+    path = write(tmp_path / "t.txt", "4 5", "6 7")
+    workload = replay(f"{tmp_path}/mine.py{suffix}", path)
+    assert sizes(workload) == [(4, 5), (6, 7)]
+    assert [r.arrival_s for r in workload.requests] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "lines", "message"),
+    [
+        ("mine.py:rea", ["1 2"], "defines no 'rea'.*did you mean read"),
+        ("mine.py", ["1"], r"workload\.format=.*mine\.py: not enough values to unpack"),
+        ("mine.py:careless", ["1 2"], "row 1 of .*arrival_s=nan must be finite"),
+        ("none.py", ["1 2"], "no read file"),
+    ],
+)
+def test_what_is_wrong_with_a_reader_of_ones_own_is_a_line(tmp_path, spec, lines, message):
+    write(tmp_path / "mine.py", OWN_READER)
+    with pytest.raises(ValueError, match=message) as error:
+        replay(f"{tmp_path}/{spec}", write(tmp_path / "t.txt", *lines))
+    assert "\n" not in str(error.value)
+
+
+def test_a_generator_of_ones_own_is_a_file(tmp_path):
+    path = write(tmp_path / "own.py", OWN_GENERATOR)
+    (request,) = generate(WorkloadConfig(generator=str(path)), seed=0, vocab_size=99).requests
+    assert (request.prompt_ids, request.forced_ids) == ((5, 6), (7,))
+    with pytest.raises(ValueError, match="prompt_ids holds 60000: must be ints from 0 to 98"):
+        generate(WorkloadConfig(generator=f"{path}:strays"), seed=0, vocab_size=99)

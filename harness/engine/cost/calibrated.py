@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.engine.cost.step_work import WorkCounter, WorkCounts
 from harness.engine.plan import StepPlan
+from harness.numbers import parse_json, real, shown
 
 TOKEN_KNOTS = (0, 2, 4, 8, 16, 32, 64, 128, 256)
 """The time of a pass is linear in its tokens between these: so a GEMM's efficiency by M may be
@@ -105,15 +106,29 @@ class Calibration:
     def load(cls, path: Path) -> Calibration:
         """Raises ValueError for a file that is none of `save`'s."""
         try:
-            values = json.loads(path.read_text())
+            if path.exists() and not path.is_file():
+                raise ValueError("no regular file")
+            values = parse_json(path.read_text())
+            if not isinstance(values, dict):
+                raise ValueError("no JSON object")
             calibration = cls(**values)
         except OSError as error:
             raise ValueError(f"cannot be read: {error.strerror}") from error
         except (ValueError, TypeError) as error:
             raise ValueError(f"is no calibration: {error}") from error
         for name in ("seconds", "highest"):
-            if set(getattr(calibration, name)) != set(FEATURES):
+            found = getattr(calibration, name)
+            if not isinstance(found, dict) or set(found) != set(FEATURES):
                 raise ValueError(f"was made for other features than this version's: {name}")
+            for feature, value in getattr(calibration, name).items():
+                real(value, f"has {name}.{feature}", 0.0, 1e30)
+        for name in ("decode_noise", "prompt_noise"):
+            if not isinstance(noise := getattr(calibration, name), list) or not noise:
+                raise ValueError(f"has {name}={shown(noise)}, and no list of factors")
+            for factor in noise:
+                real(factor, f"has {name}", 0.0, 1e6)
+        if not isinstance(calibration.model, dict):
+            raise ValueError(f"has model={shown(calibration.model)}")
         return calibration
 
 

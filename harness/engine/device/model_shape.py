@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
+from harness.numbers import integer
+
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -92,8 +94,7 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+            integer(getattr(self, name), name, 1)
 
     @property
     def num_layer_parameters(self) -> int:
@@ -211,11 +212,39 @@ def model_shape(config: ModelConfig) -> ModelShape:
     Families other than llama and opt, and checkpoints, ask transformers (a checkpoint's
     parameters are counted without memory behind them).
     """
+    check_sizes(config.config)
     if config.path is None and config.family in _FORMULAS:
         return _FORMULAS[config.family](config.config, DTYPE_BYTES[config.dtype])
     from harness.engine.device.models import shape_from_transformers
 
     return shape_from_transformers(config)
+
+
+def check_sizes(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for a size in a model's configuration that is no whole number, or so large
+    that a model of it could not even be described."""
+    for name, most in _LARGEST.items():
+        value = values.get(name)
+        if value is not None and not isinstance(value, Sequence | Mapping):
+            integer(value, name, 1, most)
+            if not isinstance(value, int):
+                raise ValueError(f"{name}={value!r} is not an integer")
+        elif isinstance(value, str):
+            raise ValueError(f"{name}={value!r} is not an integer")
+
+
+_LARGEST: Mapping[str, int] = {
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 2**20,
+    "num_key_value_heads": 2**20,
+    "head_dim": 2**20,
+    "hidden_size": 2**24,
+    "intermediate_size": 2**26,
+    "ffn_dim": 2**26,
+    "word_embed_proj_dim": 2**24,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**40,
+}
 
 
 def _llama(c: Mapping[str, Any], dtype_bytes: int) -> ModelShape:

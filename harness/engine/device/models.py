@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -12,7 +11,7 @@ import torch
 import transformers
 
 from harness.engine.device.attention import ATTENTION_NAME, AttentionRefusedError, AttentionStep
-from harness.engine.device.cache_probe import decoder_layers, probe_cache
+from harness.engine.device.cache_probe import probe_cache
 from harness.engine.device.checkpoint_weights import (
     CheckpointError,
     WeightFiles,
@@ -20,18 +19,13 @@ from harness.engine.device.checkpoint_weights import (
     load_whole,
     read_weights,
 )
+from harness.engine.device.hub import check_reachable
 from harness.engine.device.lean.build import LeanModel, build
-from harness.engine.device.model_shape import ModelConfig, ModelShape, model_shape
+from harness.engine.device.model_shape import ModelConfig, ModelShape, check_sizes, model_shape
 from harness.engine.device.module_weights import OnMade, empty_decoder, quiet
 from harness.engine.device.parallel.ranks import ALONE, Ranks
 from harness.engine.device.parallel.sharding import Splitter
 from harness.engine.device.random_weights import draw_weights
-from harness.engine.device.twin import num_layers_of_all_kinds, twin_config
-
-_ADVICE = (
-    "choose an architecture that dispatches through transformers' AttentionInterface, "
-    "such as llama, qwen2, mistral, gemma2, gpt2 or opt"
-)
 
 
 class UnsupportedModelError(ValueError):
@@ -68,8 +62,7 @@ def load_model(
     Random weights depend on `weight_seed`, the shape and the device type only; the caller's
     random state is left as it was. Raises UnsupportedModelError where a probe forward does
     not call our attention exactly once a layer, or the model cannot be split so, and
-    CheckpointError for what is stored incomplete. `max_positions` of its shape may be less than
-    the config's.
+    CheckpointError for what is stored incomplete.
     """
     device = torch.device(device)
     model, give_weights = _begin(config, device, ranks)
@@ -87,29 +80,13 @@ def load_model(
         raise UnsupportedModelError(str(error)) from error
     model = model.eval().requires_grad_(False).to(device)
     _bind_attention(model, of_rank)
-    lean = build(model, ranks=ranks) if _attends_alike(model) else None
-    longest = min(shape.max_positions, *_lengths_of_same_angles(model))
     return LoadedModel(
         model=model,
         tokenizer=_tokenizer(config),
-        shape=replace(shape, max_positions=longest),
-        lean=lean,
+        shape=shape,
+        lean=build(model, ranks=ranks),
         ranks=ranks,
     )
-
-
-def _lengths_of_same_angles(model: Any) -> list[int]:
-    """Up to which a sequence's rotary angles do not depend on its length, nor, in one flat batch,
-    on that of others (LongRoPE's do beyond the original length); at least the longest there is."""
-    text = model.config.get_text_config()
-    parameters = getattr(text, "rope_parameters", None) or {}
-    kinds = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
-    lengths = [
-        each.get("original_max_position_embeddings")
-        for each in kinds
-        if each.get("rope_type") == "longrope"
-    ]
-    return [sys.maxsize, *filter(None, lengths)]
 
 
 def _begin(
@@ -135,32 +112,6 @@ def _keep_whole(name: str, module: torch.nn.Module) -> None:
     """What one rank alone does with a module."""
 
 
-def _attends_alike(model: Any) -> bool:
-    """Whether the lean forward pass of a small twin of `model` attends as the twin's own eager
-    attention does. Raises UnsupportedModelError where the twin does not do so on pages at all."""
-    from harness.engine.device.attention_check import TwinOf, check
-
-    architecture = type(model).__name__
-    num_layers = num_layers_of_all_kinds(decoder_layers(model))
-    try:
-        with quiet():
-            twin = twin_config(model.config, num_layers)
-            verdict = check(TwinOf(type(twin), twin.to_json_string(use_diff=False), twin))
-    except Exception as error:  # a config may be of any kind
-        text = " ".join(str(error).split())
-        raise UnsupportedModelError(
-            f"{architecture} cannot be checked on a small twin ({type(error).__name__}: {text}): "
-            f"{_ADVICE}"
-        ) from error
-    if verdict.own is not None:
-        raise UnsupportedModelError(
-            f"{architecture} attends in another way than the paged attention of this engine: "
-            f"logits of a small twin differ from those of its own eager attention {verdict.own}: "
-            f"{_ADVICE}"
-        )
-    return verdict.lean is None
-
-
 def shape_from_transformers(config: ModelConfig) -> ModelShape:
     """`model_shape` for whatever has no formula: a model without memory behind its weights."""
     if config.path is not None:
@@ -169,6 +120,7 @@ def shape_from_transformers(config: ModelConfig) -> ModelShape:
     else:
         hf_config = _random_config(config)
         dtype = getattr(torch, config.dtype)
+    check_sizes(hf_config.get_text_config().to_dict())
     return _known_shape(_Described(hf_config.to_json_string(use_diff=False), dtype, hf_config))
 
 
@@ -184,12 +136,11 @@ class _Described:
 @lru_cache
 def _known_shape(described: _Described) -> ModelShape:
     model = empty_decoder(described.hf_config, described.dtype)
-    shape = shape_of(model, described.hf_config, described.dtype.itemsize)
+    shape = _shape_of(model, described.hf_config, described.dtype.itemsize)
     return _with_cache(shape, model)
 
 
-def shape_of(model: Any, hf_config: Any, dtype_bytes: int) -> ModelShape:
-    """By what a config says, as if every layer kept a key and a value of every KV head."""
+def _shape_of(model: Any, hf_config: Any, dtype_bytes: int) -> ModelShape:
     text = hf_config.get_text_config()
     heads = getattr(text, "num_attention_heads", None) or 1
     return ModelShape(
@@ -272,6 +223,7 @@ def _random_config(config: ModelConfig) -> Any:
 def _checkpoint_config(config: ModelConfig) -> Any:
     if not config.path:
         raise ValueError("model=hub needs a checkpoint: add model.path=DIR_OR_ID")
+    check_reachable(config.path)
     return transformers.AutoConfig.from_pretrained(config.path)
 
 
@@ -287,21 +239,19 @@ def _tokenizer(config: ModelConfig) -> Any | None:
         return None
     try:
         return transformers.AutoTokenizer.from_pretrained(config.path)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        ImportError,
-    ):  # weights alone are enough for token-id workloads
+    except (OSError, ValueError, KeyError):  # weights alone are enough for token-id workloads
         return None
 
 
 def _bind_attention(model: Any, shape: ModelShape) -> None:
     """Route the model's attention to ours and prove with two tokens that it arrives there."""
     architecture = type(model).__name__
+    advice = (
+        "choose an architecture that dispatches through transformers' AttentionInterface, "
+        "such as llama, qwen2, mistral, gemma2, gpt2 or opt"
+    )
     if not shape.is_plain:
-        raise UnsupportedModelError(f"{architecture} {shape.unlike_plain}: {_ADVICE}")
+        raise UnsupportedModelError(f"{architecture} {shape.unlike_plain}: {advice}")
     probe = AttentionStep.probe()
     ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
     positions = torch.arange(2, device=model.device)[None]
@@ -311,17 +261,17 @@ def _bind_attention(model: Any, shape: ModelShape) -> None:
             model(input_ids=ids, position_ids=positions, use_cache=False, kv_step=probe)
     except (TypeError, ValueError, AttentionRefusedError) as error:
         raise UnsupportedModelError(
-            f"{architecture} cannot run on this engine ({error}): {_ADVICE}"
+            f"{architecture} cannot run on this engine ({error}): {advice}"
         ) from error
     calls = sorted(call.layer for call in probe.calls)
     if calls != list(range(shape.num_layers)):
         raise UnsupportedModelError(
             f"{architecture} has {shape.num_layers} layers but sent {len(calls)} of them through "
-            f"the registered attention function, so its KV would bypass the pool: {_ADVICE}"
+            f"the registered attention function, so its KV would bypass the pool: {advice}"
         )
     kv_shapes = {tuple(call.key.shape[1:]) for call in probe.calls}
     if kv_shapes != {(shape.num_kv_heads, shape.head_dim)}:
         raise UnsupportedModelError(
             f"{architecture} writes KV of (heads, head_dim) {sorted(kv_shapes)}, but the pool "
-            f"holds {(shape.num_kv_heads, shape.head_dim)} for every layer: {_ADVICE}"
+            f"holds {(shape.num_kv_heads, shape.head_dim)} for every layer: {advice}"
         )

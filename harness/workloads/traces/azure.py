@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from harness.numbers import shown
 from harness.workloads.trace_row import Line, ReadContext, TraceRow, text_lines
 
 HEADER = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -26,7 +27,7 @@ def read(path: Path, context: ReadContext) -> Iterator[TraceRow]:
     lines = csv.reader(text_lines(path))
     header = next(lines, None)
     if header is None or tuple(header) != HEADER:
-        raise Line(path, 1).malformed(f"header {header} is not {','.join(HEADER)}")
+        raise Line(path, 1).malformed(f"header {shown(header)} is not {','.join(HEADER)}")
     for cells in lines:
         line = Line(path, lines.line_num)
         if not cells:
