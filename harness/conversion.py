@@ -66,8 +66,9 @@ def unknown_name(name: str, known: typing.Iterable[str], what: str) -> str:
     are_shown = len(names) < _MANY_NAMES
     # a distant name is a hint among many; beside all of them it would only mislead (gpu, cpu)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.7 if are_shown else 0.5)
-    longer = [each for each in names if len(name) > _SHORT_NAME and name in each]
-    longer.sort(key=lambda each: not each.startswith(name))
+    short = _squashed(name)
+    longer = [each for each in names if len(short) > _SHORT_NAME and short in _squashed(each)]
+    longer.sort(key=lambda each: not _squashed(each).startswith(short))
     near = list(dict.fromkeys([*longer, *close]))[:3]
     more = "" if are_shown else f", ... ({len(names)} in all)"
     shown = f"choose one of {', '.join(names[:_MANY_NAMES])}{more}"
@@ -75,6 +76,11 @@ def unknown_name(name: str, known: typing.Iterable[str], what: str) -> str:
         question = f"did you mean {' or '.join(near)}?"
         shown = f"{question} Or {shown}" if len(near) < len(names) < _MANY_NAMES / 2 else question
     return f"unknown {what} {name!r}: {shown}"
+
+
+def _squashed(name: str) -> str:
+    """As people remember it: without case and separators."""
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 _MANY_NAMES = 20

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from experiments.figure_style import DEFAULT
 from experiments.line_panels import PALETTE
 from experiments.plotting import save
+from experiments.table_output import markdown_cell
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun
 
@@ -100,6 +101,7 @@ def to_markdown(frame: pd.DataFrame) -> str:
     for _, row in frame.iterrows():
         cells = [_signed(row[f"{goal.metric}_error"], goal) for goal in GOALS]
         labels = [row["workload"], row["arrivals"], row["strategy"], str(row["page_size"])]
+        labels = list(map(markdown_cell, labels))
         lines.append([*labels, *cells, f"{100 * row['extrapolated_share']:.1f}"])
     worst = [_signed(_largest(frame[f"{goal.metric}_error"]), goal) for goal in GOALS]
     lines.append(["largest", "", "", "", *worst, f"{100 * frame['extrapolated_share'].max():.1f}"])

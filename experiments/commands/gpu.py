@@ -59,9 +59,9 @@ def main(arguments: Sequence[str]) -> int:
             "GPU_PYTHON=/path/to/python3), or go the same way on a CPU (make gpu DRY=1)"
         )
     folder = given.results_dir / ("gpu_dry" if given.dry else "gpu")
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(soft_wrap=True, highlight=False, width=_WIDTH)
+        console = Console(soft_wrap=True, highlight=False, width=_WIDTH, markup=False)
     say = lambda text: console.print(text, markup=False)  # noqa: E731
     say(f"device: {'cpu, a dry run: no figure below is one of a GPU' if given.dry else found.name}")
     statuses: list[StageStatus] = []

@@ -49,7 +49,7 @@ _COLUMNS = {
     for column in (*MEMORY_BLOCK, *SIMULATED_BLOCK, *SERVICE_BLOCK, _GOODPUT, _OF_MAPPED)
 }
 
-_SHARES = ("utilisation", "token_of_mapped", "batched_requests")
+_SHARES = ("utilisation", "token_of_mapped", "batched_requests", "preemptions")
 _RATIOS = ("prefix_hit_rate", "sharing_saved", "acceptance_rate")
 _TIMES = (
     "output_tokens_per_s",
@@ -97,8 +97,8 @@ def chosen(
     names: Sequence[str], rows: Sequence[pd.DataFrame], *, has_slo: bool
 ) -> tuple[Metric, ...]:
     """The metrics of these names, or the headline ones that `rows` of all studies have: times
-    only where steps take some (in a simulation of constant cost they count steps), and goodput
-    only where `has_slo`.
+    only where steps take some (in a simulation of constant cost they count steps), goodput only
+    where `has_slo`, and preemptions only where there are any.
 
     Raises ConfigError for a name that is no metric with a direction.
     """
@@ -113,6 +113,7 @@ def chosen(
         if all(metric.name in each and _says_something(each[metric.name]) for each in rows)
         and (has_times or metric.clock == "share")
         and (has_slo or metric.name != _GOODPUT.metric)
+        and (metric.name != "preemptions" or any(each[metric.name].any() for each in rows))
     )
 
 

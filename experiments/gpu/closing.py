@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments.gpu.device import Found
 from experiments.gpu.figures import draw
@@ -19,6 +20,7 @@ from experiments.gpu.goals import Goal, goals
 from experiments.gpu.rows import read_rows
 from experiments.gpu.running import StageStatus, read_status
 from experiments.gpu.stages import STAGES
+from experiments.table_output import markdown_cell
 from harness.runs.half_written import write_whole
 
 RUN_FILE = "run.json"
@@ -80,12 +82,13 @@ def to_markdown(reached: Sequence[Goal], *, dry: bool) -> str:
     """A table with a line a goal."""
     lines = [f"*{_DRY}*", ""] if dry else []
     lines += ["| goal | target | measured | verdict | cases | |", "|---|---|---|---|---:|---|"]
-    lines += [
-        f"| {goal.name} | {goal.target} | {goal.measured} | {goal.verdict} | {goal.counted} "
-        f"| {goal.note} |"
-        for goal in reached
-    ]
+    lines += ["| " + " | ".join(map(markdown_cell, _texts(goal))) + " |" for goal in reached]
     return "\n".join(lines) + "\n"
+
+
+def _texts(goal: Goal) -> list[str]:
+    cells = (goal.name, goal.target, goal.measured, goal.verdict, goal.counted, goal.note)
+    return list(map(str, cells))
 
 
 def _run_record(
@@ -107,7 +110,7 @@ def _run_record(
 def _stage_table(statuses: Sequence[StageStatus]) -> Table:
     table = Table("stage", "status", "s", "ok", "failed", "absent", "cut", "", box=None)
     for each in statuses:
-        status = f"[{_STYLES.get(each.status, 'yellow')}]{each.status}[/]"
+        status = Text(each.status, style=_STYLES.get(each.status, "yellow"))
         counts = (each.num_ok, each.num_failed, each.num_absent, each.num_cut)
         note = each.error or ("from before" if each.reused else "")
         table.add_row(each.stage, status, f"{each.wall_s:.0f}", *map(str, counts), note)
@@ -118,7 +121,7 @@ def _goal_table(reached: Sequence[Goal], dry: bool) -> Table:
     table = Table("goal", "target", "measured", "verdict", "cases", "", box=None)
     table.title = _DRY if dry else "goals"
     for goal in reached:
-        verdict = f"[{_STYLES.get(goal.verdict, 'yellow')}]{goal.verdict}[/]"
+        verdict = Text(goal.verdict, style=_STYLES.get(goal.verdict, "yellow"))
         cells = (goal.name, goal.target, goal.measured, verdict, goal.counted, goal.note)
         table.add_row(*cells)
     return table

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from experiments.modes.cases import PAGE_SIZE
 from experiments.modes.runs import Cell
-from experiments.table_output import PIPE_WIDTH
+from experiments.table_output import PIPE_WIDTH, markdown_cell
 from harness.config import AllocatorConfig
 from harness.runs.jobs import strategy_label
 
@@ -40,7 +40,7 @@ def to_markdown(cells: Sequence[Cell]) -> str:
     """The same as a Markdown page."""
     strategies = strategies_of(cells)
     lines = [
-        ["decoding", *map(strategy_label, strategies), "in a run"],
+        ["decoding", *(markdown_cell(strategy_label(each)) for each in strategies), "in a run"],
         ["---", *("---:" for _ in strategies), "---"],
     ]
     for mode in _modes(cells):

@@ -72,6 +72,7 @@ def answer_of(group: Group) -> Answer | None:
         names = zip(map(id, group.complete), labels_of(group.complete), strict=True)
         labels = dict(names) | labels
         best = [*best, *overall[:1]]
+    sentence += _of_own(cells, [baseline, *best], found, headline, labels)
     sentence += _unbound([baseline, *best], best, labels)
     remarks = _remarks(headline, [baseline, *best], best, labels)
     return Answer(group.table.title, sentence, remarks, headline, labels[id(baseline)], found)
@@ -206,6 +207,25 @@ def _setting(group: Group, where: str) -> str:
 
 def _enumerated(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _of_own(
+    cells: Sequence[Cell],
+    named: Sequence[Cell],
+    differences: Sequence[Difference],
+    headline: Headline,
+    labels: dict[int, str],
+) -> str:
+    """A sentence about each allocator of the reader's own that is not `named` already."""
+    said = ""
+    for cell in cells:
+        is_own = ".py" in str(cell.rows["allocator"].iloc[0])
+        found = next((each for each in differences if each.label == labels[id(cell)]), None)
+        if is_own and found is not None and not any(cell is each for each in named):
+            value = headline.number(mean_of(cell, headline))
+            how = difference_in_words(found, headline, len(differences))
+            said += f" Under {found.label}, {value}: {how}."
+    return said
 
 
 def _unbound(named: Sequence[Cell], best: Sequence[Cell], labels: dict[int, str]) -> str:

@@ -46,13 +46,31 @@ class Holder(NamedTuple):
     path: Path
 
     def is_gone(self) -> bool:
-        """Its process has ended, or on another machine has been silent for GONE_AFTER_S."""
+        """Its process has ended, or on another machine has been silent for GONE_AFTER_S. A sign
+        from the future is none: a living holder's is of now, by the file system's clock."""
         if self.process.is_of_this_machine:
             return not self.process.is_alive()
         try:
-            return _now_s(self.path.parent.parent) - self.path.stat().st_mtime > GONE_AFTER_S
+            return abs(self.silent_s()) > GONE_AFTER_S
         except OSError:
             return False  # released or taken over meanwhile: who looks again sees by whom
+
+    def silent_s(self) -> float:
+        """Seconds since its last sign, below 0 for one from the future. Raises OSError where it
+        holds the run no more."""
+        return _now_s(self.path.parent.parent) - self.path.stat().st_mtime
+
+    def in_words(self) -> str:
+        """Who it is, when it was last heard of, and how to overrule it."""
+        try:
+            silent_s = self.silent_s()
+        except OSError:
+            return f"process {self.process.pid} on {self.host}"
+        sign = f"{silent_s:.0f} s ago" if silent_s >= 0 else f"{-silent_s:.0f} s in the future"
+        return (
+            f"process {self.process.pid} on {self.host}, last sign of life {sign}; if it is gone, "
+            f"delete {self.path.parent}/"
+        )
 
 
 class Claims:

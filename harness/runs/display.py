@@ -12,9 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness.runs.claims import holder_of
 from harness.runs.estimate import Forecast, forecast_from, overhead_s
 from harness.runs.jobs import Job
 from harness.runs.live import LiveBoard
+from harness.runs.processes import ProcessName
 from harness.runs.store import StoredRun
 
 REFRESHES_PER_S = 2
@@ -55,6 +57,7 @@ class SweepDisplay:
         self._lists_runs = lists_runs
         self._num_done = 0
         self._has_waited = False
+        self._waited_for: set[tuple[str, ProcessName]] = set()
         self.num_failed = 0
         self._boards: dict[str, LiveBoard] = {}
         self._begin_s = self._counted_s = time.monotonic()
@@ -99,8 +102,18 @@ class SweepDisplay:
         self._kinds_begun.add(job.is_timed)
 
     def waiting(self, job: Job) -> None:
-        """A timed run cannot start: other commands have what it is timed on. Said once."""
-        if not self._has_waited:
+        """A run cannot start: another command has it under way, which is said once a process, or
+        what it is timed on, which is said once."""
+        holder = holder_of(job.root, job.run_id)
+        if holder is not None:
+            if (holder.host, holder.process) not in self._waited_for:
+                self._waited_for.add((holder.host, holder.process))
+                self._console.print(
+                    f"waiting for {job.label}: under way in {holder.in_words()}",
+                    highlight=False,
+                    markup=False,
+                )
+        elif not self._has_waited:
             self._has_waited = True
             self._console.print(
                 f"waiting for {job.device}: another command's timed runs have it",

@@ -51,6 +51,11 @@ class JobQueue:
         return self._queue[0] if self._queue else None
 
     @property
+    def elsewhere(self) -> tuple[Job, ...]:
+        """Jobs that others have under way and this queue waits for."""
+        return tuple(self._elsewhere)
+
+    @property
     def is_waiting(self) -> bool:
         """Whether others have runs under way that this queue waits for."""
         return bool(self._elsewhere)

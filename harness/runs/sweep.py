@@ -27,7 +27,8 @@ OnStarted = Callable[[Job, LiveBoard], None]
 """Told of each job that a worker was given, and of where that shows how far it is."""
 
 OnWaiting = Callable[[Job], None]
-"""Told of a job that is to be timed on what other commands have in use, each time it looks so."""
+"""Told of a job that others have under way, or that is to be timed on what they have in use, each
+time it looks so."""
 
 LOOK_EVERY_S = 0.5
 """How often one looks whether others have stored a run, or given a device back."""
@@ -124,8 +125,9 @@ class Drain:
                     for connection in ready:
                         self._take_in(busy[connection])  # type: ignore[index]
                     for worker in busy.values():
-                        if worker.job is not None and self._left_s(worker) <= 0:
-                            self._end_overdue(worker, worker.job)
+                        is_there = worker in self._workers and worker.job is not None
+                        if is_there and self._left_s(worker) <= 0:
+                            self._end_overdue(worker)
                 elif is_held_up:
                     time.sleep(LOOK_EVERY_S)
                 else:
@@ -154,7 +156,9 @@ class Drain:
         taken_s = time.perf_counter() - self._started[worker.job.run_id].begun_s
         return worker.job.timeout_s - taken_s
 
-    def _end_overdue(self, worker: Worker, job: Job) -> None:
+    def _end_overdue(self, worker: Worker) -> None:
+        job = worker.job
+        assert job is not None
         worker.stop()
         error = (
             f"did not end within timeout_s={job.timeout_s:g}: raise that if it was at work, or see "
@@ -198,6 +202,9 @@ class Drain:
     def _tell_of_others(self) -> None:
         for job in self._queue.look():
             self._tell(job)
+        for job in self._queue.elsewhere:
+            if self._on_waiting is not None:
+                self._on_waiting(job)
 
     def _give_out(self) -> None:
         """Start jobs while there are any, and workers and devices for them."""

@@ -20,6 +20,7 @@ import harness.launching.runner
 from experiments.commands import compare as command
 from experiments.comparison.comparison import Comparison, compare
 from experiments.comparison.matching import match
+from experiments.comparison.metrics import chosen
 from experiments.comparison.output import answer
 from experiments.comparison.sections import sections
 from experiments.comparison.selection import find_side
@@ -108,7 +109,9 @@ def test_one_setting_is_found_and_what_it_does(results: Path) -> None:
     assert found.exit_status(exact=False) == 1
     back = compared(results, "page16/single", "page4/single")
     assert verdicts(back)["token_of_mapped", "paged"] == "better"
-    assert back.exit_status(exact=False) == 0
+    worse = {metric for (metric, _), verdict in verdicts(back).items() if verdict == "worse"}
+    assert worse <= {"preemptions"}  # of more sequences at one time
+    assert back.exit_status(exact=False) == bool(worse)
     assert back.exit_status(exact=True) == 1
 
 
@@ -135,6 +138,14 @@ def test_counts_are_those_of_the_stored_steps(results: Path) -> None:
     assert counts["tail"].before == pytest.approx(steps[0]["tail"].mean())
     assert counts["tail"].difference > 0
     assert not paged.is_equal
+
+
+def test_preemptions_are_compared_where_there_are_any() -> None:
+    rows = pd.DataFrame({"executor": ["torch"], "cost": ["constant"], "preemptions": [0]})
+    assert [each.name for each in chosen((), [rows, rows], has_slo=False)] == []
+    some = rows.assign(preemptions=3)
+    (metric,) = chosen((), [rows, some], has_slo=False)
+    assert metric.name == "preemptions" and not metric.higher_is_better
 
 
 def test_a_slot_more_in_one_step_is_found(results: Path, tmp_path: Path) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing as mp
 import os
+import shutil
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from rich.console import Console
 
 from harness.runs import claims as module
 from harness.runs.claims import GONE_AFTER_S, Claims, holder_of, is_claimed, remove_abandoned
+from harness.runs.display import SweepDisplay
+from harness.runs.job_queue import JobQueue
 from harness.runs.processes import ProcessName, this_process
 from harness.runs.store import RunStore
 
@@ -93,6 +99,37 @@ def test_another_machine_is_believed_while_its_heart_beats(tmp_path, monkeypatch
         assert claims.take(tmp_path, RUN)
         # from its first moment the new holder is one that was just heard of
         assert time.time() - holder_of(tmp_path, RUN).path.stat().st_mtime < 60
+
+
+def test_a_sign_from_the_future_holds_a_run_no_longer_than_one_of_now(tmp_path, monkeypatch):
+    claim_elsewhere(tmp_path, monkeypatch, silent_s=-2 * GONE_AFTER_S)
+    assert not is_claimed(tmp_path, RUN)
+    with Claims() as claims:
+        assert claims.take(tmp_path, RUN)
+
+
+@pytest.mark.parametrize("silent_s", [GONE_AFTER_S / 2, -GONE_AFTER_S / 2])
+def test_a_command_that_waits_names_the_claim_and_goes_on_when_it_is_deleted(
+    tmp_path, monkeypatch, silent_s
+):
+    path = claim_elsewhere(tmp_path, monkeypatch, silent_s)
+    job = SimpleNamespace(root=tmp_path, run_id=RUN, label="paged", device="")
+    out = io.StringIO()
+    display = SweepDisplay(Console(file=out, soft_wrap=True), [])
+    with Claims() as claims:
+        queue = JobQueue(claims)
+        queue.add([job])
+        assert queue.take() is None and queue.elsewhere == (job,)
+        for each in (*queue.elsewhere, *queue.elsewhere):
+            display.waiting(each)
+        (line,) = out.getvalue().splitlines()
+        host = holder_of(tmp_path, RUN).host
+        assert line.startswith(f"waiting for paged: under way in process {os.getpid()} on {host}")
+        assert ("in the future" in line) == (silent_s < 0)
+        assert line.endswith(f"delete {path.parent}/")
+        shutil.rmtree(path.parent)
+        queue.look()
+        assert queue.take() is job
 
 
 def test_a_holder_says_that_it_is_there(tmp_path, monkeypatch):

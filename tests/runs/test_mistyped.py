@@ -104,6 +104,13 @@ def test_a_dry_run_makes_no_folder(command):
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize("typed", ["llama3", "llama-3.1", "Llama_3.1_8B", "llama318b"])
+def test_a_name_is_remembered_without_case_and_separators(typed):
+    names = [f"preset_{number}" for number in range(20)]
+    for known in (["llama_3_1_8b", "llama_13b", "opt_13b"], [*names, "llama_3_1_8b"]):
+        assert "did you mean llama_3_1_8b" in unknown_name(typed, known, "value")
+
+
 def test_of_few_names_only_near_ones_are_hinted_at_and_of_many_not_all_shown():
     assert "did you mean" not in unknown_name("gpu", ["cpu", "cuda"], "value")
     assert "did you mean cpu?" in unknown_name("cpuu", ["cpu", "cuda"], "value")

@@ -76,6 +76,18 @@ def test_strategies_are_compared_at_one_setting(compared_results: Path) -> None:
     assert re.search(r"The best mean of all 8 rows is [\d.]+ %, of paged oracle", answer.sentence)
 
 
+def test_the_readers_own_allocator_is_spoken_of(compared_results: Path) -> None:
+    group = only_group(compared_results)
+    answer = answer_of(group)
+    assert answer is not None
+    label = next(d.label for d in answer.differences if d.label not in answer.sentence)
+    for cell in group.complete:
+        if cell.strategy == label:
+            cell.rows["allocator"] = "./mine.py:Mine"
+    said = answer_of(group)
+    assert said is not None and re.search(rf" Under {label}, [\d.]+ %: ", said.sentence)
+
+
 def test_verdicts_are_corrected_over_the_strategies(compared_results: Path) -> None:
     answer = answer_of(only_group(compared_results))
     rows = find_study("single", compared_results).rows
