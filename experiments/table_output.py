@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -57,19 +58,18 @@ def to_markdown(tables: Sequence[Table], lines: Sequence[str]) -> str:
             said = markdown_cell(row.error or _remarks(row))
             body.append([*map(markdown_cell, row.labels), *marked, str(row.repetitions), said])
         text = "\n".join("| " + " | ".join(line) + " |" for line in body)
-        notes = "\n".join(f"- {in_bold(note).strip('†‡ ')}" for note in table.notes)
-        parts.append(f"## {table.title}\n\n{text}\n\n{notes}\n")
+        notes = "\n".join(f"- {markdown_cell(in_bold(note).strip('†‡ '))}" for note in table.notes)
+        parts.append(f"## {markdown_cell(table.title)}\n\n{text}\n\n{notes}\n")
     if lines:
-        parts.append("## Checks\n\n" + "\n".join(f"- {line.strip()}" for line in lines) + "\n")
+        parts.append(
+            "## Checks\n\n" + "\n".join(f"- {markdown_cell(line.strip())}" for line in lines) + "\n"
+        )
     return "\n".join(parts)
 
 
 def markdown_cell(text: str) -> str:
     """As Markdown and the HTML within it show it."""
-    return "".join(_SHOWN.get(character, character) for character in text)
-
-
-_SHOWN = {"|": "\\|", "\n": " ", "<": "&lt;", ">": "&gt;"}
+    return re.sub(r"<(?=[\w/!?])", "&lt;", text.replace("|", "\\|").replace("\n", " "))
 
 
 def to_csv_rows(tables: Sequence[Table]) -> pd.DataFrame:
