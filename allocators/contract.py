@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from allocators.base import KVCacheAllocator
+from allocators.contract_record import record_pass
 from allocators.discovery import load, option_choices
 from allocators.endurance import endure
 from allocators.page_pool import PagePool
@@ -250,6 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     took = f"{time.monotonic() - started:.1f} s"
     if verdict.failure is None:
         print(f"{given.allocator}: keeps the contract ({num_operations} operations, {took})")
+        if all(
+            getattr(given, key) >= parser.get_default(key) for key in ("steps", "seeds", "life")
+        ):
+            record_pass(cls)
         return 0
     print(f"{given.allocator}: BREAKS the contract ({verdict.setting})")
     story = verdict.failure.story

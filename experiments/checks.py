@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from experiments.equality import MARGIN_LIMIT_16_BIT, EqualityReport, check_tokens
+from experiments.equivalence import equivalence_lines
 from experiments.verdicts import are_exact, exact_verdict
 from harness.config import AllocatorConfig, RunConfig
 from harness.measure.ledger import CLASSES
@@ -37,8 +38,8 @@ class Checks(NamedTuple):
 
 
 def run_checks(rows: pd.DataFrame, jobs: Sequence[Job]) -> Checks:
-    """Classes sum to the pool, tokens are the same, the strategies' order is as published. A
-    check that breaks is a failure, and the others are made."""
+    """Classes sum to the pool, tokens are the same, runs that decided alike take the same time, the
+    strategies' order is as published. A check that breaks is a failure, and the others are made."""
     complete = rows[rows["status"] == "complete"]
     if complete.empty:
         return Checks((), ())
@@ -47,6 +48,7 @@ def run_checks(rows: pd.DataFrame, jobs: Sequence[Job]) -> Checks:
         _made("check of the requests", lambda: check_requests(complete, jobs)),
         _made("check of settings", lambda: Checks(tuple(idle_settings(complete, jobs)), ())),
         _made("token check", lambda: describe_equality(check_tokens(jobs))),
+        _made("equivalence check", lambda: Checks(tuple(equivalence_lines(complete, jobs)), ())),
         _made("check of the order", lambda: Checks(tuple(check_order(complete)), ())),
     )
     return Checks(

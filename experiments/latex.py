@@ -24,7 +24,7 @@ _ESCAPES = {
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\n": " ",
     "±": r"$\pm$", "·": r"$\cdot$", "×": r"$\times$", "µ": r"$\mu$", "≥": r"$\ge$",
     "≤": r"$\le$", "†": r"$\dagger$", "‡": r"$\ddagger$", "–": "--", "—": "---", "…": r"\ldots{}",
-    "−": "$-$", "\u00a0": "~",
+    "−": "$-$", "\u00a0": "~", "§": r"\S{}",
 }  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def _line(row: TableRow, columns: Sequence[Column]) -> str:
     if row.queue_grows:
         labels[0] += r"$^\ddagger$"
     cells = [_cell(row, column) for column in columns]
-    return " & ".join([*labels, *cells, str(row.repetitions)])
+    return " & ".join([*labels, *cells, escape(row.n)])
 
 
 def _cell(row: TableRow, column: Column) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from experiments.checks import SHARES
+from experiments.interference import count_disturbed
 from experiments.provenance import provenance
 from harness.measure.ledger import CLASSES
 from harness.measure.statistics import t_interval
@@ -125,6 +127,16 @@ def thin_line() -> float:
     return line_width(otherwise=0.75)
 
 
+def shade_interval(
+    axes: Axes, point: pd.Series, metric: str, colour: str, scale: float = 1.0
+) -> None:
+    """The 95 % interval of a reference that is drawn as a line across, where it has one."""
+    half_width = point[f"{metric}_ci"]
+    if math.isfinite(half_width):
+        low, high = point[metric] - half_width, point[metric] + half_width
+        axes.axhspan(scale * low, scale * high, color=colour, alpha=0.12, linewidth=0, zorder=0)
+
+
 def means(rows: pd.DataFrame, keys: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """Mean of each metric by `keys`, in order of appearance, with `METRIC_ci` half-widths."""
     lines = []
@@ -134,7 +146,10 @@ def means(rows: pd.DataFrame, keys: Sequence[str], metrics: Sequence[str]) -> pd
             interval = t_interval(group[metric].to_numpy(dtype=float))
             line[metric] = interval.mean
             line[f"{metric}_ci"] = interval.half_width
-        lines.append({**line, "repetitions": len(group)})
+        line["repetitions"] = len(group)
+        if "others_share" in group:
+            line["disturbed"] = count_disturbed(group)
+        lines.append(line)
     return pd.DataFrame(lines)
 
 

@@ -15,7 +15,8 @@ class Column:
 
     head: heading on a terminal. title: heading with its unit, in files. scale: factor from the
     metric to what is shown. has_interval: the interval is shown on a terminal too; files
-    always have it. hide_when: left out on a terminal where every row is 0, or lacks it.
+    always have it. hide_when: left out on a terminal where every row is 0, or lacks it. is_time:
+    it says how long something took; it has its interval everywhere, and the repetitions beside it.
     """
 
     metric: str
@@ -27,6 +28,7 @@ class Column:
     has_interval: bool = False
     hide_when: Hidden = "never"
     in_files_only: bool = False
+    is_time: bool = False
 
     def shown(self, value: float) -> float:
         """The figure that a reader sees for `value` of the metric."""
@@ -36,6 +38,27 @@ class Column:
 def _share(name: str, head: str, best: Best = "none", hide_when: Hidden = "never") -> Column:
     title = f"{name.removesuffix('_share').replace('_', '-')} %"
     return Column(name, head, title, 100.0, best=best, hide_when=hide_when)
+
+
+def _time(
+    metric: str,
+    head: str,
+    title: str,
+    *,
+    digits: int = 1,
+    best: Best = "min",
+    in_files_only: bool = False,
+) -> Column:
+    return Column(
+        metric,
+        head,
+        title,
+        digits=digits,
+        best=best,
+        has_interval=True,
+        in_files_only=in_files_only,
+        is_time=True,
+    )
 
 
 UTILISATION = Column("utilisation", "used %", "used %", 100.0, best="max", has_interval=True)
@@ -101,44 +124,30 @@ STEPS = Column(
 )
 
 TIMES = (
-    Column(
-        "output_tokens_per_s", "output\ntok/s", "output tokens/s", best="max", has_interval=True
-    ),
-    Column(
+    _time("output_tokens_per_s", "output\ntok/s", "output tokens/s", best="max"),
+    _time(
         "output_tokens_per_s_per_gib",
         "tok/s\n/GiB",
         "output tokens/s per GiB of KV",
         digits=0,
         best="max",
     ),
-    Column(
+    _time(
         "steady_output_tokens_per_s",
         "steady\ntok/s",
         "output tokens/s in the steady window",
         best="max",
         in_files_only=True,
     ),
-    Column(
-        "normalised_latency_ms",
-        "norm. lat.\nms/tok",
-        "normalised latency ms/token",
-        best="min",
-        has_interval=True,
-    ),
-    Column("ttft_ms", "TTFT\nms", "TTFT ms", digits=0, best="min", has_interval=True),
-    Column("ttft_p99_ms", "TTFT\np99", "TTFT p99 ms", digits=0, best="min", in_files_only=True),
-    Column("tpot_ms", "TPOT\nms", "TPOT ms", best="min", has_interval=True),
-    Column("tpot_p99_ms", "TPOT\np99", "TPOT p99 ms", best="min", in_files_only=True),
-    Column("itl_p99_ms", "ITL p99\nms", "ITL p99 ms", best="min"),
-    Column("duration_s", "time\ns", "duration s", in_files_only=True),
-    Column("drain_s", "drain\ns", "drain s", in_files_only=True),
-    Column(
-        "allocator_us_per_step",
-        "alloc.\nus/step",
-        "allocator us/step",
-        best="min",
-        in_files_only=True,
-    ),
+    _time("normalised_latency_ms", "norm. lat.\nms/tok", "normalised latency ms/token"),
+    _time("ttft_ms", "TTFT\nms", "TTFT ms", digits=0),
+    _time("ttft_p99_ms", "TTFT\np99", "TTFT p99 ms", digits=0, in_files_only=True),
+    _time("tpot_ms", "TPOT\nms", "TPOT ms"),
+    _time("tpot_p99_ms", "TPOT\np99", "TPOT p99 ms", in_files_only=True),
+    _time("itl_p99_ms", "ITL p99\nms", "ITL p99 ms"),
+    _time("duration_s", "time\ns", "duration s", best="none", in_files_only=True),
+    _time("drain_s", "drain\ns", "drain s", best="none", in_files_only=True),
+    _time("allocator_us_per_step", "alloc.\nus/step", "allocator us/step", in_files_only=True),
 )
 
 MEMORY_BLOCK = (UTILISATION, UTILISATION_UNDER_LOAD, *WASTE, SATURATED)

@@ -56,9 +56,9 @@ def to_markdown(tables: Sequence[Table], lines: Sequence[str]) -> str:
                 for column, text in zip(columns, cells, strict=True)
             ]
             said = markdown_cell(row.error or _remarks(row))
-            body.append([*map(markdown_cell, row.labels), *marked, str(row.repetitions), said])
+            body.append([*map(markdown_cell, row.labels), *marked, row.n, said])
         text = "\n".join("| " + " | ".join(line) + " |" for line in body)
-        notes = "\n".join(f"- {markdown_cell(in_bold(note).strip('†‡ '))}" for note in table.notes)
+        notes = "\n".join(f"- {markdown_cell(in_bold(note).strip('†‡§ '))}" for note in table.notes)
         parts.append(f"## {markdown_cell(table.title)}\n\n{text}\n\n{notes}\n")
     if lines:
         parts.append(
@@ -87,6 +87,7 @@ def to_csv_rows(tables: Sequence[Table]) -> pd.DataFrame:
                 line[f"{column.title} ±"] = value.half_width * column.scale
             line["pool_tokens"] = row.pool_tokens
             line["repetitions"] = row.repetitions
+            line["disturbed"] = row.disturbed
             line["best in"] = "; ".join(c.title for c in columns if c.metric in row.best)
             line["note"] = row.error or _remarks(row)
             lines.append(line)
@@ -124,8 +125,13 @@ def _as_table(table: Table, columns: Sequence[Column]) -> RichTable:
         rich_table.add_column(shown, justify="left" if left else "right", no_wrap=True)
     for column in columns:
         rich_table.add_column(column.head, justify="right", no_wrap=True)
+    has_times = any(column.is_time for column in columns)
+    if has_times:
+        rich_table.add_column("n", justify="right", no_wrap=True)
     for row in table.rows:
         cells = [_marked(row, column) for column in columns]
+        if has_times:
+            cells.append(Text(row.n))
         rich_table.add_row(*map(Text, row.labels), *cells, style="dim" if row.error else None)
     return rich_table
 
@@ -139,6 +145,8 @@ def _as_list(table: Table, columns: Sequence[Column]) -> RichTable:
         grid.add_row(head, label)
     for column in columns:
         grid.add_row(column.title, _marked(row, column))
+    if any(column.is_time for column in columns):
+        grid.add_row("n", row.n)
     return grid
 
 
@@ -192,5 +200,9 @@ def cell_text(row: TableRow, column: Column, *, with_interval: bool) -> str:
 
 
 def _remarks(row: TableRow) -> str:
-    bound = [] if row.is_memory_bound else [NO_LONGER_BOUND if row.is_relieved else NOT_BOUND]
-    return "; ".join([*bound, QUEUE_GROWS] if row.queue_grows else bound)
+    remarks = [] if row.is_memory_bound else [NO_LONGER_BOUND if row.is_relieved else NOT_BOUND]
+    if row.queue_grows:
+        remarks.append(QUEUE_GROWS)
+    if row.disturbed:
+        remarks.append(f"{row.disturbed} of {row.repetitions} repetitions disturbed")
+    return "; ".join(remarks)

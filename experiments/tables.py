@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from experiments.interference import count_disturbed, interference_notes
 from experiments.provenance import with_device
 from experiments.table_columns import (
     MEMORY_BLOCK,
@@ -28,7 +29,8 @@ class TableRow:
 
     is_relieved: not memory-bound, while another row under the same conditions is. queue_grows: in
     most repetitions. error: of a failed run, else empty. pool_tokens: mean of the repetitions, NaN
-    where unknown, as of a failed run. run_ids: what it is made from.
+    where unknown, as of a failed run. run_ids: what it is made from. disturbed: in how
+    many repetitions others had too much of the processor.
     """
 
     labels: tuple[str, ...]
@@ -40,11 +42,18 @@ class TableRow:
     queue_grows: bool = False
     pool_tokens: float = math.nan
     run_ids: tuple[str, ...] = ()
+    disturbed: int = 0
 
     @property
     def repetitions(self) -> int:
         """Of the metric that has most."""
         return max(cell.n for cell in self.cells.values())
+
+    @property
+    def n(self) -> str:
+        """The repetitions, and how many of them were disturbed."""
+        marked = f" ({self.disturbed}§)" if self.disturbed else ""
+        return f"{self.repetitions}{marked}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +119,7 @@ def _table(
         )
     conditions = [key for key in settings if key.startswith(CONDITIONS)]
     places = [tuple(settings.loc[runs.index[0], conditions]) for runs, _ in cells]
-    best = _best(columns.values(), [cell for _, cell in cells], places)
+    best = _best(columns.values(), [cell for _, cell in cells], places, is_simulated=is_simulated)
     short = {
         place for place, (runs, _) in zip(places, cells, strict=True) if _is_memory_bound(runs)
     }
@@ -162,6 +171,7 @@ def _row(
         queue_grows="queue_grows" in runs and bool(runs["queue_grows"].mean() > 0.5),
         pool_tokens=float(pools["pool_tokens"].mean()) if len(pools) else math.nan,
         run_ids=tuple(dict.fromkeys(runs["run_id"])),
+        disturbed=count_disturbed(runs),
     )
 
 
@@ -203,13 +213,17 @@ def _best(
     columns: Iterable[Column],
     cells: Sequence[Mapping[str, Interval]],
     places: Sequence[Hashable],
+    *,
+    is_simulated: bool,
 ) -> dict[str, set[int]]:
     """Rows that show the best mean of each column among those of the same place; none where more
-    than half of them do."""
+    than half of them do, and of times none where a row is of a single measurement."""
+    counts = [max(value.n for value in cell.values()) for cell in cells]
+    is_sampled = is_simulated or 1 not in counts
     best: dict[str, set[int]] = {}
     for column in columns:
         best[column.metric] = set()
-        if column.best == "none":
+        if column.best == "none" or (column.is_time and not is_sampled):
             continue
         means = [column.shown(cell[column.metric].mean) for cell in cells]
         for place in dict.fromkeys(places):
@@ -254,14 +268,29 @@ def _notes(
             "CPU figures: most of a step is matrix multiplication (bound by GEMM), which no "
             "allocator changes; on a GPU memory weighs more."
         )
+    if not is_simulated:
+        notes += interference_notes(complete)
     notes += _unbound_notes([row for row in rows if not row.is_memory_bound and not row.error])
     if any(row.queue_grows for row in rows):
         notes.append(
             "‡ the queue grows: requests come faster than they are served, so latencies are those "
             "of a run of this length (docs/metrics.md)."
         )
+    notes += _untested_note(group)
     notes += [f"FAILED {' · '.join(row.labels)}: {row.error}" for row in rows if row.error]
     return tuple(notes)
+
+
+def _untested_note(group: pd.DataFrame) -> list[str]:
+    if "contract_tested" not in group or group["contract_tested"].all():
+        return []
+    own = group[~group["contract_tested"].astype(bool)]
+    names = ", ".join(dict.fromkeys(own["strategy"]))
+    specs = " or A=".join(dict.fromkeys(own["allocator"]))
+    return [
+        f"Not put through the contract test: {names}. It may break promises where no run "
+        f"looks: make contract A={specs}."
+    ]
 
 
 def _unbound_notes(rows: Sequence[TableRow]) -> list[str]:
@@ -351,6 +380,8 @@ def _pool_note(complete: pd.DataFrame, rows: Sequence[TableRow], conditions: Seq
         if fewest >= MIN_REPETITIONS_FOR_INTERVAL
         else "no interval below 5"
     )
+    if fewest == 1 and (complete["executor"] != "simulated").any():
+        shown = "no interval; a single repetition of a timed run carries no verdict"
     imagined = complete["imagined_memory_gib"].dropna()
     device = (
         f"; memory fractions are of an imagined device of {_range(imagined, 'g')} GiB"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import re
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
 from allocators import discovery
 from harness.config import RunConfig, SteeringConfig, SweepConfig
 from harness.conversion import to_mapping
-from harness.own_code import is_file
+from harness.own_code import file_of, is_file
 from harness.runs.apart import allocator_facts
 
 
@@ -33,13 +35,47 @@ def register_schema() -> None:
 
 
 def admit_files(argument: str) -> str:
-    """`allocator=FILE.py:CLASS` with a choice in its place that Hydra can select, any other
-    argument as it is. Raises ConfigError for a file that defines no such allocator.
+    """`allocator=FILE.py:CLASS` with a choice in its place that Hydra can select, and names of
+    files in quotes where Hydra would not read them; any other argument as it is. Raises ConfigError
+    for a file that defines no such allocator.
     """
-    key, _, values = argument.partition("=")
-    if key != "allocator":
+    key, equals, values = argument.partition("=")
+    if not equals:
         return argument
-    return f"{key}={','.join(_admit(value.strip()) for value in values.split(','))}"
+    if key == "allocator":
+        return f"{key}={','.join(_admit(value.strip()) for value in split_values(values))}"
+    return f"{key}={','.join(map(_quoted, split_values(values)))}"
+
+
+def split_values(text: str) -> list[str]:
+    """`text` at its commas, but for those in the name of a file that is there."""
+    pieces, found = text.split(","), []
+    while pieces:
+        lengths = range(len(pieces), 1, -1)
+        count = next((n for n in lengths if _is_there(",".join(pieces[:n]))), 1)
+        found.append(",".join(pieces[:count]))
+        del pieces[:count]
+    return found
+
+
+def _is_there(text: str) -> bool:
+    """Whether `text` names a file or a folder, or FILE.py:NAME."""
+    text = text.strip("'\"")
+    try:
+        is_spec = re.fullmatch(r".*\.py:\w+", text) is not None
+        return (file_of(text) if is_spec else Path(text).expanduser()).exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, nobody's home
+        return False
+
+
+def _quoted(value: str) -> str:
+    if _PLAIN.fullmatch(value) or value[:1] in "'\"" or not _is_there(value):
+        return value
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+_PLAIN = re.compile(r"[\w./:~+-]*")
+"""What Hydra reads without quotes."""
 
 
 def allocator_spec(choice: str) -> str:

@@ -46,6 +46,7 @@ def points(settings: Iterable[Setting], runs: AdviceRuns) -> pd.DataFrame:
                     "memory_fraction": setting.memory_fraction,
                     "host_us": setting.host_us,
                     "load": setting.load,
+                    "whole": setting.whole,
                     "pool_tokens": row["pool_tokens"],
                     "pool_gib": row["pool_bytes"] / 2**30,
                     "attainment": attainment(row),

@@ -38,7 +38,7 @@ OWN_KEYS = {
 }
 """Settings that advice makes itself, with what to do instead."""
 
-_BOUNDS = ("ttft_ms", "tpot_ms", "normalised_ms")
+BOUNDS = ("ttft_ms", "tpot_ms", "normalised_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +147,8 @@ def _slo(text: str) -> dict[str, float]:
     bounds: dict[str, float] = {}
     for part in text.strip("{}").split(","):
         name, _, value = re.sub(r"\s", "", part).partition(":")
-        if name not in _BOUNDS:
-            raise ConfigError(f"slo: {unknown_name(name, _BOUNDS, 'bound')}")
+        if name not in BOUNDS:
+            raise ConfigError(f"slo: {unknown_name(name, BOUNDS, 'bound')}")
         if name in bounds:
             raise ConfigError(f"slo={text}: {name} is given twice; leave one out")
         bounds[name] = _number(f"slo={name}", value, 1e-3, None)

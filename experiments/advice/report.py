@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 from rich.console import Console
@@ -12,7 +14,7 @@ from rich.text import Text
 
 from experiments.advice.points import SHARES, pareto
 from experiments.advice.question import Question
-from experiments.advice.runs import AdviceRuns
+from experiments.advice.runs import AdviceRuns, attainment
 from experiments.advice.search import FOLK_FRACTIONS, Advice, Problem, around
 from experiments.advice.setting import KNOBS, Setting
 from experiments.advice.window import Window
@@ -39,14 +41,48 @@ def trace_in_words(question: Question, window: Window) -> str:
         else ""
     )
     load = f", at {question.load:g} times the trace's rate" if question.load != 1 else ""
-    kind = "bursty" if window.is_bursty else "steady"
     return (
         f"{question.trace.name}: the busiest {window.num_requests:,} consecutive requests, from "
         f"{window.start_s:,.0f} s on, {window.requests_per_s:.3g}/s and "
         f"{window.tokens_per_s:,.0f} tokens/s (the whole trace: {window.trace_requests_per_s:.3g}/s"
-        f" and {window.trace_tokens_per_s:,.0f}){load}. Gaps between arrivals have a coefficient "
-        f"of variation of {window.gap_cv:.2f} (Poisson: 1): {kind}.{too_long}"
+        f" and {window.trace_tokens_per_s:,.0f}){load}. {_burstiness_in_words(window)}{too_long}"
     )
+
+
+def _burstiness_in_words(window: Window) -> str:
+    if math.isnan(window.dispersion):
+        return "The clock of its times is too coarse to tell steady load from bursty."
+    kind = "bursty" if window.is_bursty else "steady"
+    return (
+        f"The number of arrivals in equal spans of time has {window.dispersion:.2f} times the "
+        f"variance of a Poisson process's: {kind}."
+    )
+
+
+def whole_in_words(question: Question, window: Window, advice: Advice, runs: AdviceRuns) -> str:
+    """What a replay of the whole trace with the answer gave."""
+    whole = replace(advice.answer, whole=True)
+    row = runs.row(whole)
+    if row is None:
+        run = runs.stored(whole)
+        return f"The whole trace could not be replayed: {run.error if run else 'not stored'}"
+    share, start_s = runs.worst_stretch(whole)
+    said = (
+        f"Replayed with it, the whole trace ({row['num_requests']:,} requests) has "
+        f"{attainment(row):.1%} of them within the SLO; its worst {window.num_requests:,} in a "
+        f"row, from {start_s:,.0f} s on, {share:.1%}."
+    )
+    if advice.of_stretch is not None:
+        said += (
+            f" The pool is larger for that: {runs.pool_tokens(advice.of_stretch):,} tokens do for "
+            "the busiest stretch, and not for the whole."
+        )
+    if not advice.is_whole_met:
+        said += (
+            f" The goal of {question.attainment:.0%} is NOT MET for the whole trace"
+            f"{', by the largest pool' if advice.of_stretch is not None else ''}."
+        )
+    return said
 
 
 def answer_in_words(question: Question, advice: Advice, point: pd.Series, problem: Problem) -> str:
@@ -63,10 +99,13 @@ def answer_in_words(question: Question, advice: Advice, point: pd.Series, proble
             if answer.memory_fraction <= problem.lowest_fraction(answer)
             else ""
         )
+        found = "is the smallest pool found that serves"
+        if advice.is_whole_met is False:
+            found = "is the largest pool, and does not serve, over the whole trace,"
         return (
-            f"{at} with {knobs} is the smallest pool found that serves "
-            f"{question.attainment:.0%} of the requests with {question.slo_in_words}: "
-            f"{point['attainment']:.1%} of them, {point['goodput_per_s']:.3g}/s.{least}"
+            f"{at} with {knobs} {found} "
+            f"{question.attainment:.0%} of the requests with {question.slo_in_words}: of the "
+            f"busiest stretch {point['attainment']:.1%}, {point['goodput_per_s']:.3g}/s.{least}"
         )
     reached = advice.reached_load or 0.0
     way_out = (
@@ -116,6 +155,8 @@ def folk_in_words(window: Window, advice: Advice, table: pd.DataFrame) -> str:
     known = {fraction: share for fraction, share in by_fraction.items() if share is not None}
     shown = ", ".join(f"{share:.1%} at {fraction:g}" for fraction, share in known.items())
     kind = "bursty" if window.is_bursty else "steady"
+    if math.isnan(window.dispersion):
+        kind = "taken for steady"
     if advised not in known:
         verdict = f"at the advised {advised:g} the longest request does not fit"
     elif 0.9 in known:

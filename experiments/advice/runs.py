@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import pandas as pd
 from rich.console import Console
 
-from experiments.advice.question import Question
+from experiments.advice.question import BOUNDS, Question
 from experiments.advice.setting import KNOBS, Setting
 from experiments.advice.window import Window
 from harness.compose import Composer
@@ -59,8 +62,8 @@ class AdviceRuns:
             "workload.path": _quoted(str(question.trace)),
             "workload.length_scale": 1,
             "workload.max_len": window.max_len,
-            "workload.start_s": repr(window.start_s),
-            "workload.num_requests": window.num_requests,
+            "workload.start_s": 0 if setting.whole else repr(window.start_s),
+            "workload.num_requests": "null" if setting.whole else window.num_requests,
             "workload.speed_up": f"{setting.load:g}",
             **{f"measure.slo_{name}": f"{bound:g}" for name, bound in question.slo.items()},
             **{key: getattr(setting, name) for name, (key, _) in KNOBS.items()},
@@ -105,6 +108,20 @@ class AdviceRuns:
         row = self.row(setting)
         return 0.0 if row is None else attainment(row)
 
+    def worst_stretch(self, setting: Setting) -> tuple[float, float]:
+        """Of as many consecutive requests of a setting's run as the window has, those of which
+        fewest were answered within the SLO: their share, and when the first of them came."""
+        run = self.stored(setting)
+        assert run is not None
+        done = run.frame("requests").sort_values(["arrival_s", "request_id"])
+        slo = {name: self._question.slo.get(name, math.inf) for name in BOUNDS}
+        is_good = within(done, slo).to_numpy()
+        count = min(self._window.num_requests, len(is_good))
+        good = np.concatenate(([0], np.cumsum(is_good)))
+        served = good[count:] - good[:-count]
+        first = int(np.argmin(served))
+        return float(served[first]) / count, float(done["arrival_s"].iloc[first])
+
     def pool_tokens(self, setting: Setting) -> int:
         """Slots of the pool that a setting's share of the GPU's memory leaves, whole pages."""
         config = self.config(setting)
@@ -126,6 +143,20 @@ def attainment(row: Mapping[str, Any]) -> float:
     """Share of all requests, refused ones too, that were answered within the SLO."""
     good = row["goodput_requests_per_s"] * row["duration_s"]
     return round(good) / row["num_requests"] if good == good else 0.0
+
+
+def within(requests: pd.DataFrame, slo: Mapping[str, float]) -> pd.Series:
+    """Whether each of a run's requests was answered within the bounds, as goodput counts them."""
+    ttft_ms = 1e3 * (requests["first_token_s"] - requests["arrival_s"])
+    e2e_ms = 1e3 * (requests["finish_s"] - requests["arrival_s"])
+    tokens = requests["output_len"].clip(lower=1)
+    tpot_ms = (e2e_ms - ttft_ms) / (tokens - 1).where(tokens > 1, np.inf)
+    return (
+        (requests["status"] == "finished")
+        & (ttft_ms <= slo["ttft_ms"])
+        & (tpot_ms <= slo["tpot_ms"])
+        & (e2e_ms / tokens <= slo["normalised_ms"])
+    )
 
 
 def drive(

@@ -54,14 +54,18 @@ class Problem:
 @dataclass(frozen=True, slots=True)
 class Advice:
     """answer: the setting, at the smallest pool that attains the target; where none does, the one
-    that attains most. reached_load: the highest share of the load that is attained where the
-    whole is not; 0 where even a twentieth is not. tried: attainments of everything.
+    that attains most. is_whole_met: it serves the whole trace so, too; None where it was not asked.
+    of_stretch: the smaller setting that does for the busiest stretch alone. reached_load: the
+    highest share of the load that is attained where the whole is not; 0 where even a twentieth is
+    not. tried: attainments of everything.
     """
 
     answer: Setting
     is_met: bool
     tried: Attainments = field(default_factory=dict)
     reached_load: float | None = None
+    is_whole_met: bool | None = None
+    of_stretch: Setting | None = None
 
 
 def advise(problem: Problem) -> Generator[Sequence[Setting], Mapping[Setting, float], Advice]:
@@ -87,6 +91,47 @@ def advise(problem: Problem) -> Generator[Sequence[Setting], Mapping[Setting, fl
     answer = yield from _shrink(problem, tried, answer)
     answer = yield from _smallest_of_all(problem, tried, answer)
     return Advice(answer, True, tried)
+
+
+def confirm(
+    problem: Problem, advice: Advice
+) -> Generator[Sequence[Setting], Mapping[Setting, float], Advice]:
+    """The advice after a replay of the whole trace: with a larger pool where that falls short, or
+    the largest where none will do."""
+    tried, answer = advice.tried, advice.answer
+    yield from _ask(tried, [replace(answer, whole=True)])
+    if tried[replace(answer, whole=True)] >= problem.target or not advice.is_met:
+        is_met = tried[replace(answer, whole=True)] >= problem.target
+        return replace(advice, is_whole_met=is_met)
+    enough = answer.at(HIGHEST_FRACTION)
+    yield from _ask(tried, [replace(enough, whole=True)])
+    is_met = tried[replace(enough, whole=True)] >= problem.target
+    if is_met:
+        enough = yield from _smallest_between(problem, tried, answer, enough)
+    yield from _ask(
+        tried, [enough, *around(enough, problem.fixed, problem.lowest_fraction(enough))]
+    )
+    return replace(advice, answer=enough, is_whole_met=is_met, of_stretch=answer)
+
+
+def _smallest_between(
+    problem: Problem, tried: Attainments, short: Setting, enough: Setting
+) -> Generator[Sequence[Setting], Mapping[Setting, float], Setting]:
+    """Of the pools between one that falls short of the whole trace and one that does not, the
+    smallest, within the tolerance, above which all do that were tried."""
+    while True:
+        low, high = problem.pool_tokens(short), problem.pool_tokens(enough)
+        pools = [low * (high / low) ** (k / 3) for k in (1, 2)]
+        between = [enough.at(problem.fraction_of(enough, pool)) for pool in pools]
+        wholes = [replace(setting, whole=True) for setting in between]
+        if high <= low * (1 + POOL_TOLERANCE) or all(whole in tried for whole in wholes):
+            return enough
+        yield from _ask(tried, wholes)
+        for setting, whole in reversed(list(zip(between, wholes, strict=True))):
+            if tried[whole] < problem.target:
+                short = setting
+                break
+            enough = setting
 
 
 def around(answer: Setting, fixed: Sequence[str], lowest_fraction: float) -> list[Setting]:

@@ -18,7 +18,7 @@ KNOBS: Mapping[str, tuple[str, Sequence[Any]]] = {
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One point of the search: the knobs, the share of the GPU's memory, and what is assumed of
-    the host and the load."""
+    the host and the load. whole: all of the trace is served, not its busiest stretch alone."""
 
     allocator: str
     page_size: int
@@ -27,6 +27,7 @@ class Setting:
     memory_fraction: float
     host_us: float
     load: float
+    whole: bool = False
 
     def knobs(self) -> dict[str, Any]:
         """Values by knob."""

@@ -27,8 +27,11 @@ SHORTEST_SPAN = 0.5
 """A stretch lasts at least this share of the time that as many requests mostly take: what a single
 burst of a second does is no load to size for."""
 
-BURSTY_ABOVE = 1.25
-"""Coefficient of variation of gaps between arrivals: that of a Poisson process is 1."""
+BURSTY_ABOVE = 1.6
+"""Variance over mean of the arrivals in equal spans of time: that of a Poisson process is 1."""
+
+ARRIVALS_A_SPAN = 5
+FEWEST_SPANS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,8 @@ class Window:
     start_s, num_requests: where it begins, from the trace's first row, and its length. num_rows:
     of the trace; num_too_long: those that the model cannot read, prompt and output together, or
     whose window they would be in. longest: tokens of the longest of the others. requests_per_s,
-    tokens_per_s: of the window; trace_*: of the whole trace. gap_cv: coefficient of variation of
-    the gaps between arrivals in the window. has_prefixes: requests share them.
+    tokens_per_s: of the window; trace_*: of the whole trace. dispersion: of the window's arrivals,
+    as `dispersion_of`. has_prefixes: requests share them.
     """
 
     start_s: float
@@ -51,12 +54,17 @@ class Window:
     tokens_per_s: float
     trace_requests_per_s: float
     trace_tokens_per_s: float
-    gap_cv: float
+    dispersion: float
     has_prefixes: bool
 
     @property
     def is_bursty(self) -> bool:
-        return self.gap_cv > BURSTY_ABOVE
+        return self.dispersion > BURSTY_ABOVE
+
+    @property
+    def is_part(self) -> bool:
+        """The trace has requests beyond it that the model can read."""
+        return self.num_requests < self.num_rows - self.num_too_long
 
     @property
     def max_len(self) -> int:
@@ -109,7 +117,6 @@ def busiest_window(rows: Sequence[TraceRow], shape: ModelShape, question: Questi
     whole_s = float(arrivals[-1] - arrivals[0])
     if span_s <= 0 or whole_s <= 0:
         raise ConfigError(f"trace={question.trace}: all of its requests arrive at once")
-    gaps = np.diff(arrivals[inside])
     return Window(
         start_s=float(arrivals[first]) - (rows[0].arrival_s or 0.0),
         num_requests=count,
@@ -120,9 +127,32 @@ def busiest_window(rows: Sequence[TraceRow], shape: ModelShape, question: Questi
         tokens_per_s=float((prompts + outputs)[inside].sum()) / span_s,
         trace_requests_per_s=len(kept) / whole_s,
         trace_tokens_per_s=float((prompts + outputs).sum()) / whole_s,
-        gap_cv=float(gaps.std() / gaps.mean()),
+        dispersion=dispersion_of(arrivals[inside]),
         has_prefixes=any(row.block_ids or row.session is not None for row in kept),
     )
+
+
+def dispersion_of(arrivals: np.ndarray) -> float:
+    """Variance over mean of how many arrive in equal spans of some five arrivals each (the index of
+    dispersion; Cox and Lewis, The Statistical Analysis of Series of Events, 1966), which are whole
+    ticks of the clock that wrote the times: within a tick all seem to come at once. NaN where ticks
+    are too long for ten spans."""
+    since = np.asarray(arrivals, dtype=np.float64) - arrivals[0]
+    steps = np.diff(np.unique(since))
+    steps = steps[steps > _SAME_TIME_S]
+    if not len(steps):
+        return math.nan
+    tick_s = float(steps.min())
+    span_s = ARRIVALS_A_SPAN * float(since[-1]) / (len(since) - 1)
+    span_s = tick_s * max(1, round(span_s / tick_s))
+    num_spans = int((since[-1] + tick_s) // span_s)
+    if num_spans < FEWEST_SPANS:
+        return math.nan
+    counts = np.bincount(((since + tick_s / 2) // span_s).astype(int))[:num_spans]
+    return float(counts.var(ddof=1) / counts.mean())
+
+
+_SAME_TIME_S = 1e-9
 
 
 def _affordable(prompts: np.ndarray, outputs: np.ndarray) -> int:

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 
 from rich.console import Console
@@ -43,7 +43,7 @@ from experiments.advice.figure import draw_front
 from experiments.advice.points import points
 from experiments.advice.question import Question, parse_question
 from experiments.advice.runs import AdviceRuns, drive
-from experiments.advice.search import HIGHEST_FRACTION, Advice, Problem, advise
+from experiments.advice.search import HIGHEST_FRACTION, Advice, Problem, advise, confirm
 from experiments.advice.setting import KNOBS, Setting
 from experiments.advice.window import Window, busiest_window, read_rows
 from harness.compose import hydra_session
@@ -73,8 +73,16 @@ def main(arguments: Sequence[str]) -> int:
     with hydra_session():
         runs = AdviceRuns(question, window, shape, root)
         problem = pose(question, window, runs)
-        advice = drive(advise(problem), runs, console, arguments)
+        advice = drive(_search(problem, window), runs, console, arguments)
         return conclude(question, window, problem, advice, runs, error, console)
+
+
+def _search(
+    problem: Problem, window: Window
+) -> Generator[Sequence[Setting], Mapping[Setting, float], Advice]:
+    """The advice for the busiest stretch, which a replay of the whole trace has confirmed."""
+    advice = yield from advise(problem)
+    return (yield from confirm(problem, advice)) if window.is_part else advice
 
 
 def pose(question: Question, window: Window, runs: AdviceRuns) -> Problem:
@@ -145,10 +153,13 @@ def conclude(
         run = runs.stored(answer)
         raise ConfigError(f"none of the runs could be done: {run.error if run else 'not stored'}")
     table = points(advice.tried, runs)
-    comparable = table[(table["load"] == answer.load) & (table["host_us"] == answer.host_us)]
+    is_alike = (table["load"] == answer.load) & (table["host_us"] == answer.host_us)
+    comparable = table[is_alike & ~table["whole"]]
     point = comparable[comparable["run_id"] == runs.job(answer).run_id].iloc[0]
     console.print()
     report.say(console, report.answer_in_words(question, advice, point, problem), "bold")
+    if advice.is_whole_met is not None:
+        report.say(console, report.whole_in_words(question, window, advice, runs), "bold")
     report.say(console, report.waste_in_words(point))
     lowest = problem.lowest_fraction(advice.answer)
     report.print_sensitivity(console, advice, table, problem.fixed, lowest)
@@ -175,4 +186,4 @@ def conclude(
     console.print(report.command_in_words(answer, runs), soft_wrap=True, highlight=False)
     names = ", ".join(path.name for path in paths)
     console.print(f"results: {folder}/  ({names})", highlight=False)
-    return 0 if advice.is_met else NO_POOL_WILL_DO
+    return 0 if advice.is_met and advice.is_whole_met is not False else NO_POOL_WILL_DO

@@ -9,6 +9,7 @@ import pandas as pd
 
 from experiments.figure_layout import PanelSize, arrange, subplots
 from experiments.figure_style import DEFAULT, FigureStyle, note_size
+from experiments.interference import measured_notes
 from experiments.line_panels import PALETTE, Panel, published
 from experiments.plotting import jobs_of, means, save
 from harness.runs.jobs import Job
@@ -65,7 +66,8 @@ def draw(
                 axes.set_xlabel(panel.label)
             line[0].set_yticks(range(len(bars)), [_label(bar) for _, bar in bars.iterrows()])
         title = "Long prompts arrive while others decode: the same arrivals in every row"
-        arrange(figure, style, title=title, notes=[_published_note()])
+        notes = [*measured_notes(rows, points), _published_note()]
+        arrange(figure, style, title=title, notes=notes)
         return save(figure, "chunked_prefill", folder, points, jobs_of(rows, jobs))
 
 

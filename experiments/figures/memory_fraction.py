@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.figure_layout import PanelSize, arrange, subplots
 from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.interference import measured_notes
 from experiments.plotting import (
     EXPECTED_COLOURS,
     MARKERS,
@@ -75,7 +76,8 @@ def _draw_grid(
         grid[0][column].set_title(workload)
     for axes in grid[:, 0]:  # once all are drawn: it stops the shared axes from growing
         axes.set_ylim(bottom=0)
-    arrange(figure, style, handles=grid[0][0].get_legend_handles_labels()[0])
+    handles = grid[0][0].get_legend_handles_labels()[0]
+    arrange(figure, style, handles=handles, notes=measured_notes(rows, points))
     return figure, points
 
 

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from experiments.checks import SHARES
 from experiments.figure_layout import PanelSize, arrange, subplots
 from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.interference import measured_notes
 from experiments.plotting import (
     EXPECTED_COLOURS,
     FIT_DASHES,
@@ -23,6 +24,7 @@ from experiments.plotting import (
     means,
     preferred,
     save,
+    shade_interval,
     stack_classes,
     thin_line,
 )
@@ -65,16 +67,19 @@ def _draw_times(
             axes.set_ylabel(label)
             axes.set_xlabel("page size, tokens")
         grid[0][column].set_title(workload)
-    arrange(figure, style, handles=_line_handles(points))
+    notes = measured_notes(rows, points)
+    arrange(figure, style, handles=_line_handles(points), notes=notes)
     return save(figure, "page_size_times", folder, points, jobs)
 
 
 def _draw_lines(axes: Axes, points: pd.DataFrame, metric: str) -> None:
     for _, reference in _references(points).iterrows():
+        colour = EXPECTED_COLOURS.get(reference["expected"], "#999999")
         axes.axhline(
-            reference[metric], color=EXPECTED_COLOURS.get(reference["expected"], "#999999"),
+            reference[metric], color=colour,
             dashes=FIT_DASHES.get(reference["fit"], (2, 2)), linewidth=thin_line(),
         )  # fmt: skip
+        shade_interval(axes, reference, metric, colour)
     for allocator, line in _swept(points).groupby("allocator", sort=False):
         line = line.sort_values("page_size")
         axes.errorbar(

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 
 from experiments.figure_layout import PanelSize, arrange, subplots
 from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.interference import measured_notes
 from experiments.line_panels import (
     Look,
     Panel,
@@ -118,7 +119,8 @@ def _draw_pages(rows: pd.DataFrame, style: FigureStyle) -> tuple[Figure, pd.Data
     from_zero(list(grid.flat))
     grey = Patch(color="#EEEEEE", label="alike in the PagedAttention paper's Fig. 19")
     handles = [*line_handles(MODES), grey]
-    arrange(figure, style, title="\n".join(titles), handles=handles)
+    notes = measured_notes(rows, points)
+    arrange(figure, style, title="\n".join(titles), handles=handles, notes=notes)
     return figure, points, "preemption_pages"
 
 

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from experiments.figure_layout import PanelSize, arrange, subplots
 from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.interference import measured_notes
 from experiments.line_panels import (
     Panel,
     draw_lines,
@@ -21,7 +22,7 @@ from experiments.line_panels import (
     looks_of,
     memory_note,
 )
-from experiments.plotting import jobs_of, means, save
+from experiments.plotting import jobs_of, means, save, shade_interval
 from harness.engine.scheduling.speculation import expected_tokens_per_step
 from harness.runs.jobs import Job
 
@@ -128,6 +129,7 @@ def _draw_part(
         if panel.metric not in OF_DRAFTS_ALONE:
             for _, reference in plain.iterrows():
                 axes.axhline(panel.scale * reference[panel.metric], color=PLAIN, dashes=(4, 2))
+                shade_interval(axes, reference, panel.metric, PLAIN, panel.scale)
         axes.set_xticks(sorted(set(drafted["num_drafts"])))
         axes.set_xlabel("drafts a step, k")
     from_zero(list(grid[0]))
@@ -139,7 +141,8 @@ def _draw_part(
     if drafted["acceptance"].notna().any():
         handles.append(Line2D([], [], color="black", linewidth=0.8, linestyle=":",
                               label=r"$(1 - a^{k+1}) / (1 - a)$"))  # fmt: skip
-    arrange(figure, style, title=f"{title}; {memory_note(rows)}", handles=handles)
+    notes = measured_notes(rows, points)
+    arrange(figure, style, title=f"{title}; {memory_note(rows)}", handles=handles, notes=notes)
     return figure, points
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from experiments.figure_layout import PanelSize, arrange, subplots
 from experiments.figure_style import DEFAULT, FigureStyle
+from experiments.interference import measured_notes
 from experiments.line_panels import Panel, draw_lines, from_zero, line_handles, looks_of
 from experiments.other_settings import other_settings
 from experiments.plotting import jobs_of, means, save
@@ -46,5 +47,6 @@ def draw(
             axes.set_xticks(sorted(set(points["ranks"])))
             axes.set_xlabel("ranks")
         from_zero(list(grid[0]))
-        arrange(figure, style, handles=line_handles(looks))
+        notes = measured_notes(rows, points)
+        arrange(figure, style, handles=line_handles(looks), notes=notes)
         return save(figure, "tensor_parallel", folder, points, jobs_of(rows, jobs))

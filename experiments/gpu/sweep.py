@@ -22,6 +22,7 @@ _DRY_FOR_ALL = (
     "device=cpu",
     "workload.num_requests=4",
     "workload.length_scale=0.03",
+    "repetitions=1",
 )
 
 

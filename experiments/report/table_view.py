@@ -13,7 +13,7 @@ from experiments.tables import Table, TableRow
 
 class CellView(NamedTuple):
     """text: as read. interval: `±` half-width, or empty. sort: what it sorts by, None for what is
-    missing. mark: `*` for the best of its column, `†` and `‡` as in the notes."""
+    missing. mark: `*` for the best of its column, `†`, `‡` and `§` as in the notes."""
 
     text: str
     interval: str = ""
@@ -43,11 +43,14 @@ def comparison_view(table: Table) -> TableView:
     """A comparison table with the columns that say something of any row."""
     columns = [c for c in _columns(table) if not _is_empty(table, c)]
     heads = [HeadView(head, index == 1) for index, head in enumerate(table.label_heads)]
-    heads += [HeadView(column.title, True) for column in columns]
+    heads += [*(HeadView(column.title, True) for column in columns), HeadView("n", True)]
     rows = []
     for row in table.rows:
         labels = [_label(label, index) for index, label in enumerate(row.labels)]
-        rows.append((*labels, *(_cell(row, column) for column in columns)))
+        n = CellView(f"{row.repetitions}", sort=row.repetitions)
+        if row.disturbed:
+            n = n._replace(mark=f" ({row.disturbed}§)")
+        rows.append((*labels, *(_cell(row, column) for column in columns), n))
     errors = {index: row.error for index, row in enumerate(table.rows) if row.error}
     return TableView(table.title, tuple(heads), tuple(rows), table.notes, errors)
 

@@ -16,6 +16,9 @@ MIN_REPETITIONS_FOR_INTERVAL = 5
 MIN_PAIRS_FOR_VERDICT = 6
 SIGNIFICANCE = 0.05
 
+EQUIVALENCE_LIMIT = 0.05
+"""Runs that do the same work may differ in time by this share."""
+
 Verdict = Literal["better", "worse", "no difference seen", "too few runs to tell"]
 
 
@@ -85,6 +88,20 @@ def interval_p_value(interval: Interval, value: float) -> float:
         return 1.0 if interval.mean == value else 0.0
     standard_error = interval.half_width / float(special.stdtrit(interval.n - 1, 0.975))
     return float(2 * special.stdtr(interval.n - 1, -abs(interval.mean - value) / standard_error))
+
+
+def equivalence_p_value(log_ratios: Floats, limit: float = EQUIVALENCE_LIMIT) -> float:
+    """P value of two one-sided t tests (Schuirmann, J. Pharmacokinet. Biopharm. 1987) that the mean
+    lies within log(1 + limit) of 0: small where it is shown to. NaN below two pairs; where all are
+    the same, 0 within the limit and 1 beyond."""
+    n = len(log_ratios)
+    if n < 2:
+        return math.nan
+    mean, bound = float(log_ratios.mean()), math.log1p(limit)
+    if np.ptp(log_ratios) == 0:
+        return 0.0 if abs(mean) < bound else 1.0
+    error = float(log_ratios.std(ddof=1)) / math.sqrt(n)
+    return float(special.stdtr(n - 1, (abs(mean) - bound) / error))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -46,19 +46,19 @@ class Forecast:
 
     def __init__(self) -> None:
         self._guesses: dict[str, float] = {}
-        self._guessed = {True: 0.0, False: 0.0}
-        self._taken = {True: 0.0, False: 0.0}
+        self._learned: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
 
     def learn(self, job: Job, wall_s: float) -> None:
         """A run has taken so long."""
-        self._guessed[job.is_timed] += self._guess(job)
-        self._taken[job.is_timed] += wall_s
+        self._learned[job.is_timed].append((self._guess(job), wall_s))
 
     def seconds(self, job: Job) -> float:
         """For one run."""
-        known = job.is_timed if self._guessed[job.is_timed] else not job.is_timed
-        guessed, taken = self._guessed[known], self._taken[known]
-        return self._guess(job) * (taken / guessed if guessed > 0 else 1.0)
+        own = _pace(self._learned[job.is_timed])
+        others = _pace(self._learned[not job.is_timed])
+        if len(self._learned[job.is_timed]) == 1 and others:  # it may have compiled kernels
+            own = min(own, others)
+        return self._guess(job) * (own or others or 1.0)
 
     def left_s(self, jobs: Iterable[Job], shares_done: Mapping[str, float] | None = None) -> float:
         """For runs that are not done, side by side as a sweep does them. shares_done: of those
@@ -75,6 +75,13 @@ class Forecast:
         if job.run_id not in self._guesses:
             self._guesses[job.run_id] = seconds_of(job.config)
         return self._guesses[job.run_id]
+
+
+def _pace(learned: Sequence[tuple[float, float]]) -> float:
+    """What runs took over what was guessed, but for the slowest of several; 0 for none."""
+    known = sorted(learned, key=lambda each: each[1] / each[0])
+    known = known[:-1] or known
+    return sum(taken for _, taken in known) / sum(guess for guess, _ in known) if known else 0.0
 
 
 def forecast_from(jobs: Iterable[Job]) -> Forecast:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from harness.measure.interference import DISTURBED_SHARE, is_disturbed
 from harness.runs.jobs import Job
@@ -52,7 +53,10 @@ class Redo:
         self._is_due = False
         found = {job_id: RunStore(job.root).find(job_id) for job_id, job in self._timed.items()}
         complete = {job_id: run for job_id, run in found.items() if run is not None and run.summary}
-        left_s = BUDGET * sum(run.wall_s for run in complete.values())
+        if not complete:
+            return [], ""
+        # not their sum: the first run of a worker may have compiled kernels
+        left_s = BUDGET * len(complete) * median(run.wall_s for run in complete.values())
         disturbed = {job_id: run for job_id, run in complete.items() if _is_disturbed(run)}
         chosen = set()
         for job_id, run in sorted(disturbed.items(), key=lambda pair: -_others_share(pair[1])):

@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from allocators.contract_record import has_passed
 from harness.config import RunConfig
 from harness.conversion import from_mapping
+from harness.own_code import file_of, is_file
 from harness.runs.half_written import replacing
 from harness.runs.jobs import Job, strategy_label
 from harness.runs.store import RunStore, StoredRun
@@ -85,6 +87,16 @@ def stored_settings(run: StoredRun) -> dict[str, Any]:
     return settings(from_mapping(RunConfig, run.config))
 
 
+def _is_tested(run: StoredRun, job: Job) -> bool:
+    """Whether the allocator's code, as it was measured, has passed the contract test here; what
+    comes with kvarena has."""
+    spec = job.config.allocator.name
+    if not is_file(spec):
+        return True
+    class_name = spec.rpartition(".py")[2].removeprefix(":")
+    return has_passed(run.path / "allocator" / file_of(spec).name, class_name)
+
+
 def _rows_of(run: StoredRun, job: Job) -> list[dict[str, Any]]:
     head = {
         "run_id": run.run_id,
@@ -92,6 +104,7 @@ def _rows_of(run: StoredRun, job: Job) -> list[dict[str, Any]]:
         "status": run.status,
         "error": run.error,
         **settings(job.config),
+        "contract_tested": _is_tested(run, job),
     }
     if run.status != "complete":
         return [{**head, "repetition": 0, "seed": run.config["seed"], "wall_s": run.wall_s}]

@@ -20,7 +20,7 @@ from experiments.equality import compare_tokens
 from harness.compose import compose_run, hydra_session
 from harness.engine.device.checkpoint_weights import CheckpointError, WeightFiles, read_weights
 from harness.engine.device.model_shape import model_preset
-from harness.engine.device.models import _shape_of, load_model
+from harness.engine.device.models import load_model, shape_of
 from harness.engine.device.module_weights import empty_decoder
 from harness.engine.device.parallel.ranks import ALONE
 from harness.engine.device.parallel.sharding import Splitter
@@ -116,11 +116,11 @@ def test_a_rank_has_its_slice_and_never_more_than_a_module_beside_it(
     cut = _stored(family, tmp_path)
     largest = max(sum(p.numel() for p in m.parameters(recurse=False)) for m in cut.modules())
     ranks = ThreadRanks(1, 2, meeting=None)
-    Splitter(cut, _shape_of(cut, cut.config, 4), ranks).split_all()
+    Splitter(cut, shape_of(cut, cut.config, 4), ranks).split_all()
     model = _empty(tmp_path)
     files = WeightFiles.of(model, str(tmp_path))
     assert files is not None
-    splitter = Splitter(model, _shape_of(model, model.config, 4), ranks)
+    splitter = Splitter(model, shape_of(model, model.config, 4), ranks)
     held = []
 
     def split(name: str, module: torch.nn.Module) -> None:

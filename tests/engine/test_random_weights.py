@@ -11,7 +11,7 @@ from test_sharding import FAMILIES
 from thread_ranks import ThreadRanks
 
 from harness.engine.device.model_shape import ModelShape
-from harness.engine.device.models import _shape_of
+from harness.engine.device.models import shape_of
 from harness.engine.device.module_weights import empty_decoder
 from harness.engine.device.parallel.sharding import Splitter
 from harness.engine.device.random_weights import NoWeightsError, draw_weights
@@ -32,7 +32,7 @@ def _whole(family: str) -> Any:
 
 
 def _shape(model: Any) -> ModelShape:
-    return _shape_of(model, model.config, 4)
+    return shape_of(model, model.config, 4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,7 +13,7 @@ from thread_ranks import ThreadRanks, on_all_ranks
 from harness.engine.device.attention import ATTENTION_NAME, AttentionStep
 from harness.engine.device.lean.build import build
 from harness.engine.device.model_shape import ModelShape
-from harness.engine.device.models import _shape_of
+from harness.engine.device.models import shape_of
 from harness.engine.device.parallel.sharding import NotSplitError, Splitter
 
 _LLAMA = {
@@ -75,7 +75,7 @@ def _whole(family: str) -> Any:
 
 
 def _shape(model: Any) -> ModelShape:
-    return _shape_of(model, model.config, 4)
+    return shape_of(model, model.config, 4)
 
 
 def _logits(model: Any) -> torch.Tensor:

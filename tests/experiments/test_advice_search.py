@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from experiments.advice.search import (
     Problem,
     advise,
     around,
+    confirm,
 )
 from experiments.advice.setting import KNOBS, Setting, moves
 
@@ -43,9 +45,19 @@ def problem(start: Setting = START, fixed: tuple[str, ...] = ()) -> Problem:
     )
 
 
-def run(attainment: Callable[[Setting], float], asked: Problem) -> Advice:
+def confirmed(
+    asked: Problem,
+) -> Generator[Sequence[Setting], Mapping[Setting, float], Advice]:
+    return (yield from confirm(asked, (yield from advise(asked))))
+
+
+def run(
+    attainment: Callable[[Setting], float],
+    asked: Problem,
+    searched: Callable[[Problem], Generator[Any, Any, Advice]] = advise,
+) -> Advice:
     """The advice on a system, every setting of which was asked for once."""
-    search = advise(asked)
+    search = searched(asked)
     seen: set[Setting] = set()
     batch = next(search)
     while True:
@@ -176,3 +188,24 @@ def test_the_neighbours_of_an_answer_are_one_step_away() -> None:
     assert {s.host_us for s in found} == {0.0, 4000.0, 8000.0}
     assert {s.page_size for s in moves(answer, (), 1)} == {8, 16, 32}
     assert len(moves(answer, ())) == sum(len(values) - 1 for _, values in KNOBS.values())
+
+
+@pytest.mark.parametrize("more", [0.8, 1.0, 1.02, 1.5, 3.0, 100.0])
+def test_the_pool_is_as_large_as_the_whole_trace_needs(more: float) -> None:
+    """Of a trace that needs `more` times the pool of its busiest stretch."""
+
+    def attainment(setting: Setting) -> float:
+        return min(1.0, pool_tokens(setting) / (20_000 * (more if setting.whole else 1.0)))
+
+    advice = run(attainment, problem(), confirmed)
+    whole = replace(advice.answer, whole=True)
+    needs = TARGET * 20_000 * max(1.0, more)
+    assert not advice.answer.whole and advice.answer in advice.tried
+    assert advice.is_whole_met == (advice.tried[whole] >= TARGET) == (more < 100)
+    if advice.is_whole_met:
+        slack = (1 + POOL_TOLERANCE) ** 2 + 0.01
+        assert needs <= pool_tokens(advice.answer) * 1.001 <= needs * slack * 1.001
+    else:
+        assert advice.answer.memory_fraction == HIGHEST_FRACTION
+    is_raised = advice.of_stretch is not None
+    assert is_raised == (more > 1.05) or more == 1.02

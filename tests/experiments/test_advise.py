@@ -16,15 +16,22 @@ from experiments.__main__ import main
 from experiments.advice.points import pareto
 from experiments.advice.question import Question, parse_question
 from experiments.advice.report import error_in_words
-from experiments.advice.runs import AdviceRuns
+from experiments.advice.runs import AdviceRuns, attainment, within
 from experiments.advice.search import HIGHEST_FRACTION, POOL_TOLERANCE, SAVING
 from experiments.advice.setting import KNOBS
-from experiments.advice.window import SHORTEST_SPAN, busiest_window, read_rows
+from experiments.advice.window import (
+    BURSTY_ABOVE,
+    SHORTEST_SPAN,
+    busiest_window,
+    dispersion_of,
+    read_rows,
+)
 from experiments.commands.advise import NO_POOL_WILL_DO, pose
 from harness.compose import hydra_session
 from harness.config import ConfigError
 from harness.engine.device.model_shape import model_preset, model_shape
 from harness.runs.one_run import make_workload, simulated_device
+from harness.runs.store import RunStore
 from harness.runs.worker import DeviceCache, do_job
 
 TINY = model_shape(model_preset("tiny"))
@@ -199,6 +206,63 @@ def test_bursty_is_what_comes_less_evenly_than_by_chance(
     path.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]) + "\n")
     question = parse_question(words(path, "requests=200"))
     assert busiest_window(read_rows(question), TINY, question).is_bursty == is_bursty
+
+
+@pytest.mark.parametrize("tick_s", [1e-3, 1.0])
+@pytest.mark.parametrize("is_on_off", [False, True])
+def test_ticks_of_the_clock_are_not_burstiness(tick_s: float, is_on_off: bool) -> None:
+    """A Poisson process at 3/s, and one that is silent every other minute, by two clocks."""
+    for seed in range(20):
+        times = np.cumsum(np.random.default_rng(seed).exponential(1 / 3, 600))
+        if is_on_off:
+            times += 60 * (times // 60)
+        found = dispersion_of(np.floor(times / tick_s) * tick_s)
+        assert (found > BURSTY_ABOVE) == is_on_off, (seed, found)
+
+
+def test_a_clock_too_coarse_for_burstiness_is_told() -> None:
+    assert np.isnan(dispersion_of(np.repeat([0.0, 60.0, 120.0], 50)))
+    assert np.isnan(dispersion_of(np.zeros(50)))
+
+
+def write_on_off(path: Path, requests: int = 150) -> Path:
+    """Two seconds of 40 requests/s, four of none, in turn; lengths grow towards the end."""
+    rng = np.random.default_rng(3)
+    times = np.cumsum(rng.exponential(1 / 40, requests))
+    lines = ["TIMESTAMP,ContextTokens,GeneratedTokens"]
+    for time in times + 4 * (times // 2):
+        lines.append(
+            f"2023-11-16 18:00:{time:010.7f},{rng.integers(20, 240)},{rng.integers(10, 60)}"
+        )
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_the_answer_has_served_the_whole_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = write_on_off(tmp_path / "on_off.csv")
+    arguments = words(trace, "requests=50", "kv.page_size=16")
+    status = main(["advise", *arguments])
+    said = " ".join(capsys.readouterr().out.split())
+    match = re.search(
+        r"the whole trace \(150 requests\) has ([\d.]+)% of them within the SLO; its worst 50 in a "
+        r"row, from [\d,]+ s on, ([\d.]+)%",
+        said,
+    )
+    assert match, said
+    share, worst = (float(each) / 100 for each in match.groups())
+    assert worst <= share
+    assert (status == 0) == (share >= 0.9) == ("NOT MET" not in said)
+    whole = tried(trace).query("whole")
+    assert (whole["attainment"].round(3) == round(share, 3)).any()
+    with hydra_session():
+        _, runs = prepared(arguments)
+        (run,) = [RunStore(runs.root).find(i) for i in whole["run_id"].head(1)]
+        assert run is not None
+        row = run.summary[0]
+        slo = {"ttft_ms": 500.0, "tpot_ms": 20.0, "normalised_ms": np.inf}
+        assert within(run.frame("requests"), slo).mean() == pytest.approx(attainment(row))
 
 
 def test_what_the_model_cannot_read_is_left_out_and_counted(tmp_path: Path) -> None:

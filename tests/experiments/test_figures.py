@@ -56,6 +56,28 @@ def test_page_size_draws_times_only_where_there_are_any(run_tiny: Runner, tmp_pa
     assert len(points) == 6 and points["output_tokens_per_s"].gt(0).all()
 
 
+def test_a_figure_of_times_says_its_repetitions_and_which_were_disturbed(
+    run_tiny: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = run_tiny("allocator=contiguous,paged", "kv.page_size=4,16")
+    said: list[str] = []
+    whole = page_size.arrange
+    monkeypatch.setattr(
+        page_size, "arrange", lambda *a, notes=(), **k: said.extend(notes) or whole(*a, **k)
+    )
+    page_size.draw(study.rows, study.jobs, tmp_path)
+    assert said == []
+    timed = study.rows.assign(executor="torch", others_share=0.0)
+    timed.loc[timed["repetition"] == 1, "others_share"] = 0.25
+    points = check_files(page_size.draw(timed, study.jobs, tmp_path), "page_size_times")
+    assert set(points["disturbed"]) == {1}
+    assert said == [
+        "n = 5 repetitions; bars and bands are 95 % intervals",
+        "§ disturbed: others had more than 5 % of the cores in 4 of 20 repetitions (up to 25 %): "
+        "their times say little.",
+    ]
+
+
 def test_memory_fraction(run_tiny: Runner, tmp_path: Path) -> None:
     study = run_tiny(
         "experiment=sweep_memory_fraction", "kv.memory_fraction=0.5,0.9", "model=small",

@@ -14,7 +14,9 @@ from tiny_study import Runner, Study
 from experiments import checks
 from experiments.checks import SHARES, check_classes, check_order, run_checks
 from experiments.figures import page_size
+from experiments.latex import to_latex
 from experiments.present import present
+from experiments.report.table_view import comparison_view
 from experiments.table_output import print_table, to_csv_rows, to_markdown
 from experiments.tables import make_tables
 
@@ -137,6 +139,53 @@ def test_simulated_tables_show_no_times_and_timed_ones_do(
     timed = compared.rows.assign(executor="torch")
     text = to_markdown(make_tables(timed, compared.jobs), [])
     assert "output tokens/s per GiB of KV" in text and "TTFT ms" in text and "GEMM" in text
+
+
+@pytest.fixture
+def timed(compared: Study, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
+    """A table of times by hand, of which others disturbed two repetitions of one strategy."""
+    monkeypatch.setattr(
+        "experiments.tables.with_device",
+        lambda rows, jobs: rows.assign(device="cpu", imagined_memory_gib=np.nan),
+    )
+    rows = compared.rows[compared.rows["workload"] == "sharegpt"]
+    rows = rows.assign(executor="torch", others_share=0.01)
+    disturbed = (rows["strategy"] == "paged") & (rows["repetition"] < 2)
+    return rows.assign(others_share=rows["others_share"].where(~disturbed, 0.3))
+
+
+def test_every_time_has_its_interval_and_its_repetitions(
+    compared: Study, timed: pd.DataFrame
+) -> None:
+    (table,) = make_tables(timed, compared.jobs)
+    lines = printed(timed, compared).splitlines()
+    heads = [i for i, line in enumerate(lines) if "page x" in line and "output" in line]
+    for row, line in zip(table.rows, lines[heads[0] + 2 :], strict=False):
+        n = "5 (2§)" if row.labels[0] == "paged" else "5"
+        assert line.startswith(row.labels[0]) and line.rstrip().endswith(f" {n}")
+    times = [c for block in table.blocks for c in block if c.is_time and not c.in_files_only]
+    assert len(times) > 4 and all(column.has_interval for column in times)
+    assert any("tok/s" in head for head in lines) and "disturbed: others had more" in "".join(lines)
+    assert "Interference not measured" not in "".join(lines)
+    text = to_markdown([table], [])
+    assert "| 5 (2§) | not memory-bound; 2 of 5 repetitions disturbed |" in text or (
+        "| 5 (2§) | 2 of 5 repetitions disturbed |" in text
+    )
+    assert to_csv_rows([table])["disturbed"].sum() == 2
+    assert r"5 (2\S{})" in to_latex([table], ["t"], [])
+    view = comparison_view(table)
+    assert {(r[-1].text, r[-1].mark) for r in view.rows} == {("5", ""), ("5", " (2§)")}
+
+
+def test_a_single_timed_repetition_carries_no_verdict(compared: Study, timed: pd.DataFrame) -> None:
+    once = timed[timed["repetition"] == 4].drop(columns="others_share")
+    (table,) = make_tables(once, compared.jobs)
+    shown = printed(once, compared)
+    assert "Repetitions: 1 (no interval; a single repetition of a timed run carries no" in shown
+    assert "Interference not measured: what others had of the cores is unknown." in shown
+    assert "±" not in shown
+    times = {column.metric for block in table.blocks for column in block if column.is_time}
+    assert not any(times & row.best for row in table.rows)
 
 
 def test_pool_stands_in_every_table(compared: Study) -> None:

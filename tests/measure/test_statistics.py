@@ -13,6 +13,7 @@ from scipy import stats
 from harness.measure.statistics import (
     MIN_PAIRS_FOR_VERDICT,
     compare,
+    equivalence_p_value,
     holm,
     paired_differences,
     paired_p_value,
@@ -50,6 +51,26 @@ def test_constant_differences_need_no_variance() -> None:
     assert paired_p_value(np.zeros(6)) == 1.0
     assert paired_p_value(np.full(6, 0.25)) == 0.0
     assert math.isnan(paired_p_value(np.ones(1)))
+
+
+@given(
+    st.lists(st.floats(-0.1, 0.1), min_size=2, max_size=9),
+    st.floats(0.01, 0.2),
+)
+def test_equivalence_is_two_one_sided_tests_of_scipy(logs: list[float], limit: float) -> None:
+    found = equivalence_p_value(np.array(logs), limit)
+    if np.ptp(logs) < 1e-9:
+        return
+    bound = math.log1p(limit)
+    below = stats.ttest_1samp(logs, bound, alternative="less").pvalue
+    above = stats.ttest_1samp(logs, -bound, alternative="greater").pvalue
+    assert found == pytest.approx(max(below, above), abs=1e-9)
+
+
+def test_equal_logarithms_are_equivalent_within_the_limit_alone() -> None:
+    assert equivalence_p_value(np.full(6, 0.01)) == 0
+    assert equivalence_p_value(np.full(6, 0.06)) == 1
+    assert math.isnan(equivalence_p_value(np.array([0.0])))
 
 
 def test_holm_on_a_worked_example() -> None:

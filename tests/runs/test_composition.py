@@ -190,3 +190,19 @@ def test_files_of_like_names_are_different_choices(tmp_path, monkeypatch):
     with hydra_session():
         for choice, spec in ((chosen[0], "./a_b.py:Mine"), (chosen[2], "./a-b.py:Mine")):
             assert compose_run([f"allocator={choice}"]).allocator.name == spec
+
+
+def test_a_file_may_have_any_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["./a,b.csv", "./x=y.csv", "./p (1).csv", "./it's.csv", "./c,d=e'f [g].csv", "./h.csv"]
+    for name in names:
+        Path(name).write_text("")
+    key = "executor.calibration"
+    with hydra_session():
+        base = ("executor=simulated", "executor.cost=calibrated")
+        swept = parse_command([f"{key}={','.join([*names, 'not,there'])}"]).swept[key]
+        found = [compose_run([*base, f"{key}={value}"]).executor.calibration for value in swept]
+        assert found == [*names, "not", "there"]
+        for name in names:
+            value = parse_command([f"{key}={name}"]).fixed[key]
+            assert compose_run([*base, f"{key}={value}"]).executor.calibration == name

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from allocators.contract_record import record_pass
+from allocators.discovery import load
 from harness.runs.code_hash import own_sources
 
 ALLOCATOR = """
@@ -107,3 +110,23 @@ def test_a_file_that_is_linked_from_elsewhere_keeps_the_name_that_is_imported(
         "allocator/mine.py",
         "allocator/words.py",
     }
+
+
+def test_rows_say_whether_the_code_that_ran_has_passed_the_contract_test(
+    command: Any, own_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own_files / "cache"))
+    note = "Not put through the contract test: mine."
+    own = ("allocator=paged,mine.py:Mine",)
+
+    def tested() -> list[bool]:
+        answer = command(*own)
+        rows = pd.read_csv("results/single/summary.csv").set_index("strategy")
+        assert (note in answer.out) == (not rows.loc["mine", "contract_tested"])
+        return rows.loc[["paged", "mine"], "contract_tested"].tolist()
+
+    assert tested() == [True, False]
+    record_pass(load("mine.py:Mine"))
+    assert tested() == [True, True]
+    (own_files / "words.py").write_text("WORD = 2\n")  # it imports that
+    assert tested() == [True, False]

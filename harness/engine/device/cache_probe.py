@@ -37,7 +37,7 @@ def probe_cache(model: Any) -> tuple[LayerCache, ...]:
     computed; where that leaves something open, all of them are. Raises UnknownCacheError.
     """
     name = type(model).__name__
-    blocks = _decoder_layers(model)
+    blocks = decoder_layers(model)
     own_attention = model.config._attn_implementation
     with suppress(Exception):  # of others shapes depend on data, or are of one dtype
         model.set_experts_implementation("batched_mm")
@@ -166,7 +166,8 @@ def _tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(value, f"{name}.{key}".lstrip("."))
 
 
-def _decoder_layers(model: Any) -> Sequence[Any]:
+def decoder_layers(model: Any) -> Sequence[Any]:
+    """The modules of `model` that are its layers; none where they are not in one list."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     return list(lists[0]) if lists else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -11,7 +12,7 @@ import torch
 import transformers
 
 from harness.engine.device.attention import ATTENTION_NAME, AttentionRefusedError, AttentionStep
-from harness.engine.device.cache_probe import probe_cache
+from harness.engine.device.cache_probe import decoder_layers, probe_cache
 from harness.engine.device.checkpoint_weights import (
     CheckpointError,
     WeightFiles,
@@ -26,6 +27,12 @@ from harness.engine.device.module_weights import OnMade, empty_decoder, quiet
 from harness.engine.device.parallel.ranks import ALONE, Ranks
 from harness.engine.device.parallel.sharding import Splitter
 from harness.engine.device.random_weights import draw_weights
+from harness.engine.device.twin import num_layers_of_all_kinds, twin_config
+
+_ADVICE = (
+    "choose an architecture that dispatches through transformers' AttentionInterface, "
+    "such as llama, qwen2, mistral, gemma2, gpt2 or opt"
+)
 
 
 class UnsupportedModelError(ValueError):
@@ -62,7 +69,8 @@ def load_model(
     Random weights depend on `weight_seed`, the shape and the device type only; the caller's
     random state is left as it was. Raises UnsupportedModelError where a probe forward does
     not call our attention exactly once a layer, or the model cannot be split so, and
-    CheckpointError for what is stored incomplete.
+    CheckpointError for what is stored incomplete. `max_positions` of its shape may be less than
+    the config's.
     """
     device = torch.device(device)
     model, give_weights = _begin(config, device, ranks)
@@ -80,13 +88,29 @@ def load_model(
         raise UnsupportedModelError(str(error)) from error
     model = model.eval().requires_grad_(False).to(device)
     _bind_attention(model, of_rank)
+    lean = build(model, ranks=ranks) if _attends_alike(model) else None
+    longest = min(shape.max_positions, *_lengths_of_same_angles(model))
     return LoadedModel(
         model=model,
         tokenizer=_tokenizer(config),
-        shape=shape,
-        lean=build(model, ranks=ranks),
+        shape=replace(shape, max_positions=longest),
+        lean=lean,
         ranks=ranks,
     )
+
+
+def _lengths_of_same_angles(model: Any) -> list[int]:
+    """Up to which a sequence's rotary angles do not depend on its length, nor, in one flat batch,
+    on that of others (LongRoPE's do beyond the original length); at least the longest there is."""
+    text = model.config.get_text_config()
+    parameters = getattr(text, "rope_parameters", None) or {}
+    kinds = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
+    lengths = [
+        each.get("original_max_position_embeddings")
+        for each in kinds
+        if each.get("rope_type") == "longrope"
+    ]
+    return [sys.maxsize, *filter(None, lengths)]
 
 
 def _begin(
@@ -110,6 +134,32 @@ def _begin(
 
 def _keep_whole(name: str, module: torch.nn.Module) -> None:
     """What one rank alone does with a module."""
+
+
+def _attends_alike(model: Any) -> bool:
+    """Whether the lean forward pass of a small twin of `model` attends as the twin's own eager
+    attention does. Raises UnsupportedModelError where the twin does not do so on pages at all."""
+    from harness.engine.device.attention_check import TwinOf, check
+
+    architecture = type(model).__name__
+    num_layers = num_layers_of_all_kinds(decoder_layers(model))
+    try:
+        with quiet():
+            twin = twin_config(model.config, num_layers)
+            verdict = check(TwinOf(type(twin), twin.to_json_string(use_diff=False), twin))
+    except Exception as error:  # a config may be of any kind
+        text = " ".join(str(error).split())
+        raise UnsupportedModelError(
+            f"{architecture} cannot be checked on a small twin ({type(error).__name__}: {text}): "
+            f"{_ADVICE}"
+        ) from error
+    if verdict.own is not None:
+        raise UnsupportedModelError(
+            f"{architecture} attends in another way than the paged attention of this engine: "
+            f"logits of a small twin differ from those of its own eager attention {verdict.own}: "
+            f"{_ADVICE}"
+        )
+    return verdict.lean is None
 
 
 def shape_from_transformers(config: ModelConfig) -> ModelShape:
@@ -136,11 +186,12 @@ class _Described:
 @lru_cache
 def _known_shape(described: _Described) -> ModelShape:
     model = empty_decoder(described.hf_config, described.dtype)
-    shape = _shape_of(model, described.hf_config, described.dtype.itemsize)
+    shape = shape_of(model, described.hf_config, described.dtype.itemsize)
     return _with_cache(shape, model)
 
 
-def _shape_of(model: Any, hf_config: Any, dtype_bytes: int) -> ModelShape:
+def shape_of(model: Any, hf_config: Any, dtype_bytes: int) -> ModelShape:
+    """By what a config says, as if every layer kept a key and a value of every KV head."""
     text = hf_config.get_text_config()
     heads = getattr(text, "num_attention_heads", None) or 1
     return ModelShape(
@@ -239,19 +290,21 @@ def _tokenizer(config: ModelConfig) -> Any | None:
         return None
     try:
         return transformers.AutoTokenizer.from_pretrained(config.path)
-    except (OSError, ValueError, KeyError):  # weights alone are enough for token-id workloads
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        ImportError,
+    ):  # weights alone are enough for token-id workloads
         return None
 
 
 def _bind_attention(model: Any, shape: ModelShape) -> None:
     """Route the model's attention to ours and prove with two tokens that it arrives there."""
     architecture = type(model).__name__
-    advice = (
-        "choose an architecture that dispatches through transformers' AttentionInterface, "
-        "such as llama, qwen2, mistral, gemma2, gpt2 or opt"
-    )
     if not shape.is_plain:
-        raise UnsupportedModelError(f"{architecture} {shape.unlike_plain}: {advice}")
+        raise UnsupportedModelError(f"{architecture} {shape.unlike_plain}: {_ADVICE}")
     probe = AttentionStep.probe()
     ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
     positions = torch.arange(2, device=model.device)[None]
@@ -261,17 +314,17 @@ def _bind_attention(model: Any, shape: ModelShape) -> None:
             model(input_ids=ids, position_ids=positions, use_cache=False, kv_step=probe)
     except (TypeError, ValueError, AttentionRefusedError) as error:
         raise UnsupportedModelError(
-            f"{architecture} cannot run on this engine ({error}): {advice}"
+            f"{architecture} cannot run on this engine ({error}): {_ADVICE}"
         ) from error
     calls = sorted(call.layer for call in probe.calls)
     if calls != list(range(shape.num_layers)):
         raise UnsupportedModelError(
             f"{architecture} has {shape.num_layers} layers but sent {len(calls)} of them through "
-            f"the registered attention function, so its KV would bypass the pool: {advice}"
+            f"the registered attention function, so its KV would bypass the pool: {_ADVICE}"
         )
     kv_shapes = {tuple(call.key.shape[1:]) for call in probe.calls}
     if kv_shapes != {(shape.num_kv_heads, shape.head_dim)}:
         raise UnsupportedModelError(
             f"{architecture} writes KV of (heads, head_dim) {sorted(kv_shapes)}, but the pool "
-            f"holds {(shape.num_kv_heads, shape.head_dim)} for every layer: {advice}"
+            f"holds {(shape.num_kv_heads, shape.head_dim)} for every layer: {_ADVICE}"
         )

@@ -20,6 +20,7 @@ _LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm
 _ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _PROBE_POSITIONS = (0, 3, 17, 200)
+"""And the last one: angles and scales of queries may change far out."""
 
 
 class _Probed(NamedTuple):
@@ -133,8 +134,10 @@ def _is_llama_layer(layer: nn.Module) -> bool:
 
 
 def _probe_tokens(model: Any) -> tuple[Tensor, Tensor]:
-    ids = torch.arange(len(_PROBE_POSITIONS), device=model.device) * 7 % model.config.vocab_size
-    return ids, torch.tensor(_PROBE_POSITIONS, device=model.device)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
+    positions = [*_PROBE_POSITIONS, max(longest - 1, *_PROBE_POSITIONS)]
+    ids = torch.arange(len(positions), device=model.device) * 7 % model.config.vocab_size
+    return ids, torch.tensor(positions, device=model.device)
 
 
 def _own_forward(model: Any) -> _Probed:
