@@ -87,7 +87,8 @@ def to_csv_rows(tables: Sequence[Table]) -> pd.DataFrame:
                 line[f"{column.title} ±"] = value.half_width * column.scale
             line["pool_tokens"] = row.pool_tokens
             line["repetitions"] = row.repetitions
-            line["disturbed"] = row.disturbed
+            if not table.is_simulated:
+                line["disturbed"] = row.disturbed
             line["best in"] = "; ".join(c.title for c in columns if c.metric in row.best)
             line["note"] = row.error or _remarks(row)
             lines.append(line)
