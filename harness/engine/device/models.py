@@ -186,7 +186,11 @@ class _Described:
 @lru_cache
 def _known_shape(described: _Described) -> ModelShape:
     model = empty_decoder(described.hf_config, described.dtype)
-    shape = shape_of(model, described.hf_config, described.dtype.itemsize)
+    try:
+        shape = shape_of(model, described.hf_config, described.dtype.itemsize)
+    except (ValueError, AttributeError, TypeError) as error:
+        name = type(model).__name__
+        raise UnsupportedModelError(f"{name} is not described as a decoder: {error}") from error
     return _with_cache(shape, model)
 
 
