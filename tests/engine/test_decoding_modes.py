@@ -20,6 +20,7 @@ from harness.engine.device.model_shape import ModelConfig
 from harness.engine.request import Request, SamplingParams, Workload
 from harness.engine.scheduling.beam_search import BeamParams
 from harness.engine.scheduling.speculation import SpeculationConfig
+from harness.measure.ledger import CLASSES
 from harness.measure.record_files import KeptRecords
 from harness.runs.build import prepare
 from harness.runs.torch_device import TorchDevice
@@ -82,7 +83,7 @@ def serve(
     prepared = prepare(run, workload, pool_tokens // PAGE_SIZE, device, KeptRecords())
     prepared.run()
     for entry in prepared.recorder.sink.entries:
-        assert sum(entry[:9]) == pool_tokens * prepared.num_layer_groups
+        assert sum(entry[: len(CLASSES)]) == pool_tokens * prepared.num_layer_groups
     outputs = {}
     for record in prepared.recorder.sink.requests:
         assert record.status == "finished", record.reason
@@ -399,7 +400,7 @@ def test_speculation_is_lossless(
     elif method == "near":
         assert 0 < accepted < drafted
     for entry in prepared.recorder.sink.draft_entries:
-        assert sum(entry[:9]) == pool_tokens
+        assert sum(entry[: len(CLASSES)]) == pool_tokens
     assert bool(prepared.recorder.sink.draft_entries) == (method != "ngram")
     prepared.allocator.check_integrity()
 

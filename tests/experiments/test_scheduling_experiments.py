@@ -23,6 +23,7 @@ from experiments.line_panels import UNBOUND, Panel, looks_of, memory_note, publi
 from experiments.tables import make_tables
 from harness.engine.scheduling.speculation import expected_tokens_per_step
 from harness.runs.jobs import Job, strategy_label
+from harness.workloads.digest import requests_digest
 from harness.workloads.generate import generate
 
 
@@ -30,7 +31,7 @@ def _few_of_preemption(job: Job) -> bool:
     """Of each part the corners of its grid."""
     config = job.config
     chosen = {
-        "times": config.kv.page_size in (4, 64),
+        "times": True,
         "policies": config.engine.victim in ("latest", "longest")
         and config.engine.watermark in (0.01, 0.1),
         "knowledge": config.allocator.expected != "predicted"
@@ -67,13 +68,13 @@ def test_preemption_draws_costs_per_output_token(preempted: Study, tmp_path: Pat
     rows = preempted.rows
     paths = preemption.draw(rows, preempted.jobs, tmp_path)
     points = check_files(paths, "preemption_pages")
-    assert set(points["page_size"]) == {4, 64}
+    assert set(points["page_size"]) == {1, 16}
     for mode, group in points.groupby("preemption"):
         assert (group["swapped_per_token_kib"] > 0).any() == (mode == "swap")
     kept = rows[
-        (rows["part"] == "times") & (rows["preemption"] == "recompute") & (rows["page_size"] == 4)
+        (rows["part"] == "times") & (rows["preemption"] == "recompute") & (rows["page_size"] == 16)
     ]
-    shown = points[(points["preemption"] == "recompute") & (points["page_size"] == 4)]
+    shown = points[(points["preemption"] == "recompute") & (points["page_size"] == 16)]
     wanted = (kept["recomputed_tokens"] / kept["output_tokens"]).mean()
     assert shown["recomputed_per_token"].item() == pytest.approx(wanted)
     assert wanted > 0
@@ -103,11 +104,9 @@ def test_what_is_not_known_is_drawn_beside_guesses(preempted: Study, tmp_path: P
 
 
 def test_chunked_prefill_has_the_same_requests_in_every_row(tmp_path: Path) -> None:
-    jobs, _ = plan(tmp_path, "experiment=chunked_prefill")
-    workloads = {
-        generate(job.config.workload, seed=job.config.seed, vocab_size=512).requests for job in jobs
-    }
-    assert len(workloads) == 1
+    jobs, _ = plan(tmp_path, "experiment=chunked_prefill", "preset=full")
+    first = [job.config.workload for job in jobs if job.config.seed == 0]
+    assert len({requests_digest(generate(each, seed=0, vocab_size=512)) for each in first}) == 1
     schedules = {job.config.engine.schedule for job in jobs}
     assert schedules == {"mixed_chunked", "mixed_unchunked", "prefill_first", "static"}
 
@@ -120,9 +119,9 @@ def test_chunked_prefill_draws_schedules_and_chunks(run_tiny: Runner, tmp_path: 
     assert chunked_prefill.draw(study.rows, study.jobs, tmp_path) == []
     timed = study.rows.assign(executor="torch")
     points = check_files(chunked_prefill.draw(timed, study.jobs, tmp_path), "chunked_prefill")
-    assert len(points) == 8
+    assert len(points) == 5
     chunks = points[points["schedule"] == "mixed_chunked"]["token_budget"].tolist()
-    assert chunks == [32, 64, 128, 256, 512]
+    assert chunks == [32, 128, 512]
     first_tokens = points[points["schedule"] == "mixed_chunked"]["ttft_p99_ms"]
     assert first_tokens.is_monotonic_decreasing and first_tokens.iloc[0] > first_tokens.iloc[-1]
 
