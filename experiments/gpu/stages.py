@@ -76,9 +76,9 @@ STAGES: Sequence[Stage] = (
         "engine", "benchmarks/engine.py",
         ("-m", "benchmarks.engine"), 240, 180, (*_ENGINE, "benchmarks"),
     ),
-    _sweep("sweep_page_size", 450),
-    _sweep("compare_allocators", 450),
-    _sweep("sweep_memory_fraction", 480),
+    _sweep("sweep_page_size", 150),
+    _sweep("compare_allocators", 150),
+    _sweep("sweep_memory_fraction", 240),
     Stage(
         "tuning",
         "the attention kernels' tiles, warps, stages and splits",
