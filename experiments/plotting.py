@@ -162,6 +162,12 @@ def preferred(rows: pd.DataFrame, *, simulated: bool) -> pd.DataFrame:
     return pd.concat(chosen)
 
 
+def of_first_part(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of each workload's first part: another part's have another pool, model or load."""
+    first = rows.groupby("workload", sort=False)["part"].transform("first")
+    return rows[rows["part"] == first]
+
+
 def jobs_of(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[Job]:
     """The jobs that `rows` came from."""
     ids = set(rows["run_id"])

@@ -17,6 +17,7 @@ from experiments.plotting import (
     class_handles,
     jobs_of,
     means,
+    of_first_part,
     preferred,
     save,
     short_label,
@@ -31,7 +32,7 @@ def draw(
     rows: pd.DataFrame, jobs: Sequence[Job], folder: Path, style: FigureStyle = DEFAULT
 ) -> list[Path]:
     """`compare_classes`, and `compare_fig2` for ShareGPT lengths."""
-    chosen = preferred(rows, simulated=True)
+    chosen = of_first_part(preferred(rows, simulated=True))
     with style.context():
         paths = _draw_classes(chosen, jobs_of(chosen, jobs), folder, style)
         sharegpt = chosen[(chosen["workload"] == "sharegpt") & (chosen["fit"] != "first_fit")]

@@ -22,6 +22,7 @@ from experiments.plotting import (
     jobs_of,
     line_width,
     means,
+    of_first_part,
     preferred,
     save,
     shade_interval,
@@ -47,7 +48,7 @@ def draw(
     with style.context():
         if len(timed):
             paths += _draw_times(timed, jobs_of(timed, jobs), folder, style)
-        waste = preferred(rows, simulated=True)
+        waste = of_first_part(preferred(rows, simulated=True))
         paths += _draw_waste(waste, jobs_of(waste, jobs), folder, style)
     return paths
 

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from tiny_study import Runner, Study, check_files
 
+from experiments import plotting
 from experiments.figure_style import DEFAULT
 from experiments.figures import compare, draw_figures, memory_fraction, memory_map, page_size
 from experiments.present import present
@@ -146,3 +147,20 @@ def test_memory_map_puts_classes_in_order_within_a_page() -> None:
     assert early.tolist() == [free] * 4 + [0, 1, 2, 4] + [free] * 4
     assert late.tolist() == [stranded] * 12
     assert lighter[4:8, 10].all() and not lighter[:4].any() and not lighter[:, -10].any()
+
+
+def test_a_figure_of_waste_mixes_no_parts() -> None:
+    """`executor=simulated` simulates the timed part as well, which has another pool."""
+    rows = pd.DataFrame(
+        {
+            "workload": ["a", "a", "b", "a"],
+            "part": ["waste", "times", "times", "waste"],
+            "executor": "simulated",
+        }
+    )
+    chosen = plotting.of_first_part(plotting.preferred(rows, simulated=True))
+    assert list(zip(chosen["workload"], chosen["part"], strict=True)) == [
+        ("a", "waste"),
+        ("a", "waste"),
+        ("b", "times"),
+    ]
