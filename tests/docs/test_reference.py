@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import io
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import make_reference
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from make_readme import CONSOLES, PICTURES, disagreements, shortened
@@ -22,13 +24,17 @@ from rich.console import Console
 
 from experiments import plotting
 from experiments.checks import Checks, run_checks
+from experiments.equivalence import alike_pairs
 from experiments.figures import draw_figures, motivation
 from experiments.stored import StoredStudy, find_study
 from experiments.table_output import print_table, to_csv_rows, to_markdown
 from experiments.tables import Table, make_tables
-from harness.config import ConfigError
+from harness.config import AllocatorConfig, ConfigError, RunConfig
+from harness.engine.device.model_shape import model_preset
 from harness.measure.environment import capture_environment
-from harness.runs.jobs import Job
+from harness.measure.statistics import MIN_PAIRS_FOR_VERDICT
+from harness.runs.code_hash import CodeHashes
+from harness.runs.jobs import Job, make_job
 from harness.runs.rows import settings
 
 STUDIES = [reference for reference in REFERENCES if reference.study]
@@ -38,6 +44,12 @@ FROM_STEPS = {"memory_map": "memory_map", "motivation": "motivation"}
 
 ANSWERED = ("motivation",)
 """Studies whose figures print an answer in place of the tables."""
+
+SPEED = "output_tokens_per_s"
+
+MAX_DISAGREEMENT = 0.35
+"""How far a repetition may be from what its cell's and its seed's means foretell: strategies do not
+suit all workloads alike, which makes up to a fifth."""
 
 OF_REQUESTS = ("identical tokens under", "tokens not compared:")
 """What is said of the check that compares requests, which are not kept either."""
@@ -205,6 +217,85 @@ def test_a_command_that_finds_its_runs_stored_shows_how_they_were_made():
     output = "3 runs, 3 already stored\n\na table\n\nchecks\n"
     shown = make_reference.with_head_of(earlier, output)
     assert shown == "3 runs; 2 min to go\n[1/3] paged\n\na table\n\nchecks\n"
+
+
+@pytest.mark.parametrize("reference", STUDIES, ids=names)
+def test_timed_repetitions_agree_and_were_not_disturbed(reference):
+    study = find_study(str(reference.folder), Path("elsewhere"))
+    assert unsound_times(study.rows, study.jobs) == []
+
+
+def test_times_that_are_no_reference_are_found():
+    rows, jobs = timed_by_hand()
+    assert unsound_times(rows, jobs) == []
+
+    def found(**changes: object) -> list[str]:
+        at = (rows["seed"] == 3) & (rows["strategy"] == "paged")
+        changed = rows.copy()
+        for name, value in changes.items():
+            changed.loc[at, name] = value
+        return unsound_times(changed, jobs)
+
+    assert "disturbed" in found(others_share=0.2)[0]
+    assert "not measured" in found(others_share=math.nan)[0]
+    assert any("seed 3 of paged" in line for line in found(output_tokens_per_s=300.0))
+    slow = (rows["strategy"] == "paged_cow").to_numpy()
+    slower = rows.assign(duration_s=np.where(slow, 3.0, rows["duration_s"]))
+    assert any("decided alike" in line for line in unsound_times(slower, jobs))
+    assert any("5 repetitions" in line for line in unsound_times(rows[rows["seed"] < 5], jobs))
+
+
+def timed_by_hand() -> tuple[pd.DataFrame, list[Job]]:
+    """Two strategies that decided alike, six repetitions each, on a machine that nobody shared."""
+    base = RunConfig(model=model_preset("tiny"))
+    hashes = CodeHashes()
+    configs = [
+        dataclasses.replace(base, allocator=AllocatorConfig(name), seed=seed)
+        for name in ("paged", "paged_cow")
+        for seed in range(6)
+    ]
+    jobs = [make_job(config, "times", Path(), "cpu", hashes) for config in configs]
+    noise = [0.0, 0.01, -0.01, 0.004, -0.006, 0.002]
+    rows = [
+        {"run_id": job.run_id, "part": "times", "status": "complete", "executor": "torch",
+         "workload": "sharegpt", "strategy": job.config.allocator.name, "seed": job.config.seed,
+         "others_share": 0.01, "schedule_digest": f"alike {job.config.seed}",
+         "duration_s": 2.0 * (1 + noise[index % 5]),
+         "output_tokens_per_s": (900 + 50 * job.config.seed) * (1 + noise[index % 5])}
+        for index, job in enumerate(jobs)
+    ]  # fmt: skip
+    return pd.DataFrame(rows), jobs
+
+
+def unsound_times(rows: pd.DataFrame, jobs: Sequence[Job]) -> list[str]:
+    """Why timed rows are no reference, a line each: others had the machine, repetitions are few or
+    disagree, runs that decided alike took other times. One run that is compared with nothing may be
+    a single one."""
+    timed = rows[(rows["executor"] != "simulated") & (rows["status"] == "complete")]
+    if timed.empty:
+        return []
+    shares = timed.get("others_share", pd.Series(math.nan, timed.index))
+    found = [f"interference was not measured in {shares.isna().sum()} repetitions"] * any(
+        shares.isna()
+    )
+    found += [f"{100 * share:.0f} % of the cores: disturbed" for share in shares if share > 0.05]
+    labels = {job.run_id: re.sub(r" · seed \d+", "", job.label) for job in jobs}
+    timed = timed.assign(cell=timed["run_id"].map(labels))
+    for (part, workload), table in timed.groupby(["part", "workload"], sort=False):
+        counts = table.groupby("cell", sort=False).size()
+        if len(counts) == 1:
+            continue
+        few = counts[counts < MIN_PAIRS_FOR_VERDICT]
+        found += [f"{part}: {cell}: {count} repetitions" for cell, count in few.items()]
+        speed = np.log(table.pivot_table(index="cell", columns="seed", values=SPEED, sort=False))
+        odd = speed.sub(speed.mean(axis=1), axis=0) - speed.mean(axis=0) + speed.stack().mean()
+        found += [
+            f"{part}, {workload}: seed {seed} of {cell} disagrees with the others by "
+            f"{100 * math.expm1(abs(value)):.0f} %"
+            for (cell, seed), value in odd.stack().items()
+            if abs(value) > math.log1p(MAX_DISAGREEMENT)
+        ]
+    return found + [str(pair) for pair in alike_pairs(timed, jobs) if not pair.is_equivalent]
 
 
 def wrong_tables(folder: Path) -> list[str]:
