@@ -90,6 +90,8 @@ def _of_allocator(spec: str) -> dict[str, Any]:
             "labelled": list(map(str, cls.labelled_options)),
         }
     except BaseException as error:  # it is the user's code: whatever it raises ends it here
+        if not is_file(spec):  # a signal that ends the command
+            raise
         raise ConfigError(f"allocator={spec}: {blame(error, spec)}") from error
 
 
@@ -113,6 +115,8 @@ def _of_router(spec: str) -> dict[str, Any]:
         cls = routers.load(spec)
         return {"name": cls.__name__, "defaults": dict.fromkeys(routers.options(cls))}
     except BaseException as error:
+        if not is_file(spec):
+            raise
         raise ConfigError(f"cluster.router={spec}: {blame(error, spec)}") from error
 
 
