@@ -6,8 +6,12 @@ costs O(block-table entries that changed), so a sequence that grows by a token c
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from time import perf_counter_ns
+from types import ModuleType
 
 from allocators.base import UNCHANGED, Allocation, KVCacheAllocator, Usage
 from allocators.layer_groups import LayerGroups
@@ -31,7 +35,7 @@ class CheckedAllocator(KVCacheAllocator):
         self.inner = inner
         self._pages = book
         self._commits = inner.commits
-        self._book = SequenceBook(inner.name, book, root=-1 - group, tracks=self._commits)
+        self._book = SequenceBook(_name(inner), book, root=-1 - group, tracks=self._commits)
 
     @property
     def commits(self) -> bool:
@@ -251,9 +255,13 @@ class CheckedAllocator(KVCacheAllocator):
         return answer  # type: ignore[no-any-return]
 
     def _own_error(self, call: Call, error: Exception) -> Exception:
-        """What a strategy raised, as a fault of its own: no disk is full because it said so."""
+        """What a strategy raised, as a fault of its own: no disk is full because it said so. Memory
+        that it could not get is lacking for the whole run."""
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        return AllocatorError(f"allocator {self.inner.name}: {call} raised {said}")
+        if isinstance(error, MemoryError):
+            return MemoryError(str(error))
+        where = _line_in(sys.modules[type(self.inner).__module__], error)
+        return AllocatorError(f"allocator {_name(self.inner)}: {call} raised {said}{where}")
 
     def _check_kind(self, call: Call, answer: object) -> None:
         if not isinstance(answer, Allocation):
@@ -274,3 +282,16 @@ def checked(strategies: Sequence[KVCacheAllocator], book: PageBook) -> KVCacheAl
     """The strategies of all groups of layers over one pool, as one that is checked."""
     groups = [CheckedAllocator(each, book, number) for number, each in enumerate(strategies)]
     return groups[0] if len(groups) == 1 else LayerGroups(groups)
+
+
+def _name(strategy: KVCacheAllocator) -> str:
+    """Its class's where the class only inherits a name."""
+    return strategy.name if "name" in vars(type(strategy)) else type(strategy).__name__
+
+
+def _line_in(module: ModuleType, error: Exception) -> str:
+    """The last line of `module` that `error` came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    file = getattr(module, "__file__", None)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    return f" ({Path(str(file)).name}, line {lines[-1]})" if lines else ""

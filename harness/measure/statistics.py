@@ -92,15 +92,15 @@ def interval_p_value(interval: Interval, value: float) -> float:
 
 def equivalence_p_value(log_ratios: Floats, limit: float = EQUIVALENCE_LIMIT) -> float:
     """P value of two one-sided t tests (Schuirmann, J. Pharmacokinet. Biopharm. 1987) that the mean
-    lies within log(1 + limit) of 0: small where it is shown to. NaN below two pairs; where all are
-    the same, 0 within the limit and 1 beyond."""
+    lies within log(1 + limit) of 0: small where it is shown to. NaN below two pairs; without any
+    spread, 0 within the limit and 1 beyond."""
     n = len(log_ratios)
     if n < 2:
         return math.nan
     mean, bound = float(log_ratios.mean()), math.log1p(limit)
-    if np.ptp(log_ratios) == 0:
-        return 0.0 if abs(mean) < bound else 1.0
     error = float(log_ratios.std(ddof=1)) / math.sqrt(n)
+    if error == 0:  # also where the squares of differences underflow
+        return 0.0 if abs(mean) < bound else 1.0
     return float(special.stdtr(n - 1, (abs(mean) - bound) / error))
 
 

@@ -18,7 +18,7 @@ from harness.config import ALLOCATOR_KEYS, ConfigError
 from harness.engine.process_end import how_it_ended
 from harness.facts import CodeFacts, one_line
 from harness.own_code import blame, file_of, is_file
-from harness.runs.processes import descendants, die_with_parent, without_ctrl_c
+from harness.runs.processes import descendants, die_with_parent, kill, without_ctrl_c
 
 LIMIT_S = 120.0
 """To be imported and constructed in: torch and the like take seconds, on a busy machine more."""
@@ -45,9 +45,9 @@ def apart(what: str, task: Callable[..., Any], *arguments: Any) -> Any:
         ended = how_it_ended(process.exitcode)
         raise ConfigError(f"{what}: the process that executes it {ended}") from None
     finally:
-        for each in descendants(process.pid):
-            each.kill()
+        below = descendants(process.pid)
         process.kill()
+        kill(below)
         process.join()
         receiver.close()
     if "error" in answer:

@@ -9,7 +9,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -19,6 +19,9 @@ import psutil
 
 _SAME_START_S = 2.0
 """A process whose start differs by more has only inherited the number."""
+
+_GONE_WITHIN_S = 5.0
+"""So long is waited for the end of a process that was killed."""
 
 
 class ProcessName(NamedTuple):
@@ -107,6 +110,14 @@ def descendants(pid: int | None) -> list[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
         return [] if pid is None else psutil.Process(pid).children(recursive=True)
     return []
+
+
+def kill(processes: Sequence[psutil.Process]) -> None:
+    """End them, and wait until they are gone; who was gone already is none."""
+    for each in processes:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    psutil.wait_procs(processes, timeout=_GONE_WITHIN_S)
 
 
 def die_with_parent() -> None:

@@ -7,7 +7,6 @@ the project's is the last of its worker.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import multiprocessing as mp
@@ -21,8 +20,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import NamedTuple
-
-import psutil
 
 from harness.conversion import to_stored
 from harness.engine.device.parallel.launched import LAST_WORDS_S, Launch
@@ -40,6 +37,7 @@ from harness.runs.planned_environment import planned_environment
 from harness.runs.processes import (
     descendants,
     die_with_parent,
+    kill,
     with_environment,
     without_ctrl_c,
 )
@@ -131,9 +129,7 @@ class Worker:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
-        for process in below:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        kill(below)
 
 
 def save_failure(

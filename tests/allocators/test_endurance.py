@@ -75,8 +75,9 @@ def test_pools_of_other_shapes(
 @pytest.mark.parametrize("faults", [False, True], ids=["calm", "faults"])
 @pytest.mark.parametrize("class_name", BROKEN)
 def test_broken_allocator_does_not_live_long(class_name: str, faults: bool) -> None:
-    life = endure(builder(load(f"{BROKEN_FILE}:{class_name}")), seed=1, faults=faults)
-    assert life.failure is not None
+    broken = builder(load(f"{BROKEN_FILE}:{class_name}"))
+    # a walk may miss what only beams of uneven lengths show: one of a few must meet it
+    assert any(endure(broken, seed=seed, faults=faults).failure for seed in range(1, 5))
 
 
 def test_defaults_of_the_base_live_long(allocator_files: Path) -> None:

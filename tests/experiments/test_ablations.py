@@ -113,7 +113,7 @@ def test_reserving_paged_memory_needs_no_preemption(crossed: Study) -> None:
 
 
 def test_the_verdict_on_optimistic_buddies_follows_the_rows(crossed: Study) -> None:
-    for factor, word in ((2.0, "more than"), (1.0, "as much as"), (0.5, "less than")):
+    for factor, word in ((2.0, "x 2.00 ±"), (1.0, "x 1.00 ±"), (0.5, "x 0.50 ±")):
         rows = crossed.rows.copy()
         told = rows["strategy"] == "contiguous first_fit oracle"
         speeds = rows[told].set_index(["part", "seed"])["output_tokens_per_s"]

@@ -30,8 +30,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
     figures: list[Figure] = []
 
     def keep(figure: Figure, path: Path, **options: object) -> None:
-        if Path(path).suffix == ".png":
+        if options["format"] == "png":
             figures.append(figure)
+        Path(path).touch()
 
     monkeypatch.setattr(Figure, "savefig", keep)
     monkeypatch.setattr(plt, "close", lambda figure: None)

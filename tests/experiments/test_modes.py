@@ -79,18 +79,32 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
     return Output(status, printed.getvalue(), pd.read_csv(folder / "modes.csv"), folder)
 
 
-def test_planted_wrong_page_is_a_difference(output: Output) -> None:
+def test_planted_wrong_page_is_refused(output: Output) -> None:
     found = output.cells[output.cells["strategy"].str.endswith("wrong.py")]
     assert output.status == 1
     assert len(found) == 9
     assert (found["equal"] < found["requests"]).all()
-    assert (found["first_difference_position"] >= 0).all()
-    greedy = found[found["decoding"] == "greedy"].iloc[0]
-    assert greedy["first_difference_margin"] > 1e-3
+    assert found["error"].str.contains("allocator wrong_page: allocate").all()
     for text in (output.text, (output.folder / "modes.md").read_text()):
         assert "! llama, greedy, " in text
-        assert "logit margin" in text
+        assert "handed out page 0, which sequence 0 maps" in text
         assert "FAILED: 9 of 72 runs" in text
+
+
+def test_other_tokens_are_a_difference_at_a_position(
+    cases: dict[str, Mode], device: Any, reference: Reference
+) -> None:
+    mode = cases["greedy"]
+    answers = [reference.answer(request) for request in mode.requests]
+    (ids,) = answers[2].token_ids
+    answers[2] = answers[2]._replace(token_ids=((*ids[:3], ids[3] + 1, *ids[4:]),))
+    cell = mode_cell("llama", mode, PAGED, LLAMA, device, answers)
+    assert cell.num_equal == 7
+    assert cell.difference is not None
+    assert cell.difference[:5] == (2, 0, 3, ids[3] + 1, ids[3])
+    assert cell.difference.margin > 1e-3
+    assert "request 2, output 0, position 3" in failures([cell])[0]
+    assert "logit margin" in failures([cell])[0]
 
 
 def test_users_allocator_is_a_column(output: Output) -> None:

@@ -27,7 +27,7 @@ def test_its_logs_lie_beside_the_results_and_nowhere_else(tmp_path):
     (launch,) = (tmp_path / "results" / "single" / "launches").iterdir()
     assert f"logs: {launch.relative_to(tmp_path)}" in out
     logs = "".join(path.read_text() for path in launch.glob("*/*_log.out"))
-    assert logs.count("complete: mine.py:Mine · page") == len(SIZES)
+    assert logs.count("complete: mine · page") == len(SIZES)
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path):

@@ -29,11 +29,14 @@ def environments(folder: Path) -> dict[str, dict[str, object]]:
 
 @pytest.mark.parametrize(
     ("executor", "name"),
-    [(["executor=simulated"], "simulated"), (["executor=torch", "device=cpu"], "cpu")],
+    [
+        (["executor=simulated"], "simulated"),
+        (["executor=torch", "device=cpu", "device.threads=1"], "cpu"),
+    ],
 )
 def test_a_pool_too_small_fails_on_the_device_that_others_ran_on(command, executor, name):
     sizes = "kv.pool_tokens=32,2048"
-    command(*executor, "workload=fixed", "workload.length_scale=0.5", sizes, "device.threads=1")
+    command(*executor, "workload=fixed", "workload.length_scale=0.5", sizes)
     found = environments(Path("results/single"))
     assert found.keys() == {"failed", "complete"}
     assert {each["device"] for each in found.values()} == {name}

@@ -241,7 +241,7 @@ def test_a_run_that_dies_is_a_row_and_the_sweep_goes_on(tmp_path):
     }
     assert runs[4].error == "the worker process was killed by signal 9 (SIGKILL)"
     assert runs[5].error == "the worker process ended with exit code 3"
-    assert runs[6].error == "RuntimeError: no such luck"
+    assert runs[6].error.endswith("raised RuntimeError: no such luck (mine.py, line 15)")
     assert runs[7].error.startswith("out of memory: more memory was asked for (too much); the pool")
     rows = pd.read_csv(root / "summary.csv").set_index("page_size")
     assert {size: rows.status[size] for size in runs} == {s: r.status for s, r in runs.items()}

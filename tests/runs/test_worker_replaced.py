@@ -162,14 +162,15 @@ class Leaky(Paged):
         gc.disable()
         os.environ["LEAKED"] = "1"
         time.perf_counter = float
-        Paged.free = lambda self, seq_id: None
+        Paged.check_integrity = lambda self: None
 
 
 class Witness(Paged):
     def free(self, seq_id):
         super().free(seq_id)
         kinds = {type(each).__name__ for each in threading.enumerate()}
-        found = "Timer" in kinds, gc.isenabled(), os.environ.get("LEAKED"), Paged.free.__name__
+        found = "Timer" in kinds, gc.isenabled(), os.environ.get("LEAKED")
+        found = *found, Paged.check_integrity.__name__
         Path("witness").write_text(repr((os.getpid(), time.perf_counter.__name__, *found)))
 """
 
@@ -184,7 +185,7 @@ def test_what_own_code_does_to_its_process_meets_no_other_run(
     assert answer.status == 0, answer
     pid, *state = ast.literal_eval((tmp_path / "witness").read_text())
     assert pid != os.getpid()
-    assert state == ["perf_counter", False, True, None, "free"]
+    assert state == ["perf_counter", False, True, None, "check_integrity"]
     children = (tmp_path / "children").read_text().split()
     assert len(children) == 2  # of the run, and of where its options were tried before
     assert not any(psutil.pid_exists(int(child)) for child in children)
@@ -214,7 +215,8 @@ def test_own_code_that_loops_or_fails_is_a_failed_row_and_the_sweep_goes_on(
     assert command("allocator=own.py:Full,paged").status == 1
     rows = pd.read_csv("results/single/summary.csv").set_index("strategy")
     assert rows["status"].to_dict() == {"Full": "failed", "paged": "complete"}
-    said = "allocator=own.py:Full: line 13: OSError: [Errno 28] No space left on device"
+    said = "append(0, 1) raised OSError: [Errno 28] No space left on device (own.py, line 13)"
+    said = f"allocator Full: {said}"
     assert rows.loc["Full", "error"] == said
     assert command("allocator=own.py:Loops,paged", "timeout_s=2").status == 1
     rows = pd.read_csv("results/single/summary.csv").set_index("strategy")

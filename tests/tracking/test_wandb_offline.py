@@ -201,7 +201,7 @@ def test_the_memory_map_is_an_image(sweeps: Sweeps) -> None:
 
 
 def test_a_failed_run_has_its_error_and_exit_code(sweeps: Sweeps) -> None:
-    logged = sweeps.logged(0, str(sweeps.folder.parent / "broken.py")[:20])
+    logged = sweeps.logged(0, "broken")
     assert logged.of("exit")[0]["exit_code"] == 1
     assert logged.summary["status"] == "failed"
     assert "no such luck" in logged.summary["error"]

@@ -63,11 +63,13 @@ def edit_record(folder: Path, **changes: Any) -> None:
 
 
 def edit_run(folder: Path, name: str, change: Callable[[Any], None]) -> None:
-    """Change a JSON file of a run's folder."""
-    path = folder / f"{name}.json"
+    """Change a JSON file of a run's folder, and its size in the record of what was written."""
+    path, status = folder / f"{name}.json", folder / "status.json"
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
+    if path != status:
+        edit_run(folder, "status", lambda v: v["files"].update({path.name: path.stat().st_size}))
 
 
 def run_folders(folder: Path) -> list[Path]:
