@@ -32,6 +32,7 @@ def run_tiny(tmp_path_factory: pytest.TempPathFactory) -> Runner:
             devices = DeviceCache()
             for job in jobs:
                 do_job(job, devices)
+            devices.drop()
             rows = collect_rows(jobs)
             done[*arguments, keep] = Study(rows, jobs, figures, jobs[0].root)
         return done[*arguments, keep]
