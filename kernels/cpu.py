@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import threading
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.cpu_compiled import num_threads
 from kernels.cpu_decode import KVPages, decode_rows
 from kernels.cpu_prefill import Workspace, chunk_attention
 
@@ -97,7 +97,7 @@ def _attention(
     lens = seq_lens.to(torch.int32).contiguous().numpy()
     kv = KVPages(_raw(key_cache), _raw(value_cache), table, starts, page_size, key_cache.shape[1])
     longer = decode_rows(
-        _use_torch_threads(),
+        num_threads(),
         query32.numpy(),
         kv,
         bounds,
@@ -200,13 +200,6 @@ def _raw(cache: Tensor) -> np.ndarray:
     if cache.dtype == torch.float16:
         return flat.view(torch.int16).numpy()
     raise ValueError(f"KV cache of {cache.dtype}: use float32, bfloat16 or float16")
-
-
-def _use_torch_threads() -> int:
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    if numba.get_num_threads() != threads:
-        numba.set_num_threads(threads)
-    return threads
 
 
 def store_kv(

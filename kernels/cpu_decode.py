@@ -4,33 +4,23 @@ Pages are read where they lie: a tile of tokens is resolved to slots, and whole 
 heads) are streamed once for all queries that share them. The KV tokens of all rows, laid end to
 end, are cut into equal shares, one a thread, so that any batch keeps all threads busy; rows that
 a cut divides are merged by their log-sum-exp (Flash-Decoding; Dao et al., 2023).
-
-All compiled code stands in this one file because numba's disk cache only notices edits to the
-file of the function that is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernels.cpu_compiled import LOG2_E, U, exp2, jit, on_threads
+
 TILE = 32
 _PREFETCH_LOCALITY = 3
-_FLAGS = {"reassoc", "contract", "nsz", "arcp", "afn"}
-"""No `nnan`: a NaN that is really mapped must come out as one."""
-
-_LOG2_E = np.float32(1.4426950408889634)
 _LOWEST = np.float32(-1e30)
-_U = np.uint64
-"""Loop counters and indices are unsigned: for signed ones numba tests every access for a negative
-index that counts from the end, and the loop no longer vectorises (five times slower)."""
 
 
 class KVPages(NamedTuple):
@@ -60,28 +50,6 @@ class Pieces(NamedTuple):
     acc: np.ndarray
     peak: np.ndarray
     total: np.ndarray
-
-
-def _jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit` with the disk cache, or without it where no folder can be written."""
-
-    def wrap(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(cache=True, fastmath=_FLAGS, nogil=True, **options)(function)
-        except RuntimeError:
-            return numba.njit(fastmath=_FLAGS, nogil=True, **options)(function)
-
-    return wrap
-
-
-@intrinsic
-def _float_of_bits(typing_context, bits):  # type: ignore[no-untyped-def]
-    """Reinterpret an int32 as a float32."""
-
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.int32), codegen
 
 
 @intrinsic
@@ -117,27 +85,7 @@ def _prefetch(typing_context, array, index):  # type: ignore[no-untyped-def]
     return types.void(array, index), codegen
 
 
-@_jit()
-def _exp2(x):  # type: ignore[no-untyped-def]
-    """2 ** x for x <= 0, by a Taylor polynomial on [-1/2, 1/2]: relative error below 2e-7.
-
-    numba from PyPI has no vector math library; this loop vectorises where `exp` would not.
-    The comparison is written so that NaN passes through.
-    """
-    x = np.float32(-126.0) if x < np.float32(-126.0) else x
-    whole = np.floor(x + np.float32(0.5))
-    f = x - whole
-    p = np.float32(1.5403530e-4)
-    p = p * f + np.float32(1.3333558e-3)
-    p = p * f + np.float32(9.6181291e-3)
-    p = p * f + np.float32(5.5504109e-2)
-    p = p * f + np.float32(2.4022651e-1)
-    p = p * f + np.float32(6.9314718e-1)
-    p = p * f + np.float32(1.0)
-    return p * _float_of_bits(np.int32((np.int32(whole) + 127) << 23))
-
-
-@_jit()
+@jit()
 def _fill_slots(slots, start, n, seq, kv):  # type: ignore[no-untyped-def]
     """Slots of the tokens start .. start + n - 1 of a sequence."""
     if kv.page_size == 0:
@@ -154,29 +102,29 @@ def _fill_slots(slots, start, n, seq, kv):  # type: ignore[no-untyped-def]
         t += run
 
 
-@_jit()
+@jit()
 def _prefetch_row(flat, slot, row):  # type: ignore[no-untyped-def]
-    line = _U(64 // flat.itemsize)
-    first = _U(slot) * row
+    line = U(64 // flat.itemsize)
+    first = U(slot) * row
     for i in range(row // line):
         _prefetch(flat, first + i * line)
 
 
-@_jit()
+@jit()
 def _tile_logits(q, keys, slots, coming, n, num_kv_heads, logits, peak):  # type: ignore[no-untyped-def]
     """logits[h, t] = q[h] . key[t]; peak[h] = max(peak[h], logits[h]).
 
     Two queries of a group share each load of the key.
     """
-    dim, kv_heads = _U(q.shape[1]), _U(num_kv_heads)
-    group = _U(q.shape[0]) // kv_heads
-    for t in range(_U(n)):
+    dim, kv_heads = U(q.shape[1]), U(num_kv_heads)
+    group = U(q.shape[0]) // kv_heads
+    for t in range(U(n)):
         _prefetch_row(keys, coming[t], kv_heads * dim)
         for kv_head in range(kv_heads):
-            k = (_U(slots[t]) * kv_heads + kv_head) * dim
+            k = (U(slots[t]) * kv_heads + kv_head) * dim
             h = kv_head * group
-            for _ in range(group // _U(2)):
-                g = h + _U(1)
+            for _ in range(group // U(2)):
+                g = h + U(1)
                 a = np.float32(0.0)
                 b = np.float32(0.0)
                 for d in range(dim):
@@ -187,8 +135,8 @@ def _tile_logits(q, keys, slots, coming, n, num_kv_heads, logits, peak):  # type
                 logits[g, t] = b
                 peak[h] = a if a > peak[h] else peak[h]
                 peak[g] = b if b > peak[g] else peak[g]
-                h = g + _U(1)
-            if group % _U(2) == _U(1):
+                h = g + U(1)
+            if group % U(2) == U(1):
                 a = np.float32(0.0)
                 for d in range(dim):
                     a += q[h, d] * _widen(keys[k + d])
@@ -196,19 +144,19 @@ def _tile_logits(q, keys, slots, coming, n, num_kv_heads, logits, peak):  # type
                 peak[h] = a if a > peak[h] else peak[h]
 
 
-@_jit()
+@jit()
 def _tile_values(weights, values, slots, coming, n, num_kv_heads, acc):  # type: ignore[no-untyped-def]
     """acc[h] += sum over t of weights[h, t] * value[t], four tokens at a time."""
-    heads, dim, kv_heads = _U(acc.shape[0]), _U(acc.shape[1]), _U(num_kv_heads)
+    heads, dim, kv_heads = U(acc.shape[0]), U(acc.shape[1]), U(num_kv_heads)
     group, row = heads // kv_heads, kv_heads * dim
-    fours = _U(n) // _U(4)
+    fours = U(n) // U(4)
     for four in range(fours):
-        t = four * _U(4)
-        t1, t2, t3 = t + _U(1), t + _U(2), t + _U(3)
+        t = four * U(4)
+        t1, t2, t3 = t + U(1), t + U(2), t + U(3)
         for u in (t, t1, t2, t3):
             _prefetch_row(values, coming[u], row)
-        v0, v1 = _U(slots[t]) * row, _U(slots[t1]) * row
-        v2, v3 = _U(slots[t2]) * row, _U(slots[t3]) * row
+        v0, v1 = U(slots[t]) * row, U(slots[t1]) * row
+        v2, v3 = U(slots[t2]) * row, U(slots[t3]) * row
         for h in range(heads):
             o = h // group * dim
             w0, w1, w2, w3 = weights[h, t], weights[h, t1], weights[h, t2], weights[h, t3]
@@ -216,8 +164,8 @@ def _tile_values(weights, values, slots, coming, n, num_kv_heads, acc):  # type:
                 near = w0 * _widen(values[v0 + o + d]) + w1 * _widen(values[v1 + o + d])
                 far = w2 * _widen(values[v2 + o + d]) + w3 * _widen(values[v3 + o + d])
                 acc[h, d] += near + far
-    for t in range(fours * _U(4), _U(n)):
-        v0 = _U(slots[t]) * row
+    for t in range(fours * U(4), U(n)):
+        v0 = U(slots[t]) * row
         for h in range(heads):
             o = h // group * dim
             w0 = weights[h, t]
@@ -225,28 +173,28 @@ def _tile_values(weights, values, slots, coming, n, num_kv_heads, acc):  # type:
                 acc[h, d] += w0 * _widen(values[v0 + o + d])
 
 
-@_jit()
+@jit()
 def _cap(logits, n, softcap, peak):  # type: ignore[no-untyped-def]
     """Replace plain logits by capped base-2 ones and raise `peak` to their maximum."""
-    double = np.float32(2.0) * _LOG2_E / softcap
-    for h in range(_U(logits.shape[0])):
+    double = np.float32(2.0) * LOG2_E / softcap
+    for h in range(U(logits.shape[0])):
         high = peak[h]
-        for t in range(_U(n)):
-            e = _exp2(-abs(logits[h, t] * double))
+        for t in range(U(n)):
+            e = exp2(-abs(logits[h, t] * double))
             tanh = (np.float32(1.0) - e) / (np.float32(1.0) + e)
-            logits[h, t] = softcap * _LOG2_E * (-tanh if logits[h, t] < 0 else tanh)
+            logits[h, t] = softcap * LOG2_E * (-tanh if logits[h, t] < 0 else tanh)
             high = logits[h, t] if logits[h, t] > high else high
         peak[h] = high
 
 
-@_jit()
+@jit()
 def _attend(q, kv, seq, start, stop, softcap, acc, peak, total):  # type: ignore[no-untyped-def]
     """Unnormalised attention of one query row over the tokens start .. stop - 1.
 
     q (num_heads, dim) is scaled to base-2 logits (to plain ones under softcap). On return
     acc = sum of 2^(logit - peak) * value and total = sum of 2^(logit - peak), for every head.
     """
-    heads, dim = _U(q.shape[0]), _U(q.shape[1])
+    heads, dim = U(q.shape[0]), U(q.shape[1])
     slots = np.zeros(TILE, np.int64)
     coming = np.zeros(TILE, np.int64)
     logits = np.empty((q.shape[0], TILE), np.float32)
@@ -273,10 +221,10 @@ def _attend(q, kv, seq, start, stop, softcap, acc, peak, total):  # type: ignore
             _cap(logits, n, softcap, new_peak)
         for h in range(heads):
             high = new_peak[h]
-            shrink = _exp2(peak[h] - high)
+            shrink = exp2(peak[h] - high)
             added = np.float32(0.0)
-            for t in range(_U(n)):
-                w = _exp2(logits[h, t] - high)
+            for t in range(U(n)):
+                w = exp2(logits[h, t] - high)
                 logits[h, t] = w
                 added += w
             if shrink < 1:
@@ -287,7 +235,7 @@ def _attend(q, kv, seq, start, stop, softcap, acc, peak, total):  # type: ignore
         _tile_values(logits, kv.values, slots, coming, n, kv.num_kv_heads, acc)
 
 
-@_jit()
+@jit()
 def _work(worker, workers, query, kv, rows, ends, scale, softcap, out, pieces):  # type: ignore[no-untyped-def]
     """One thread's share of the concatenated KV tokens of all rows.
 
@@ -306,7 +254,7 @@ def _work(worker, workers, query, kv, rows, ends, scale, softcap, out, pieces): 
     acc = np.empty((heads, dim), np.float32)
     peak = np.empty(heads, np.float32)
     total = np.empty(heads, np.float32)
-    factor = np.float32(scale) if softcap != 0 else np.float32(scale) * _LOG2_E
+    factor = np.float32(scale) if softcap != 0 else np.float32(scale) * LOG2_E
     r = 0
     while ends[r] <= low:
         r += 1
@@ -335,7 +283,7 @@ def _work(worker, workers, query, kv, rows, ends, scale, softcap, out, pieces): 
         r += 1
 
 
-@_jit()
+@jit()
 def _merge(rows, out, pieces):  # type: ignore[no-untyped-def]
     """Join the pieces of each divided row; they lie in order, with gaps."""
     heads, dim = out.shape[1], out.shape[2]
@@ -356,7 +304,7 @@ def _merge(rows, out, pieces):  # type: ignore[no-untyped-def]
                     out[token, h, d] = 0
             added, its_peak = pieces.total[worker, side, h], pieces.peak[worker, side, h]
             high = its_peak if its_peak > peak[h] else peak[h]
-            old, new = _exp2(peak[h] - high), _exp2(its_peak - high)
+            old, new = exp2(peak[h] - high), exp2(its_peak - high)
             whole = total[h] * old + added * new
             old *= total[h] / whole
             new /= whole
@@ -367,7 +315,7 @@ def _merge(rows, out, pieces):  # type: ignore[no-untyped-def]
         current = row
 
 
-@_jit()
+@jit()
 def _list_rows(query_start_loc, seq_lens, most_rowwise, window, out):  # type: ignore[no-untyped-def]
     """Rows to compute here, the running sum of their KV lengths, and how many sequences are
     left to others. Rows without any context are set to zero at once."""
@@ -399,39 +347,29 @@ def _list_rows(query_start_loc, seq_lens, most_rowwise, window, out):  # type: i
     return rows[:n], ends[:n], longer
 
 
-@_jit(parallel=True)
-def _share(workers, query, kv, rows, ends, scale, softcap, out, pieces):  # type: ignore[no-untyped-def]
-    for worker in numba.prange(workers):
-        _work(np.int64(worker), workers, query, kv, rows, ends, scale, softcap, out, pieces)
+_work_on_threads = on_threads(_work)
 
 
+@jit()
 def decode_rows(
-    workers: int,
-    query: np.ndarray,
-    kv: KVPages,
-    query_start_loc: np.ndarray,
-    seq_lens: np.ndarray,
-    most_rowwise: int,
-    scale: float,
-    window: int,
-    softcap: float,
-    out: np.ndarray,
-) -> int:
+    workers, query, kv, query_start_loc, seq_lens, most_rowwise, scale, window, softcap, out
+):  # type: ignore[no-untyped-def]
     """Attention for every sequence with (query tokens - 1) x context <= `most_rowwise`.
 
     workers: number of shares to cut the work into, one a thread. query, out: float32
-    (num_tokens, num_q_heads, head_dim). window and softcap are 0 for none. Returns the number of
-    sequences left out.
+    (num_tokens, num_q_heads, head_dim). kv: KVPages. window and softcap are 0 for none. Returns
+    the number of sequences left out.
     """
     rows, ends, longer = _list_rows(query_start_loc, seq_lens, most_rowwise, window, out)
     if len(rows):
-        heads, dim = query.shape[1:]
+        heads, dim = query.shape[1], query.shape[2]
         pieces = Pieces(
             np.empty((workers, 2), np.int64),
             np.empty((workers, 2, heads, dim), np.float32),
             np.empty((workers, 2, heads), np.float32),
             np.empty((workers, 2, heads), np.float32),
         )
-        _share(workers, query, kv, rows, ends, scale, np.float32(softcap), out, pieces)
+        arguments = (query, kv, rows, ends, np.float32(scale), np.float32(softcap), out, pieces)
+        _work_on_threads(workers, arguments)
         _merge(rows, out, pieces)
     return longer

@@ -39,6 +39,11 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def operations_of(kernels: str, dtype: str = "float32") -> str:
+    """The name of the operations that go with them."""
+    return kernels if kernels == "triton" or (kernels, dtype) == ("cpu", "float32") else "torch"
+
+
 @cache
 def loaded(family: str, dtype: str = "float32") -> LoadedModel:
     config = ModelConfig(
@@ -66,7 +71,7 @@ def lean(family: str, dtype: str = "float32") -> LeanModel:
 
 def decoder(family: str, kernels: str, dtype: str = "float32") -> LeanDecoder:
     found = lean(family, dtype).decoder(kernels)
-    assert found is not None and found.operations.name == kernels
+    assert found is not None and found.operations.name == operations_of(kernels, dtype)
     return found
 
 

@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from lean_models import FAMILIES, SIZES, YARN, batch_of, decoder, loaded, step_of
+from lean_models import FAMILIES, SIZES, YARN, batch_of, decoder, loaded, operations_of, step_of
 from model_driver import drive
 from torch import Tensor
 
 from harness.engine.device.lean.angles import Angles
 from harness.engine.device.lean.buffers import Buffers
 from harness.engine.device.lean.build import build
-from harness.engine.device.lean.operations import TorchOperations, TritonOperations
+from harness.engine.device.lean.operations import FusedOperations, TorchOperations
 from harness.engine.device.torch_executor import TorchExecutor
+from kernels import triton_layer
 
 _LIMITS = {
     "float32": {"rtol": 2e-4, "atol": 2e-4},
@@ -37,7 +38,7 @@ def test_both_implementations_give_the_models_own_logits(family: str, dtype: str
             logits_to_keep=rows,
             kv_step=own_step,
         )
-        for kernels in ("torch", "triton"):
+        for kernels in ("reference", "cpu", "triton"):
             step = step_of(lens, torch_dtype)
             logits = decoder(family, kernels, dtype)(ids, positions, rows, step)
             limits = _LIMITS[dtype]
@@ -46,8 +47,11 @@ def test_both_implementations_give_the_models_own_logits(family: str, dtype: str
                 torch.testing.assert_close(ours, theirs, equal_nan=True, **limits)
 
 
-class _Forgetful(TritonOperations):
+class _Forgetful(FusedOperations):
     """Leaves the keys unrotated."""
+
+    def __init__(self) -> None:
+        super().__init__("triton", triton_layer)
 
     def rope_store(self, layer: int, qkv: Tensor, cos_sin: Tensor, *rest: Any) -> None:
         still = torch.cat((torch.ones_like(cos_sin[:, :8]), torch.zeros_like(cos_sin[:, :8])), 1)
@@ -57,7 +61,7 @@ class _Forgetful(TritonOperations):
 def test_operations_that_fail_the_probe_give_way_to_torchs() -> None:
     model = loaded("llama").model
 
-    def load(kernels: str) -> Any:
+    def load(kernels: str, weight: Tensor) -> Any:
         return _Forgetful() if kernels == "triton" else TorchOperations()
 
     broken = build(model, load)
@@ -65,7 +69,7 @@ def test_operations_that_fail_the_probe_give_way_to_torchs() -> None:
     with pytest.warns(RuntimeWarning, match="fused triton operations do not give"):
         found = broken.decoder("triton")
     assert found is not None and found.operations.name == "torch"
-    assert build(model, lambda kernels: _Forgetful()) is None
+    assert build(model, lambda kernels, weight: _Forgetful()) is None
 
 
 @pytest.mark.parametrize(
@@ -97,7 +101,7 @@ def test_angles_are_those_of_the_rotary_module(rope: dict[str, Any]) -> None:
     assert torch.equal(angles, torch.cat((cos[0, :, :8], sin[0, :, :8]), dim=1))
 
 
-@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize("kernels", ["reference", "cpu", "triton"])
 def test_buffers_stay_where_they_are(kernels: str) -> None:
     reserved = decoder("llama", kernels)
     with torch.inference_mode():
@@ -107,14 +111,14 @@ def test_buffers_stay_where_they_are(kernels: str) -> None:
             reserved(*batch_of(lens), step_of(lens, torch.float32))
     assert reserved.buffers.addresses() == before
     assert reserved.buffers.num_bytes == num_bytes
-    assert {"hidden", "normed", "query", "attended", "cos_sin"} <= set(before)
+    assert {"hidden", "query", "attended", "cos_sin"} <= set(before)
     with torch.inference_mode():
         reserved(*batch_of([21]), step_of([21], torch.float32))
     assert reserved.buffers.addresses()["hidden"] != before["hidden"]
 
 
 def test_decoders_of_a_model_share_no_buffer() -> None:
-    one, other = decoder("llama", "torch"), decoder("llama", "torch")
+    one, other = decoder("llama", "cpu"), decoder("llama", "cpu")
     with torch.inference_mode():
         logits = one(*batch_of([3]), step_of([3], torch.float32))
         kept = logits.clone()
@@ -126,7 +130,7 @@ def test_decoders_of_a_model_share_no_buffer() -> None:
 def test_an_executor_on_triton_kernels_gives_the_tokens_of_the_reference() -> None:
     prompts = [[5, 60, 7, 20, 9], [11, 3]]
     outputs = []
-    for kernels in ("triton", "reference"):
+    for kernels in ("triton", "cpu", "reference"):
         executor = TorchExecutor(
             loaded("qwen3"),
             num_pages=16,
@@ -137,7 +141,7 @@ def test_an_executor_on_triton_kernels_gives_the_tokens_of_the_reference() -> No
             poison=True,
         )
         assert executor.runner.lean is not None
-        assert executor.runner.lean.operations.name == {"reference": "torch"}.get(kernels, kernels)
+        assert executor.runner.lean.operations.name == operations_of(kernels)
         outputs.append(drive(executor, prompts, 4, num_pages=16, page_size=4))
         executor.close()
-    assert outputs[0] == outputs[1]
+    assert outputs[0] == outputs[1] == outputs[2]

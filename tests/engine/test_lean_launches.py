@@ -12,7 +12,8 @@ from lean_models import batch_of, decoder, step_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.engine.device.lean.operations import TritonOperations
+from harness.engine.device.lean.operations import FusedOperations
+from kernels import triton_layer
 
 
 class _Counter(TorchDispatchMode):
@@ -42,8 +43,9 @@ class _Counter(TorchDispatchMode):
         self._is_on = True
 
 
-class _CountedOperations(TritonOperations):
+class _CountedOperations(FusedOperations):
     def __init__(self, counter: _Counter) -> None:
+        super().__init__("triton", triton_layer)
         self._counter = counter
 
     def add_norm(self, *args: Any) -> Tensor:

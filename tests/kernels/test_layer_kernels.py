@@ -1,6 +1,10 @@
-"""The fused element-wise kernels against the reference, in the interpreter or on the GPU."""
+"""The fused element-wise kernels against the reference: Triton's in the interpreter or on a GPU,
+and those compiled for a CPU."""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +16,21 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 _TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 3.2e-2}
 """The interpreter cuts to bfloat16 where a GPU rounds: up to two units in the last place."""
+
+
+CASES = [("triton", dtype) for dtype in DTYPES]
+if DEVICE == "cpu":
+    CASES.append(("cpu", torch.float32))
+
+in_every_type = pytest.mark.parametrize(("fused", "dtype"), CASES, indirect=["fused"])
+in_float32 = pytest.mark.parametrize(
+    "fused", [name for name, dtype in CASES if dtype == torch.float32], indirect=True
+)
+
+
+@pytest.fixture
+def fused(request: pytest.FixtureRequest) -> Any:
+    return import_module(f"kernels.{request.param}_layer")
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -28,55 +47,53 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_every_type
 @pytest.mark.parametrize("width", [24, 64, 200])
 @pytest.mark.parametrize("has_added", [True, False])
-def test_norm_adds_the_residual_in_place(dtype: torch.dtype, width: int, has_added: bool) -> None:
-    from kernels.triton_norm import add_rms_norm
-
+def test_norm_adds_the_residual_in_place(
+    fused: Any, dtype: torch.dtype, width: int, has_added: bool
+) -> None:
     hidden, weight = random(5, width, dtype=dtype), random(width, dtype=dtype, seed=1)
     wide = random(5, 2 * width, dtype=dtype, seed=2)  # rows that do not lie side by side
     added = wide[:, :width] if has_added else None
     ours, theirs = hidden.clone(), hidden.clone()
-    out = add_rms_norm(ours, added, weight, 1e-5, out=poison(5, width, dtype=dtype))
+    out = fused.add_rms_norm(ours, added, weight, 1e-5, out=poison(5, width, dtype=dtype))
     close(out, reference.add_rms_norm(theirs, added, weight, 1e-5, out=torch.empty_like(out)))
     close(ours, theirs)
     assert torch.equal(ours, hidden) != has_added
 
 
-def test_norm_of_large_values_sums_in_float32() -> None:
-    from kernels.triton_norm import add_rms_norm
-
+@pytest.mark.parametrize("fused", ["triton"], indirect=True)
+def test_norm_of_large_values_sums_in_float32(fused: Any) -> None:
     hidden = random(2, 64, dtype=torch.float16) * 1000  # squares are beyond float16
-    out = add_rms_norm(hidden, None, torch.ones_like(hidden[0]), 0.0, out=torch.empty_like(hidden))
+    out = fused.add_rms_norm(
+        hidden, None, torch.ones_like(hidden[0]), 0.0, out=torch.empty_like(hidden)
+    )
     close(out.float().square().mean(-1).half(), torch.ones(2, device=DEVICE).half())
 
 
-def test_norm_of_chosen_rows_leaves_the_residual_alone() -> None:
-    from kernels.triton_norm import add_rms_norm
-
+@in_float32
+def test_norm_of_chosen_rows_leaves_the_residual_alone(fused: Any) -> None:
     hidden, added, weight = random(6, 24), random(6, 24, seed=1), random(24, seed=2)
     rows = torch.tensor([4, 0, 4], device=DEVICE)
     before = hidden.clone()
-    out = add_rms_norm(hidden, added, weight, 1e-5, out=poison(3, 24), rows=rows)
+    out = fused.add_rms_norm(hidden, added, weight, 1e-5, out=poison(3, 24), rows=rows)
     whole = torch.empty(6, 24, device=DEVICE)
     reference.add_rms_norm(before.clone(), added, weight, 1e-5, out=whole)
     close(out, whole[rows])
     assert torch.equal(hidden, before)
     nothing = torch.empty(0, 24, device=DEVICE)
-    assert add_rms_norm(hidden, added, weight, 1e-5, out=nothing, rows=rows[:0]).numel() == 0
+    assert fused.add_rms_norm(hidden, added, weight, 1e-5, out=nothing, rows=rows[:0]).numel() == 0
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_every_type
 @pytest.mark.parametrize(
     ("q_heads", "kv_heads", "head_dim"), [(4, 2, 16), (3, 1, 24), (10, 10, 8), (12, 4, 80)]
 )
 @pytest.mark.parametrize("has_norm", [True, False])
 def test_rope_stores_what_it_rotated(
-    dtype: torch.dtype, q_heads: int, kv_heads: int, head_dim: int, has_norm: bool
+    fused: Any, dtype: torch.dtype, q_heads: int, kv_heads: int, head_dim: int, has_norm: bool
 ) -> None:
-    from kernels.triton_rope import rope_store
-
     slots = torch.tensor([7, -1, 0, 11, -1], device=DEVICE)
     qkv = random(5, (q_heads + 2 * kv_heads) * head_dim, dtype=dtype)
     cos_sin = random(5, head_dim, dtype=dtype, seed=1)
@@ -88,7 +105,7 @@ def test_rope_stores_what_it_rotated(
             "eps": 1e-6,
         }
     results = []
-    for function in (rope_store, reference.rope_store):
+    for function in (fused.rope_store, reference.rope_store):
         query = poison(5, q_heads, head_dim, dtype=dtype)
         caches = [poison(12, kv_heads, head_dim, dtype=dtype) for _ in range(2)]
         assert function(qkv, cos_sin, query, *caches, slots, **norm) is query
@@ -103,16 +120,15 @@ def test_rope_stores_what_it_rotated(
     assert torch.equal(values[[0, 7, 11]], own)
 
 
-def test_rope_turns_by_the_position_alone() -> None:
+@in_float32
+def test_rope_turns_by_the_position_alone(fused: Any) -> None:
     """Products of rotated queries and keys depend on the distance (RoFormer, section 3.4.2)."""
-    from kernels.triton_rope import rope_store
-
     half, positions = 8, torch.arange(6, device=DEVICE)
     angles = positions[:, None] / 10 ** torch.linspace(0, 3, half, device=DEVICE)
     one = random(1, 3 * 16).expand(6, -1).contiguous()
     query, keys = poison(6, 1, 16), poison(6, 1, 16)
     cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1)
-    rope_store(one, cos_sin, query, keys, poison(6, 1, 16), positions)
+    fused.rope_store(one, cos_sin, query, keys, poison(6, 1, 16), positions)
     products = query[:, 0] @ keys[:, 0].T
     for distance in range(-4, 5):
         same = products.diagonal(distance)
@@ -120,13 +136,12 @@ def test_rope_turns_by_the_position_alone() -> None:
     close(query[0, 0], one[0, :16])
 
 
-def test_a_narrow_cache_gets_the_rounded_keys() -> None:
-    from kernels.triton_rope import rope_store
-
+@in_float32
+def test_a_narrow_cache_gets_the_rounded_keys(fused: Any) -> None:
     qkv, cos_sin = random(3, 4 * 16), random(3, 16, seed=1)
     slots = torch.arange(3, device=DEVICE)
     results = []
-    for function in (rope_store, reference.rope_store):
+    for function in (fused.rope_store, reference.rope_store):
         caches = [poison(3, 1, 16, dtype=torch.bfloat16) for _ in range(2)]
         function(qkv, cos_sin, poison(3, 2, 16), *caches, slots)
         results.append(caches)
@@ -134,14 +149,12 @@ def test_a_narrow_cache_gets_the_rounded_keys() -> None:
         close(ours, theirs)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_every_type
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.parametrize("width", [8, 96, 1030])
-def test_silu_times_up(dtype: torch.dtype, width: int) -> None:
-    from kernels.triton_activation import silu_mul
-
+def test_silu_times_up(fused: Any, dtype: torch.dtype, width: int) -> None:
     gate_up = 30 * random(3, 2 * width, dtype=dtype)  # far enough for exp(-gate) to overflow
-    out = silu_mul(gate_up, poison(3, width, dtype=dtype))
+    out = fused.silu_mul(gate_up, poison(3, width, dtype=dtype))
     close(out, reference.silu_mul(gate_up, torch.empty_like(out)))
     gate, up = gate_up.chunk(2, dim=-1)
     close(out, (torch.nn.functional.silu(gate.float()) * up.float()).to(dtype))

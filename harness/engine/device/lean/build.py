@@ -35,20 +35,20 @@ class LeanModel:
         self,
         model: Any,
         weights: Weights,
-        load: Callable[[str], operations.Operations] = operations.load,
+        load: Callable[[str, Tensor], operations.Operations] = operations.load,
     ) -> None:
         self._model = model
         self._weights = weights
         self._load = load
         self._verified: dict[str, bool] = {}
 
-    def decoder(self, kernels: str = "torch") -> LeanDecoder | None:
+    def decoder(self, kernels: str = "reference") -> LeanDecoder | None:
         """A decoder whose element-wise work goes with the attention kernels of this name; in
         torch's own operations, with a warning, where those kernels fail the probe, and None
         where nothing passes it."""
-        wanted = self._load(kernels)
+        wanted = self._load(kernels, self._weights.embedding)
         if not self._is_same(wanted):
-            plain = self._load("torch")
+            plain = self._load("reference", self._weights.embedding)
             if wanted.name == plain.name or not self._is_same(plain):
                 return None
             warnings.warn(
@@ -71,7 +71,7 @@ class LeanModel:
 
 def build(
     model: Any,
-    load: Callable[[str], operations.Operations] = operations.load,
+    load: Callable[[str, Tensor], operations.Operations] = operations.load,
     ranks: Ranks = ALONE,
 ) -> LeanModel | None:
     """The lean forward pass of `model`, or None where it is not of the right build. `model` may be

@@ -1,4 +1,4 @@
-"""A layer's element-wise work: one interface, in torch's own operations or in Triton kernels."""
+"""A layer's element-wise work: one interface, in torch's own operations or in fused kernels."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Operations(Protocol):
 
 
 class TorchOperations:
-    """Torch's own: for CPUs, and what other implementations are checked against."""
+    """Torch's own: what other implementations are checked against."""
 
     name = "torch"
 
@@ -65,12 +65,7 @@ class TorchOperations:
         if added is not None:
             hidden.add_(added)
         x = hidden if rows is None else hidden.index_select(0, rows)
-        if x.device.type != "cpu" or x.dtype != torch.float32:
-            return _rms_norm(x, norm.weight, norm.eps)
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale.square_().div_(x.shape[-1]).add_(norm.eps).rsqrt_()
-        out = buffers.take("normed" if rows is None else "last", *x.shape)
-        return torch.mul(x, scale, out=out).mul_(norm.weight)
+        return _rms_norm(x, norm.weight, norm.eps)
 
     def rope_store(
         self,
@@ -103,10 +98,43 @@ class TorchOperations:
         return functional.silu(gate, inplace=True).mul_(up)
 
 
-class TritonOperations:
-    """One launch each."""
+class FusedKernels(Protocol):
+    """Functions as `kernels.reference_layer` has them."""
 
-    name = "triton"
+    def add_rms_norm(
+        self,
+        hidden: Tensor,
+        added: Tensor | None,
+        weight: Tensor,
+        eps: float,
+        *,
+        out: Tensor,
+        rows: Tensor | None = None,
+    ) -> Tensor: ...
+
+    def rope_store(
+        self,
+        qkv: Tensor,
+        cos_sin: Tensor,
+        query: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+        *,
+        q_weight: Tensor | None = None,
+        k_weight: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> Tensor: ...
+
+    def silu_mul(self, gate_up: Tensor, out: Tensor) -> Tensor: ...
+
+
+class FusedOperations:
+    """One kernel each."""
+
+    def __init__(self, name: str, kernels: FusedKernels) -> None:
+        self.name = name
+        self._kernels = kernels
 
     def add_norm(
         self,
@@ -116,15 +144,12 @@ class TritonOperations:
         buffers: Buffers,
         rows: Tensor | None = None,
     ) -> Tensor:
-        from kernels.triton_norm import add_rms_norm
-
         width = hidden.shape[1]
         if rows is None:
             out = buffers.take("normed", hidden.shape[0], width)
         else:
             out = buffers.take("last", rows.shape[0], width)
-        normed: Tensor = add_rms_norm(hidden, added, norm.weight, norm.eps, out=out, rows=rows)
-        return normed
+        return self._kernels.add_rms_norm(hidden, added, norm.weight, norm.eps, out=out, rows=rows)
 
     def rope_store(
         self,
@@ -136,23 +161,26 @@ class TritonOperations:
         step: AttentionStep,
         buffers: Buffers,
     ) -> None:
-        from kernels.triton_rope import rope_store
-
         norms = {} if head_norms is None else head_norms._asdict()
-        rope_store(qkv, cos_sin, query, *step.target(layer), **norms)
+        self._kernels.rope_store(qkv, cos_sin, query, *step.target(layer), **norms)
 
     def silu_mul(self, gate_up: Tensor, buffers: Buffers) -> Tensor:
-        from kernels.triton_activation import silu_mul
-
-        product: Tensor = silu_mul(
-            gate_up, buffers.take("activated", gate_up.shape[0], gate_up.shape[1] // 2)
-        )
-        return product
+        out = buffers.take("activated", gate_up.shape[0], gate_up.shape[1] // 2)
+        return self._kernels.silu_mul(gate_up, out)
 
 
-def load(kernels: str) -> Operations:
-    """Those that go with the attention kernels of this name (see `kernels.backend`)."""
-    return TritonOperations() if kernels == "triton" else TorchOperations()
+def load(kernels: str, weight: Tensor) -> Operations:
+    """Those that go with the attention kernels of this name (see `kernels.backend`) and with the
+    type and place of a model's weights."""
+    if kernels == "triton":
+        from kernels import triton_layer
+
+        return FusedOperations("triton", triton_layer)
+    if kernels == "cpu" and weight.dtype == torch.float32:
+        from kernels import cpu_layer
+
+        return FusedOperations("cpu", cpu_layer)
+    return TorchOperations()
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
