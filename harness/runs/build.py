@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,8 @@ from harness.runs.surroundings import Device, real_surroundings, replayed_surrou
 @dataclass(frozen=True, slots=True)
 class PreparedRun:
     """Ready to go: `run`, then read what is asked for. outcome_log, decisions: of a run with
-    measure.outcome_log, or of a replay. is_timed: its clock is the wall's."""
+    measure.outcome_log, or of a replay. is_timed: its clock is the wall's. own_cores: of the
+    device."""
 
     engine: Engine
     scheduler: Scheduler
@@ -44,12 +46,14 @@ class PreparedRun:
     outcome_log: OutcomeLog | None = None
     decisions: Decisions | None = None
     is_timed: bool = False
+    own_cores: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def run(self) -> Interference:
         """Serve the workload to its end, and close the books. What others had of the processor
         meanwhile, where it is timed."""
         before = read_cpu() if self.is_timed else None
-        self.engine.run(self.arrivals)
+        with self.own_cores():
+            self.engine.run(self.arrivals)
         after = read_cpu() if self.is_timed else None
         self.recorder.close()
         return interference(before, after)
@@ -88,6 +92,9 @@ class SimulatedDevice:
     tokenizer: Any | None = None
     eos_ids: frozenset[int] = frozenset()
     memory: None = None
+
+    def own_cores(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def is_clean(self) -> bool:
         return True
@@ -158,4 +165,5 @@ def prepare(
         around.outcome_log,
         decisions,
         is_timed=not is_simulated and replayed is None,
+        own_cores=device.own_cores,
     )

@@ -4,6 +4,7 @@ whoever listens on the way."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,6 +50,10 @@ class Device(Protocol):
     @property
     def memory(self) -> Memory | None:
         """Counters of the memory that runs are proved clean by, where there are any."""
+        ...
+
+    def own_cores(self) -> AbstractContextManager[None]:
+        """Within, each thread that computes stays on a core, where there is one for each."""
         ...
 
     def is_clean(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -104,8 +105,7 @@ class TorchDevice:
         self.kind = resolve_device(device)
         self.tensor_parallel = tensor_parallel
         self.memory = CudaMemory() if memory is None and self.kind == "cuda" else memory
-        self._wanted_threads = threads_of_rank(device, tensor_parallel)
-        self._set_threads(self._wanted_threads)
+        torch.set_num_threads(threads_of_rank(device, tensor_parallel))
         torch.backends.cuda.matmul.allow_tf32 = False
         self._followers: Followers | None = None
         self._loaded: LoadedModel = self._load(model)
@@ -212,14 +212,19 @@ class TorchDevice:
         if key not in self._warm:
             num_pages_each = -(-WARM_UP_LEN // kv.page_size)
             warm = self._build(config, 2 * num_pages_each, WARM_UP_LEN, max_seqs=2)
-            warm_up_forward(warm, num_pages_each)
+            with self.own_cores():
+                warm_up_forward(warm, num_pages_each)
             warm.close()
             self._warm.add(key)
-            self._set_threads(self._wanted_threads)  # numba's thread pool resets it at its start
 
-    @staticmethod
-    def _set_threads(threads: int) -> None:
-        torch.set_num_threads(threads)
+    def own_cores(self) -> AbstractContextManager[None]:
+        """Of a CPU; ranks that share one are left to the system."""
+        if self.kind != "cpu" or self.tensor_parallel > 1:
+            return nullcontext()
+        from kernels.cpu_cores import own_cores
+
+        cores: AbstractContextManager[None] = own_cores()
+        return cores
 
     def is_clean(self) -> bool:
         """Nothing but the models is on the device, as before the first run."""

@@ -64,7 +64,6 @@ def follow(address: Address, rank: int, size: int, local_rank: int) -> int:
 class _Follower:
     def __init__(self, met: Met) -> None:
         self._met = met
-        self._threads = 1
         self._loaded: LoadedModel | None = None
         self._pooled: PooledModel | None = None
         self._reader: StepReader | None = None
@@ -84,7 +83,6 @@ class _Follower:
     def _obey(self, command: Command) -> None:
         match command:
             case LoadModel(config, device, threads):
-                self._threads = threads
                 torch.set_num_threads(threads)
                 torch.backends.cuda.matmul.allow_tf32 = False
                 self._loaded = load_model(config, device, self._met.ranks)
@@ -109,7 +107,6 @@ class _Follower:
         self._pooled.move_pages(message.saves, message.copies, message.restores)
         if message.batch is not None:
             self._pooled.runner.forward(message.batch)
-            torch.set_num_threads(self._threads)  # numba's thread pool resets it at its start
 
 
 def _diagnosed(error: RuntimeError) -> RankLostError:

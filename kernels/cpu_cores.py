@@ -1,0 +1,59 @@
+"""Keeps each of torch's threads on a core of its own.
+
+All threads wait for the last one at the end of every product. Where another process takes part of
+a core, the system may put two of them onto the other core to make up for it: then each product
+takes twice as long, and waiting costs the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numba import types
+
+from kernels.cpu_compiled import jit, num_threads, on_threads
+
+_set_affinity = types.ExternalFunction(
+    "sched_setaffinity", types.int32(types.int32, types.uintp, types.uintp)
+)
+
+
+@contextmanager
+def own_cores() -> Iterator[None]:
+    """Within, the calling thread and torch's others stay on a core each; afterwards they may use
+    all that the caller could. Without any effect where the system has no such call, or there are
+    not as many threads as cores that this process may use: then there is room to move to."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    if len(cores) < 2 or num_threads() != len(cores):
+        yield
+        return
+    _restrict([[core] for core in cores])
+    try:
+        yield
+    finally:
+        _restrict([cores] * len(cores))
+
+
+def _restrict(cores: Sequence[Sequence[int]]) -> None:
+    """Let each thread run on these cores alone."""
+    masks = np.zeros((len(cores), 8 * (max(map(max, cores)) // 64 + 1)), np.uint8)
+    for mask, chosen in zip(masks, cores, strict=True):
+        for core in chosen:
+            mask[core // 8] |= 1 << core % 8
+    _set_masks(len(cores), masks)
+
+
+@jit()
+def _set_mask(thread, threads, masks):  # type: ignore[no-untyped-def]
+    _set_affinity(0, masks.shape[1], masks[thread].ctypes.data)
+
+
+_set_on_threads = on_threads(_set_mask)
+
+
+@jit()
+def _set_masks(threads, masks):  # type: ignore[no-untyped-def]
+    _set_on_threads(threads, (masks,))
