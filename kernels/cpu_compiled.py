@@ -32,6 +32,7 @@ index that counts from the end, and the loop no longer vectorises (five times sl
 
 _START = "kvarena_start_threads"
 _NUMBER = "kvarena_thread_number"
+_COUNT = "kvarena_num_threads"
 
 
 def _runtime() -> ctypes.CDLL | None:
@@ -54,15 +55,21 @@ def _number_of_one() -> int:
     return 0
 
 
+@ctypes.CFUNCTYPE(ctypes.c_int)
+def _count_of_one() -> int:
+    return 1
+
+
 _library = _runtime()
-_start, _number = (
-    (_start_one, _number_of_one)
-    if _library is None
-    else (_library.GOMP_parallel, _library.omp_get_thread_num)
-)
-for _name, _function in ((_START, _start), (_NUMBER, _number)):
-    _address = ctypes.cast(_function, ctypes.c_void_p).value
-    llvmlite.binding.add_symbol(_name, _address)
+_functions = {_START: _start_one, _NUMBER: _number_of_one, _COUNT: _count_of_one}
+if _library is not None:
+    _functions = {
+        _START: _library.GOMP_parallel,
+        _NUMBER: _library.omp_get_thread_num,
+        _COUNT: _library.omp_get_num_threads,
+    }
+for _name, _function in _functions.items():
+    llvmlite.binding.add_symbol(_name, ctypes.cast(_function, ctypes.c_void_p).value)
 
 
 def num_threads() -> int:
@@ -72,17 +79,18 @@ def num_threads() -> int:
 
 def on_threads(work: Callable[..., None]) -> Any:
     """`work(thread, threads, *arguments)`, compiled by numba, as a function for compiled code:
-    `start(threads, arguments)` calls it once on each of so many threads, and returns when all are
-    done. What it raises is lost."""
+    `start(threads, arguments)` calls it for each `thread` below `threads`, each on a thread of its
+    own if OpenMP grants so many, and returns when all are done. What it raises is lost."""
 
-    def unpacked(thread, threads, arguments):  # type: ignore[no-untyped-def]
-        work(thread, threads, *arguments)
+    def share(number, granted, threads, arguments):  # type: ignore[no-untyped-def]
+        for thread in range(number, threads, granted):
+            work(thread, threads, *arguments)
 
     @intrinsic
     def start(typing_context, threads, arguments):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, values):  # type: ignore[no-untyped-def]
-            signature = types.void(types.int64, types.int64, arguments)
-            compiled = context.compile_subroutine(builder, unpacked, signature)
+            signature = types.void(types.int64, types.int64, types.int64, arguments)
+            compiled = context.compile_subroutine(builder, share, signature)
             i32, i64, byte = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
             shared = ir.LiteralStructType([i64, context.get_value_type(arguments)])
             place = cgutils.alloca_once(builder, shared)
@@ -96,9 +104,12 @@ def on_threads(work: Callable[..., None]) -> Any:
             one.linkage = "internal"
             inside = ir.IRBuilder(one.append_basic_block())
             given = inside.load(inside.bitcast(one.args[0], shared.as_pointer()))
-            number = _external(builder, ir.FunctionType(i32, []), _NUMBER)
-            thread = inside.sext(inside.call(number, []), i64)
-            call = (thread, inside.extract_value(given, 0), inside.extract_value(given, 1))
+            asked = ir.FunctionType(i32, [])
+            call = [
+                inside.sext(inside.call(_external(builder, asked, name), []), i64)
+                for name in (_NUMBER, _COUNT)
+            ]
+            call += [inside.extract_value(given, 0), inside.extract_value(given, 1)]
             context.call_internal_no_propagate(inside, compiled.fndesc, signature, call)
             inside.ret_void()
             kind = ir.FunctionType(ir.VoidType(), [kind.as_pointer(), byte, i32, i32])
@@ -130,16 +141,12 @@ def _forget_older_code() -> None:
 _forget_older_code()
 
 
-def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+def jit(function: Callable[..., Any]) -> Any:
     """`numba.njit` with the disk cache, or without it where no folder can be written."""
-
-    def wrap(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(cache=True, fastmath=_FLAGS, nogil=True, **options)(function)
-        except RuntimeError:
-            return numba.njit(fastmath=_FLAGS, nogil=True, **options)(function)
-
-    return wrap
+    try:
+        return numba.njit(cache=True, fastmath=_FLAGS, nogil=True)(function)
+    except RuntimeError:
+        return numba.njit(fastmath=_FLAGS, nogil=True)(function)
 
 
 @intrinsic
@@ -152,7 +159,7 @@ def _float_of_bits(typing_context, bits):  # type: ignore[no-untyped-def]
     return types.float32(types.int32), codegen
 
 
-@jit()
+@jit
 def exp2(x):  # type: ignore[no-untyped-def]
     """2 ** x for x <= 0, by a Taylor polynomial on [-1/2, 1/2]: relative error below 2e-7.
 

@@ -46,7 +46,7 @@ def _restrict(cores: Sequence[Sequence[int]]) -> None:
     _set_masks(len(cores), masks)
 
 
-@jit()
+@jit
 def _set_mask(thread, threads, masks):  # type: ignore[no-untyped-def]
     _set_affinity(0, masks.shape[1], masks[thread].ctypes.data)
 
@@ -54,6 +54,6 @@ def _set_mask(thread, threads, masks):  # type: ignore[no-untyped-def]
 _set_on_threads = on_threads(_set_mask)
 
 
-@jit()
+@jit
 def _set_masks(threads, masks):  # type: ignore[no-untyped-def]
     _set_on_threads(threads, (masks,))

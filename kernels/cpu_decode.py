@@ -85,7 +85,7 @@ def _prefetch(typing_context, array, index):  # type: ignore[no-untyped-def]
     return types.void(array, index), codegen
 
 
-@jit()
+@jit
 def _fill_slots(slots, start, n, seq, kv):  # type: ignore[no-untyped-def]
     """Slots of the tokens start .. start + n - 1 of a sequence."""
     if kv.page_size == 0:
@@ -102,7 +102,7 @@ def _fill_slots(slots, start, n, seq, kv):  # type: ignore[no-untyped-def]
         t += run
 
 
-@jit()
+@jit
 def _prefetch_row(flat, slot, row):  # type: ignore[no-untyped-def]
     line = U(64 // flat.itemsize)
     first = U(slot) * row
@@ -110,7 +110,7 @@ def _prefetch_row(flat, slot, row):  # type: ignore[no-untyped-def]
         _prefetch(flat, first + i * line)
 
 
-@jit()
+@jit
 def _tile_logits(q, keys, slots, coming, n, num_kv_heads, logits, peak):  # type: ignore[no-untyped-def]
     """logits[h, t] = q[h] . key[t]; peak[h] = max(peak[h], logits[h]).
 
@@ -144,7 +144,7 @@ def _tile_logits(q, keys, slots, coming, n, num_kv_heads, logits, peak):  # type
                 peak[h] = a if a > peak[h] else peak[h]
 
 
-@jit()
+@jit
 def _tile_values(weights, values, slots, coming, n, num_kv_heads, acc):  # type: ignore[no-untyped-def]
     """acc[h] += sum over t of weights[h, t] * value[t], four tokens at a time."""
     heads, dim, kv_heads = U(acc.shape[0]), U(acc.shape[1]), U(num_kv_heads)
@@ -173,7 +173,7 @@ def _tile_values(weights, values, slots, coming, n, num_kv_heads, acc):  # type:
                 acc[h, d] += w0 * _widen(values[v0 + o + d])
 
 
-@jit()
+@jit
 def _cap(logits, n, softcap, peak):  # type: ignore[no-untyped-def]
     """Replace plain logits by capped base-2 ones and raise `peak` to their maximum."""
     double = np.float32(2.0) * LOG2_E / softcap
@@ -187,7 +187,7 @@ def _cap(logits, n, softcap, peak):  # type: ignore[no-untyped-def]
         peak[h] = high
 
 
-@jit()
+@jit
 def _attend(q, kv, seq, start, stop, softcap, acc, peak, total):  # type: ignore[no-untyped-def]
     """Unnormalised attention of one query row over the tokens start .. stop - 1.
 
@@ -235,7 +235,7 @@ def _attend(q, kv, seq, start, stop, softcap, acc, peak, total):  # type: ignore
         _tile_values(logits, kv.values, slots, coming, n, kv.num_kv_heads, acc)
 
 
-@jit()
+@jit
 def _work(worker, workers, query, kv, rows, ends, scale, softcap, out, pieces):  # type: ignore[no-untyped-def]
     """One thread's share of the concatenated KV tokens of all rows.
 
@@ -283,7 +283,7 @@ def _work(worker, workers, query, kv, rows, ends, scale, softcap, out, pieces): 
         r += 1
 
 
-@jit()
+@jit
 def _merge(rows, out, pieces):  # type: ignore[no-untyped-def]
     """Join the pieces of each divided row; they lie in order, with gaps."""
     heads, dim = out.shape[1], out.shape[2]
@@ -315,7 +315,7 @@ def _merge(rows, out, pieces):  # type: ignore[no-untyped-def]
         current = row
 
 
-@jit()
+@jit
 def _list_rows(query_start_loc, seq_lens, most_rowwise, window, out):  # type: ignore[no-untyped-def]
     """Rows to compute here, the running sum of their KV lengths, and how many sequences are
     left to others. Rows without any context are set to zero at once."""
@@ -350,7 +350,7 @@ def _list_rows(query_start_loc, seq_lens, most_rowwise, window, out):  # type: i
 _work_on_threads = on_threads(_work)
 
 
-@jit()
+@jit
 def decode_rows(
     workers, query, kv, query_start_loc, seq_lens, most_rowwise, scale, window, softcap, out
 ):  # type: ignore[no-untyped-def]

@@ -25,7 +25,7 @@ def _threads(num_values: int) -> int:
     return max(1, min(num_threads(), num_values // _LEAST_VALUES))
 
 
-@jit()
+@jit
 def _norm_rows(thread, threads, hidden, added, weight, eps, rows, out):  # type: ignore[no-untyped-def]
     n, width = out.shape
     for i in range(n * thread // threads, n * (thread + 1) // threads):
@@ -50,7 +50,7 @@ def _norm_rows(thread, threads, hidden, added, weight, eps, rows, out):  # type:
 _norm_on_threads = on_threads(_norm_rows)
 
 
-@jit()
+@jit
 def _norm(threads, hidden, added, weight, eps, rows, out):  # type: ignore[no-untyped-def]
     _norm_on_threads(threads, (hidden, added, weight, np.float32(eps), rows, out))
 
@@ -77,7 +77,7 @@ def add_rms_norm(
     return out
 
 
-@jit()
+@jit
 def _turn(source, weight, eps, cos_sin, destination):  # type: ignore[no-untyped-def]
     half = U(source.shape[0] // 2)
     if weight.size:
@@ -95,7 +95,7 @@ def _turn(source, weight, eps, cos_sin, destination):  # type: ignore[no-untyped
         destination[half + i] = right * cos + left * sin
 
 
-@jit()
+@jit
 def _rope_rows(  # type: ignore[no-untyped-def]
     thread, threads, heads, cos_sin, query, keys, values, slots, q_weight, k_weight, eps
 ):
@@ -113,7 +113,7 @@ def _rope_rows(  # type: ignore[no-untyped-def]
 _rope_on_threads = on_threads(_rope_rows)
 
 
-@jit()
+@jit
 def _rope(  # type: ignore[no-untyped-def]
     threads, heads, cos_sin, query, keys, values, slots, q_weight, k_weight, eps
 ):
@@ -157,7 +157,7 @@ def rope_store(
     return query
 
 
-@jit()
+@jit
 def _silu_rows(thread, threads, gate_up, out):  # type: ignore[no-untyped-def]
     n, width = out.shape
     for i in range(n * thread // threads, n * (thread + 1) // threads):
@@ -171,7 +171,7 @@ def _silu_rows(thread, threads, gate_up, out):  # type: ignore[no-untyped-def]
 _silu_on_threads = on_threads(_silu_rows)
 
 
-@jit()
+@jit
 def _silu(threads, gate_up, out):  # type: ignore[no-untyped-def]
     _silu_on_threads(threads, (gate_up, out))
 

@@ -3,6 +3,10 @@ be read, outputs that are NaN until written."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -210,6 +214,24 @@ def test_cpu_result_does_not_depend_on_threads(threads: int) -> None:
     left = decode_rows(threads, batch.query.numpy(), kv, bounds, lens, 1, 0.25, 0, 0.0, out.numpy())
     assert left == 0
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+ALL_SHARES = """
+import sys
+sys.path.insert(0, "tests/kernels")
+import test_attention_backends as tests
+tests.test_cpu_result_does_not_depend_on_threads(3)
+"""
+
+
+def test_threads_that_openmp_does_not_grant_leave_nothing_out() -> None:
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "2"}
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", ALL_SHARES]
+    done = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_cpu_reads_bfloat16_pages() -> None:
