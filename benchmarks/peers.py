@@ -85,7 +85,6 @@ def _measure(peer: str, threads: int, malloc: str, vllm_python: str | None) -> d
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
-        "NUMBA_NUM_THREADS": str(threads),
         "PYTHONPATH": str(here.parent.parent),
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -7,6 +7,7 @@ the cores that the other's need.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -36,12 +37,19 @@ _COUNT = "kvarena_num_threads"
 
 
 def _runtime() -> ctypes.CDLL | None:
-    """The OpenMP runtime that torch brought along, GNU's or LLVM's."""
-    folders = (Path(torch.__file__).parent / "lib", Path(torch.__file__).parents[1] / "torch.libs")
-    for path in (path for folder in folders for path in sorted(folder.glob("lib*omp*"))):
-        library = ctypes.CDLL(str(path))
-        if hasattr(library, "GOMP_parallel"):
-            return library
+    """The OpenMP runtime that torch uses: what it brought along, or that of its environment."""
+    torch_folder = Path(torch.__file__).parent
+    for folder in (
+        torch_folder / "lib",
+        torch_folder.parent / "torch.libs",
+        Path(sys.prefix, "lib"),
+    ):
+        for pattern in ("libgomp*", "libomp*", "libiomp*"):
+            for path in sorted(folder.glob(pattern)):
+                with suppress(OSError):
+                    library = ctypes.CDLL(str(path))
+                    if hasattr(library, "GOMP_parallel"):
+                        return library
     return None
 
 

@@ -46,7 +46,7 @@ def _processor(environment: Mapping[str, str]) -> Check:
     return Check(_GROUP, "processor", "ok", found)
 
 
-_THREAD_KEYS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "NUMBA_NUM_THREADS")
+_THREAD_KEYS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND")
 
 
 def _memory() -> Check:

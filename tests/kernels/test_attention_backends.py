@@ -222,12 +222,20 @@ sys.path.insert(0, "tests/kernels")
 import test_attention_backends as tests
 tests.test_cpu_result_does_not_depend_on_threads(3)
 """
+NO_RUNTIME = """
+import sys
+import torch
+torch.__file__, sys.prefix = "/nowhere/torch/__init__.py", "/nowhere"
+from kernels.cpu_compiled import num_threads
+assert num_threads() == 1
+"""
 
 
-def test_threads_that_openmp_does_not_grant_leave_nothing_out() -> None:
+@pytest.mark.parametrize("before", ["", NO_RUNTIME], ids=["fewer threads", "no OpenMP"])
+def test_threads_that_are_not_granted_leave_nothing_out(before: str) -> None:
     environment = {**os.environ, "OMP_THREAD_LIMIT": "2"}
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", ALL_SHARES]
+    command = [sys.executable, "-c", before + ALL_SHARES]
     done = subprocess.run(
         command, env=environment, cwd=root, capture_output=True, text=True, check=False
     )
