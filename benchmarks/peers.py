@@ -9,7 +9,8 @@ that serves the workload once before the timed runs. Lengths are lognormal aroun
 130 output tokens; the output length is forced. Rounds interleave the peers, so that a slow
 minute of the machine hits all alike. Reported are the median over rounds, and of the ratios to the
 engine in the same round the median with the interval between order statistics that covers it with
-at least 95 %. CPU seconds are of the whole process, start and warm-up included.
+at least 95 %. The engine keeps its threads on cores (`kernels.cpu_cores`), and vLLM its own;
+transformers does not. CPU seconds are of the whole process, start and warm-up included.
 """
 
 from __future__ import annotations

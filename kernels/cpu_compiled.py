@@ -7,9 +7,8 @@ the cores that the other's need.
 from __future__ import annotations
 
 import ctypes
-import sys
+import hashlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +35,6 @@ _NUMBER = "kvarena_thread_number"
 _COUNT = "kvarena_num_threads"
 
 
-def _runtime() -> ctypes.CDLL | None:
-    """The OpenMP runtime that torch uses: what it brought along, or that of its environment."""
-    torch_folder = Path(torch.__file__).parent
-    for folder in (
-        torch_folder / "lib",
-        torch_folder.parent / "torch.libs",
-        Path(sys.prefix, "lib"),
-    ):
-        for pattern in ("libgomp*", "libomp*", "libiomp*"):
-            for path in sorted(folder.glob(pattern)):
-                with suppress(OSError):
-                    library = ctypes.CDLL(str(path))
-                    if hasattr(library, "GOMP_parallel"):
-                        return library
-    return None
-
-
 @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 def _start_one(function: int, data: int, _threads: int, _flags: int) -> None:
     ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
@@ -68,9 +50,10 @@ def _count_of_one() -> int:
     return 1
 
 
-_library = _runtime()
+_library = ctypes.CDLL(None)  # torch loads its OpenMP runtime for the whole process to see
+_has_openmp = hasattr(_library, "GOMP_parallel")
 _functions = {_START: _start_one, _NUMBER: _number_of_one, _COUNT: _count_of_one}
-if _library is not None:
+if _has_openmp:
     _functions = {
         _START: _library.GOMP_parallel,
         _NUMBER: _library.omp_get_thread_num,
@@ -82,13 +65,14 @@ for _name, _function in _functions.items():
 
 def num_threads() -> int:
     """How many `on_threads` may start: those of torch."""
-    return 1 if _library is None else torch.get_num_threads()
+    return torch.get_num_threads() if _has_openmp else 1
 
 
 def on_threads(work: Callable[..., None]) -> Any:
     """`work(thread, threads, *arguments)`, compiled by numba, as a function for compiled code:
     `start(threads, arguments)` calls it for each `thread` below `threads`, each on a thread of its
-    own if OpenMP grants so many, and returns when all are done. What it raises is lost."""
+    own if OpenMP grants so many, and returns when all are done. Raises RuntimeError where a call
+    raises anything."""
 
     def share(number, granted, threads, arguments):  # type: ignore[no-untyped-def]
         for thread in range(number, threads, granted):
@@ -100,30 +84,38 @@ def on_threads(work: Callable[..., None]) -> Any:
             signature = types.void(types.int64, types.int64, types.int64, arguments)
             compiled = context.compile_subroutine(builder, share, signature)
             i32, i64, byte = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
-            shared = ir.LiteralStructType([i64, context.get_value_type(arguments)])
+            shared = ir.LiteralStructType([i64, context.get_value_type(arguments), i32])
             place = cgutils.alloca_once(builder, shared)
             count = context.cast(builder, values[0], threads, types.int64)
             builder.store(count, builder.gep(place, [i32(0), i32(0)]))
             builder.store(values[1], builder.gep(place, [i32(0), i32(1)]))
+            builder.store(i32(0), builder.gep(place, [i32(0), i32(2)]))
             # one thread's call, which OpenMP makes with the address of `shared`
             kind = ir.FunctionType(ir.VoidType(), [byte])
             name = builder.module.get_unique_name(f"{builder.function.name}.on_thread")
             one = ir.Function(builder.module, kind, name)
             one.linkage = "internal"
             inside = ir.IRBuilder(one.append_basic_block())
-            given = inside.load(inside.bitcast(one.args[0], shared.as_pointer()))
+            inside_place = inside.bitcast(one.args[0], shared.as_pointer())
+            given = inside.load(inside_place)
             asked = ir.FunctionType(i32, [])
             call = [
                 inside.sext(inside.call(_external(builder, asked, name), []), i64)
                 for name in (_NUMBER, _COUNT)
             ]
             call += [inside.extract_value(given, 0), inside.extract_value(given, 1)]
-            context.call_internal_no_propagate(inside, compiled.fndesc, signature, call)
+            status, _ = context.call_internal_no_propagate(inside, compiled.fndesc, signature, call)
+            with inside.if_then(status.is_error):
+                inside.store(i32(1), inside.gep(inside_place, [i32(0), i32(2)]))
             inside.ret_void()
             kind = ir.FunctionType(ir.VoidType(), [kind.as_pointer(), byte, i32, i32])
             start = _external(builder, kind, _START)
-            place = builder.bitcast(place, byte)
-            builder.call(start, [one, place, builder.trunc(count, i32), i32(0)])
+            call = [one, builder.bitcast(place, byte), builder.trunc(count, i32), i32(0)]
+            builder.call(start, call)
+            failed = builder.load(builder.gep(place, [i32(0), i32(2)]))
+            with builder.if_then(builder.icmp_signed("!=", failed, i32(0))):
+                said = (f"{work.__name__} failed on a thread",)
+                context.call_conv.return_user_exc(builder, RuntimeError, said)
             return context.get_dummy_value()
 
         return types.void(threads, arguments), codegen
@@ -135,26 +127,21 @@ def _external(builder: ir.IRBuilder, kind: ir.FunctionType, name: str) -> ir.Fun
     return cgutils.get_or_insert_function(builder.module, kind, name)
 
 
-def _forget_older_code() -> None:
-    """numba's disk cache only notices edits to the file of the function that is called, not to
-    those that it takes others from."""
-    folder = Path(__file__).parent
-    edited_s = max(path.stat().st_mtime for path in folder.glob("cpu*.py"))
-    for index in folder.glob("__pycache__/cpu*.nbi"):
-        with suppress(OSError):
-            if index.stat().st_mtime < edited_s:
-                index.unlink()
-
-
-_forget_older_code()
+_SOURCES = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("cpu*.py")))
+).hexdigest()
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """`numba.njit` with the disk cache, or without it where no folder can be written."""
+    """`numba.njit` with the disk cache, or without it where no folder can be written. What is
+    cached holds for all of the CPU kernels' sources, as they call one another: numba's own stamp is
+    of the function's file alone."""
     try:
-        return numba.njit(cache=True, fastmath=_FLAGS, nogil=True)(function)
-    except RuntimeError:
+        compiled = numba.njit(cache=True, fastmath=_FLAGS, nogil=True)(function)
+        compiled._cache._cache_file._source_stamp = _SOURCES
+    except (RuntimeError, AttributeError):
         return numba.njit(fastmath=_FLAGS, nogil=True)(function)
+    return compiled
 
 
 @intrinsic

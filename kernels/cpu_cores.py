@@ -23,14 +23,16 @@ _set_affinity = types.ExternalFunction(
 
 @contextmanager
 def own_cores() -> Iterator[None]:
-    """Within, the calling thread and torch's others stay on a core each; afterwards they may use
-    all that the caller could. Without any effect where the system has no such call, or there are
-    not as many threads as cores that this process may use: then there is room to move to."""
+    """Within, each of torch's threads but the calling one stays on a core; afterwards they may use
+    all that the caller can. The calling one is left free, as what it starts takes after it: other
+    processes, and threads that OpenMP ended and starts again. Without any effect where the system
+    has no such call, or there are not as many threads as cores that this process may use: then
+    there is room to move to."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
     if len(cores) < 2 or num_threads() != len(cores):
         yield
         return
-    _restrict([[core] for core in cores])
+    _restrict([cores, *([core] for core in cores[1:])])
     try:
         yield
     finally:

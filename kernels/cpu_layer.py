@@ -13,8 +13,8 @@ from torch import Tensor
 from kernels.cpu import store_kv
 from kernels.cpu_compiled import LOG2_E, U, exp2, jit, num_threads, on_threads
 
-_LEAST_VALUES = 16384
-"""A thread with fewer values to go through costs more to start than it saves."""
+_LEAST_VALUES = 32768
+"""Fewer are gone through sooner by one thread than others can be woken."""
 
 _NO_VALUES = np.empty((0, 0), np.float32)
 _NO_ROWS = np.empty(0, np.int64)
@@ -22,7 +22,9 @@ _NO_WEIGHT = np.empty(0, np.float32)
 
 
 def _threads(num_values: int) -> int:
-    return max(1, min(num_threads(), num_values // _LEAST_VALUES))
+    """One or all: OpenMP ends the threads that a region leaves out, and starts others for the
+    next."""
+    return 1 if num_values < _LEAST_VALUES else num_threads()
 
 
 @jit
@@ -117,6 +119,8 @@ _rope_on_threads = on_threads(_rope_rows)
 def _rope(  # type: ignore[no-untyped-def]
     threads, heads, cos_sin, query, keys, values, slots, q_weight, k_weight, eps
 ):
+    if slots.size != heads.shape[0] or (slots.size and slots.max() >= keys.shape[0]):
+        raise IndexError("not a slot of the cache for each token")
     eps = np.float32(eps)
     arguments = (heads, cos_sin, query, keys, values, slots, q_weight, k_weight, eps)
     _rope_on_threads(threads, arguments)

@@ -255,8 +255,8 @@ class CheckedAllocator(KVCacheAllocator):
         return answer  # type: ignore[no-any-return]
 
     def _own_error(self, call: Call, error: Exception) -> Exception:
-        """What a strategy raised, as a fault of its own: no disk is full because it said so. Memory
-        that it could not get is lacking for the whole run."""
+        """What a strategy raised, as a fault of its own: no disk is full because it said so. A
+        MemoryError stays one: the host lacks memory for the whole run."""
         said = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, MemoryError):
             return MemoryError(str(error))
@@ -286,7 +286,8 @@ def checked(strategies: Sequence[KVCacheAllocator], book: PageBook) -> KVCacheAl
 
 def _name(strategy: KVCacheAllocator) -> str:
     """Its class's where the class only inherits a name."""
-    return strategy.name if "name" in vars(type(strategy)) else type(strategy).__name__
+    own = vars(type(strategy)).get("name")
+    return own if isinstance(own, str) and own else type(strategy).__name__
 
 
 def _line_in(module: ModuleType, error: Exception) -> str:

@@ -143,6 +143,7 @@ def prepare(
         MemoryMap(config.measure.memory_map_period_s) if config.measure.memory_map else None
     )
     is_simulated = config.executor.kind == "simulated"
+    is_timed = not is_simulated and replayed is None
     recorder = make_recorder(
         config,
         memory,
@@ -164,6 +165,6 @@ def prepare(
         around.work_log,
         around.outcome_log,
         decisions,
-        is_timed=not is_simulated and replayed is None,
-        own_cores=device.own_cores,
+        is_timed=is_timed,
+        own_cores=device.own_cores if is_timed else nullcontext,
     )

@@ -9,6 +9,7 @@ import os
 import platform
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
@@ -113,11 +114,22 @@ def descendants(pid: int | None) -> list[psutil.Process]:
 
 
 def kill(processes: Sequence[psutil.Process]) -> None:
-    """End them, and wait until they are gone; who was gone already is none."""
+    """End them, and wait until they run no more; who was gone already is none."""
     for each in processes:
         with suppress(psutil.NoSuchProcess):
             each.kill()
-    psutil.wait_procs(processes, timeout=_GONE_WITHIN_S)
+    deadline_s = time.monotonic() + _GONE_WITHIN_S
+    while any(map(_runs, processes)) and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """One that has ended stays until its parent notices, which not every container's first process
+    does."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def die_with_parent() -> None:

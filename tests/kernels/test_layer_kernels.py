@@ -158,3 +158,13 @@ def test_silu_times_up(fused: Any, dtype: torch.dtype, width: int) -> None:
     close(out, reference.silu_mul(gate_up, torch.empty_like(out)))
     gate, up = gate_up.chunk(2, dim=-1)
     close(out, (torch.nn.functional.silu(gate.float()) * up.float()).to(dtype))
+
+
+def test_a_slot_beyond_the_cache_is_an_error() -> None:
+    if DEVICE != "cpu":
+        pytest.skip("of the kernels that are compiled for a CPU")
+    fused = import_module("kernels.cpu_layer")
+    arguments = random(2, 64), random(2, 16), poison(2, 2, 16)
+    for slots in ([0, 4], [0]):
+        with pytest.raises(IndexError, match="slot of the cache"):
+            fused.rope_store(*arguments, poison(4, 1, 16), poison(4, 1, 16), torch.tensor(slots))

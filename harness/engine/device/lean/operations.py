@@ -171,7 +171,7 @@ class FusedOperations:
 
 def load(kernels: str, weight: Tensor) -> Operations:
     """Those that go with the attention kernels of this name (see `kernels.backend`) and with the
-    type and place of a model's weights."""
+    type of a model's weights."""
     if kernels == "triton":
         from kernels import triton_layer
 
