@@ -85,7 +85,7 @@ def test_an_installed_wheel_runs_outside_the_repository(python, tmp_path):
         tmp_path,
     )
     assert "4 runs" in out
-    assert "mine.py:Mine" in out
+    assert "mine · page 8" in out
     assert len(list((tmp_path / "results" / "single").glob("*/status.json"))) == 4
     run([python, "-m", "harness", *quick, "experiment=sweep_page_size", "repetitions=1"], tmp_path)
     figures = list((tmp_path / "results" / "sweep_page_size").rglob("*.pdf"))
