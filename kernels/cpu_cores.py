@@ -23,16 +23,17 @@ _set_affinity = types.ExternalFunction(
 
 @contextmanager
 def own_cores() -> Iterator[None]:
-    """Within, each of torch's threads but the calling one stays on a core; afterwards they may use
-    all that the caller can. The calling one is left free, as what it starts takes after it: other
-    processes, and threads that OpenMP ended and starts again. Without any effect where the system
-    has no such call, or there are not as many threads as cores that this process may use: then
-    there is room to move to."""
+    """Within, each of torch's threads stays on a core; afterwards they may use all that the caller
+    could. Of more than two, the calling one is left free: OpenMP may end some of the others and
+    start them again, and what is started takes after it. Without any effect where the system has no
+    such call, or there are not as many threads as cores that this process may use: then there is
+    room to move to."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
     if len(cores) < 2 or num_threads() != len(cores):
         yield
         return
-    _restrict([cores, *([core] for core in cores[1:])])
+    own = cores[:1] if len(cores) == 2 else cores
+    _restrict([own, *([core] for core in cores[1:])])
     try:
         yield
     finally:

@@ -66,8 +66,8 @@ def bound() -> Counter[int]:
 def test_a_thread_a_core(cores: set[int]) -> None:
     assert not bound()
     with own_cores():
-        assert bound() == dict.fromkeys(sorted(cores)[1:], 1)
-        assert os.sched_getaffinity(0) == cores  # what is started from here is not bound
+        first = 0 if len(cores) == 2 else 1  # of more, what is started from here is not bound
+        assert bound() == dict.fromkeys(sorted(cores)[first:], 1)
         x = torch.randn(600, 600)
         torch.testing.assert_close(x @ x, (x.double() @ x.double()).float(), rtol=1e-3, atol=1e-3)
     assert not bound()
