@@ -1,8 +1,8 @@
 """Keeps each of torch's threads on a core of its own.
 
-All threads wait for the last one at the end of every product. Where another process takes part of
-a core, the system may put two of them onto the other core to make up for it: then each product
-takes twice as long, and waiting costs the rest.
+All threads wait for the slowest one at the end of every matrix product. When another process uses
+part of a core, the scheduler may move two of the threads to the same core, and each product then
+takes about twice as long.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _set_affinity = types.ExternalFunction(
 
 @contextmanager
 def own_cores() -> Iterator[None]:
-    """Within, each of torch's threads stays on a core; afterwards they may use all that the caller
-    could. Of more than two, the calling one is left free: OpenMP may end some of the others and
-    start them again, and what is started takes after it. Without any effect where the system has no
-    such call, or there are not as many threads as cores that this process may use: then there is
-    room to move to."""
+    """Binds each of torch's threads to one core inside the block, and restores the caller's cores
+    afterwards. With more than two threads the calling thread stays unbound: OpenMP may end threads
+    and start new ones, and new threads and processes inherit the binding of their creator. Does
+    nothing if the system has no `sched_setaffinity`, or if the number of threads is not the number
+    of usable cores."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
     if len(cores) < 2 or num_threads() != len(cores):
         yield

@@ -14,7 +14,7 @@ from kernels.cpu import store_kv
 from kernels.cpu_compiled import LOG2_E, U, exp2, jit, num_threads, on_threads
 
 _LEAST_VALUES = 32768
-"""Fewer are gone through sooner by one thread than others can be woken."""
+"""Below this, one thread finishes before the others wake up."""
 
 _NO_VALUES = np.empty((0, 0), np.float32)
 _NO_ROWS = np.empty(0, np.int64)
@@ -22,8 +22,8 @@ _NO_WEIGHT = np.empty(0, np.float32)
 
 
 def _threads(num_values: int) -> int:
-    """One or all: OpenMP ends the threads that a region leaves out, and starts others for the
-    next."""
+    """One thread or all of them: OpenMP ends the threads that a region does not use, and starts new
+    ones for the next region."""
     return 1 if num_values < _LEAST_VALUES else num_threads()
 
 

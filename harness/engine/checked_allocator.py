@@ -255,8 +255,8 @@ class CheckedAllocator(KVCacheAllocator):
         return answer  # type: ignore[no-any-return]
 
     def _own_error(self, call: Call, error: Exception) -> Exception:
-        """What a strategy raised, as a fault of its own: no disk is full because it said so. A
-        MemoryError stays one: the host lacks memory for the whole run."""
+        """An AllocatorError for what a strategy raised, so that its OSError is not taken for a full
+        disk. A MemoryError stays a MemoryError: the run is out of memory."""
         said = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, MemoryError):
             return MemoryError(str(error))

@@ -114,7 +114,7 @@ def descendants(pid: int | None) -> list[psutil.Process]:
 
 
 def kill(processes: Sequence[psutil.Process]) -> None:
-    """End them, and wait until they run no more; who was gone already is none."""
+    """Kill the processes and wait until none runs. Ignores those that have already ended."""
     for each in processes:
         with suppress(psutil.NoSuchProcess):
             each.kill()
@@ -124,8 +124,7 @@ def kill(processes: Sequence[psutil.Process]) -> None:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """One that has ended stays until its parent notices, which not every container's first process
-    does."""
+    """False for a zombie: not every container's first process reaps its children."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -53,7 +53,7 @@ class Device(Protocol):
         ...
 
     def own_cores(self) -> AbstractContextManager[None]:
-        """Within, each thread that computes stays on a core, where there is one for each."""
+        """Binds each computing thread to one core inside the block, if there are enough cores."""
         ...
 
     def is_clean(self) -> bool:

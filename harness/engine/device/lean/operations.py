@@ -170,8 +170,8 @@ class FusedOperations:
 
 
 def load(kernels: str, weight: Tensor) -> Operations:
-    """Those that go with the attention kernels of this name (see `kernels.backend`) and with the
-    type of a model's weights."""
+    """The operations for the attention kernels of this name (see `kernels.backend`) and the dtype
+    of the model's weights."""
     if kernels == "triton":
         from kernels import triton_layer
 
